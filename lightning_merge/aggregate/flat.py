@@ -1,0 +1,116 @@
+"""Many tensors in one flat buffer, so that a pass over all weights is one operation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_merge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lies in the buffer.
+
+    Attributes:
+        name: The tensor's name.
+        shape: Its shape.
+        stride: Its strides, in elements.
+        offset: Its first element in the buffer.
+        size: Its number of elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class FlatLayout:
+    """The places of named tensors in one flat buffer, each in its own memory format.
+
+    Args:
+        tensors: Tensors by name, all of one floating-point type. A tensor that is
+            `channels_last` is stored so, hence a view of the buffer is as fast to use as
+            the tensor was.
+
+    Raises:
+        ConfigError: If there are none, or they are not all of one floating-point type.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        types = {tensor.dtype for tensor in tensors.values()}
+        if len(types) != 1 or not next(iter(types)).is_floating_point:
+            found = ", ".join(sorted(str(dtype) for dtype in types)) or "none"
+            raise ConfigError(
+                f"the parameters to merge must be of one floating-point type, not {found}; "
+                "convert the network first, for example with module.float()"
+            )
+        self.dtype = types.pop()
+        self.slots: list[Slot] = []
+        offset = 0
+        for name, tensor in tensors.items():
+            stride = torch.empty_like(tensor, device="meta", memory_format=_format(tensor)).stride()
+            self.slots.append(Slot(name, tuple(tensor.shape), stride, offset, tensor.numel()))
+            offset += tensor.numel()
+        self.size = offset
+
+    def flatten(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
+        """Copies named tensors into a new buffer.
+
+        Args:
+            tensors: Tensors by name; names that have no slot are passed over.
+            device: Where the buffer is to be.
+
+        Returns:
+            The buffer, of shape `(size,)`.
+        """
+        buffer = torch.empty(self.size, dtype=self.dtype, device=device)
+        for slot, view in zip(self.slots, self.views(buffer), strict=True):
+            view.copy_(tensors[slot.name])
+        return buffer
+
+    def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """The tensors inside a buffer of shape `(size,)`, sharing its memory."""
+        return tuple(buffer.as_strided(slot.shape, slot.stride, slot.offset) for slot in self.slots)
+
+    def named_views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """`views`, by name."""
+        names = (slot.name for slot in self.slots)
+        return dict(zip(names, self.views(buffer), strict=True))
+
+    def segments(self, granularity: str) -> list[int]:
+        """How many consecutive elements of the buffer share one alpha.
+
+        Args:
+            granularity: `model` (one for all), `layer` (one a tensor) or `channel` (one an
+                index of a tensor's first axis).
+
+        Returns:
+            The lengths of the segments; their sum is `size`.
+
+        Raises:
+            ConfigError: If `granularity` is none of these.
+        """
+        if granularity == "model":
+            return [self.size]
+        if granularity == "layer":
+            return [slot.size for slot in self.slots]
+        if granularity == "channel":
+            lengths = []
+            for slot in self.slots:
+                rows = slot.shape[0] if slot.shape else 1
+                lengths += [slot.size // rows] * rows
+            return lengths
+        raise ConfigError(
+            f"granularity '{granularity}' is unknown: choose model, layer, channel or parameter"
+        )
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not tensor.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format

@@ -1,0 +1,37 @@
+"""Alignment: bring the hidden units of one trained network into the order of another's."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_merge.align.activation import ActivationMatching
+    from lightning_merge.align.group import Group, Member
+    from lightning_merge.align.matching import Matching
+    from lightning_merge.align.spec import PermutationSpec
+    from lightning_merge.align.weight import WeightMatching
+
+_HOMES = {
+    "ActivationMatching": "activation",
+    "Group": "group",
+    "Matching": "matching",
+    "Member": "group",
+    "PermutationSpec": "spec",
+    "WeightMatching": "weight",
+}
+
+__all__ = [
+    "ActivationMatching",
+    "Group",
+    "Matching",
+    "Member",
+    "PermutationSpec",
+    "WeightMatching",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import a name on first use, so that importing the package stays quick."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

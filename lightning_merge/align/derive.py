@@ -1,0 +1,92 @@
+"""From an exported network to named groups, and the reasons for what is left alone."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from lightning_merge.align.group import Group, Member
+from lightning_merge.align.groups import Found, find_groups
+from lightning_merge.align.trace import Exported, Trace, walk
+from lightning_merge.align.units import Ids
+
+
+def derive(exported: Exported) -> tuple[list[Group], list[str]]:
+    """The groups of a network in its own order, and what is frozen."""
+    trace = walk(exported)
+    found, roots = find_groups(trace)
+    order = {name: index for index, name in enumerate(exported.state)}
+    groups = []
+    names: Counter[str] = Counter()
+    parents = _parents(found)
+    named: list[str] = []
+    for one in found:
+        name = _name(one, trace)
+        names[name] += 1
+        named.append(name if names[name] == 1 else f"{name}#{names[name]}")
+    for one, name, parent in zip(found, named, parents, strict=True):
+        members = tuple(
+            Member(
+                tensor=trace.slots[slot].tensor,
+                axes=trace.slots[slot].axes,
+                index=torch.from_numpy(np.ascontiguousarray(positions)),
+                shape=trace.slots[slot].shape,
+            )
+            for slot, positions in one.places
+        )
+        level = (1 + int(one.columns.shape[1])) if one.wholes else 0
+        outer = named[parent] if parent is not None else None
+        groups.append(Group(name, len(one.columns), members, one.blocks, level, outer))
+    groups.sort(key=lambda g: (min(order[m.tensor] for m in g.members), -g.level))
+    return groups, _frozen(trace, found, roots)
+
+
+def _parents(found: list[Found]) -> list[int | None]:
+    """For each group the group whose rows carry this group's units."""
+    carrier: dict[int, int] = {}
+    for index, one in enumerate(found):
+        if one.wholes:
+            for unit in one.columns.ravel().tolist():
+                carrier.setdefault(unit, index)
+    result: list[int | None] = []
+    for index, one in enumerate(found):
+        parent = carrier.get(int(one.columns[0, 0]))
+        result.append(parent if parent != index else None)
+    return result
+
+
+def _name(one: Found, trace: Trace) -> str:
+    """The layer that creates the units: the first weight that has them along axis 0."""
+    slots = [trace.slots[slot] for slot, _ in one.places]
+    creators = [s for s in slots if s.axes[0] == 0 and len(s.shape) > 1]
+    slot = (creators or slots)[0]
+    layer = slot.tensor.removesuffix(".weight").removesuffix(".bias")
+    if one.wholes:
+        return f"{layer}.{'heads' if one.role in ('', 'heads') else one.role}"
+    return f"{layer}.{one.role}" if one.role else layer
+
+
+def _frozen(trace: Trace, found: list[Found], roots: Ids) -> list[str]:
+    """One line for each run of positions along a tensor's axis that no group moves."""
+    moved = np.zeros(len(roots), dtype=bool)
+    for one in found:
+        moved[one.columns.ravel()] = True
+    reason_of = np.full(len(roots), -1, dtype=np.int64)
+    reasons: list[str] = []
+    for ids, reason in reversed(trace.units.frozen):
+        reason_of[roots[ids]] = len(reasons)
+        reasons.append(reason)
+    lines = []
+    for slot in trace.slots:
+        own = roots[slot.ids.ravel()]
+        left = own[~moved[own]]
+        if not len(left):
+            continue
+        counts = Counter(reason_of[left].tolist())
+        for code, count in counts.items():
+            reason = reasons[code] if code >= 0 else "it has no other unit to be exchanged with"
+            if reason == "kernel positions":
+                continue
+            axes = "+".join(map(str, slot.axes))
+            lines.append(f"{slot.tensor} axis {axes}: {count} of {len(own)}: {reason}")
+    return lines

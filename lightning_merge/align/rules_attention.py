@@ -1,0 +1,80 @@
+"""Rules of matrix products and attention: heads as wholes, units inside heads."""
+
+from lightning_merge.align import algebra
+from lightning_merge.align.layout import Layout
+from lightning_merge.align.rules import Call, Unsupported, rule
+
+LETTERS = "abcdefghijklm"
+
+
+def _broadcast(layouts: list[Layout]) -> list[Layout]:
+    """Give all operands the same number of dimensions."""
+    rank = max(len(layout.dims) for layout in layouts)
+    return [x.with_dims(((),) * (rank - len(x.dims)) + x.dims) for x in layouts]
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot")
+def matmul(call: Call) -> Layout:
+    """Contract the last dimension of one operand with the last but one of the other."""
+    left, right = call.layouts
+    drop_left, drop_right = len(left.dims) == 1, len(right.dims) == 1
+    if drop_left:
+        left = left.with_dims(((), *left.dims))
+    if drop_right:
+        right = right.with_dims((*right.dims, ()))
+    left, right = _broadcast([left, right])
+    batch = LETTERS[: len(left.dims) - 2]
+    y = algebra.contract(
+        call.units, [left, right], [batch + "xy", batch + "yz"], batch + "xz", call.reason
+    )
+    dims = list(y.dims)
+    if drop_right:
+        dims.pop(-1)
+    if drop_left:
+        dims.pop(-1 if drop_right else -2)
+    return y.with_dims(dims)
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def addmm(call: Call) -> Layout:
+    """A matrix product and a sum."""
+    bias, left, right = call.layouts
+    if call.operator == "addbmm":
+        raise Unsupported
+    batch = LETTERS[: len(left.dims) - 2]
+    y = algebra.contract(
+        call.units, [left, right], [batch + "xy", batch + "yz"], batch + "xz", call.reason
+    )
+    return algebra.elementwise(call.units, [bias, y], call.reason)
+
+
+@rule("einsum")
+def einsum(call: Call) -> Layout:
+    """Any contraction that is written without an ellipsis."""
+    equation = call["equation"].replace(" ", "")
+    operands = call["tensors"]
+    if "." in equation or "->" not in equation:
+        raise Unsupported
+    inputs, output = equation.split("->")
+    indices = inputs.split(",")
+    if any(len(set(letters)) != len(letters) for letters in indices):
+        raise Unsupported
+    return algebra.contract(call.units, operands, indices, output, call.reason)
+
+
+@rule("scaled_dot_product_attention")
+def attention(call: Call) -> Layout:
+    """Tie the heads of query, key, value and mask, and the units of q and k inside them."""
+    query, key, value = _broadcast([call["query"], call["key"], call["value"]])
+    if call.get("enable_gqa"):
+        raise Unsupported
+    batch = LETTERS[: len(query.dims) - 2]
+    scores = algebra.contract(
+        call.units, [query, key], [batch + "qd", batch + "kd"], batch + "qk", call.reason
+    )
+    if call.get("attn_mask") is not None:
+        scores = algebra.elementwise(call.units, [scores, call["attn_mask"]], call.reason)
+    algebra.reduce(call.units, scores, scores.dims[-1])
+    return algebra.contract(
+        call.units, [scores, value], [batch + "qk", batch + "kv"], batch + "qv", call.reason
+    )

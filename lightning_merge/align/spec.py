@@ -1,0 +1,227 @@
+"""Permutation specs: derived from the network itself, and verified before use."""
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.align.derive import derive
+from lightning_merge.align.group import (
+    Group,
+    Permutation,
+    from_sources,
+    gather,
+    to_sources,
+)
+from lightning_merge.align.trace import Exported, export
+from lightning_merge.align.verify import verify
+from lightning_merge.errors import AlignmentError
+
+_VERIFIED: dict[str, tuple[list[Group], list[str]]] = {}
+
+
+@dataclass
+class PermutationSpec:
+    """Which units of a network may be permuted, and all that moves with them.
+
+    Convention: unit `i` of the permuted network is unit `permutation[i]` of the old one, so
+    a layer's weight becomes `weight[permutation]` and the next layer's `weight[:, permutation]`.
+    Groups of heads as wholes are applied first, and the units inside heads afterwards, so
+    that block `i` of an inner permutation belongs to head `i` of the result.
+
+    Attributes:
+        groups: In the order of the network.
+        frozen: What is left alone, and why.
+        shapes: The shape of every tensor that some group moves.
+    """
+
+    groups: list[Group]
+    frozen: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Tensor],
+        freeze: Iterable[str] = (),
+        merge: Iterable[Sequence[str]] = (),
+    ) -> "PermutationSpec":
+        """Derive the spec of a network and verify it numerically.
+
+        The network is left as it was: parameters, gradients, modes and the state of the
+        global random generator. The verification runs once per architecture in a process.
+
+        Args:
+            model: Any network that `torch.export` can export.
+            example_inputs: A batch as the network takes it, or a tuple of its arguments.
+            freeze: Names of groups to leave alone.
+            merge: Sets of names of groups of equal size that shall share one permutation.
+
+        Raises:
+            AlignmentError: The network cannot be exported, or a group's name is unknown.
+        """
+        single = isinstance(example_inputs, Tensor)
+        inputs = (example_inputs,) if single else tuple(example_inputs)
+        exported = export(model, [_short(x) for x in inputs])
+        key = _structure(exported)
+        if key not in _VERIFIED:
+            groups, frozen = derive(exported)
+            groups, failed = verify(exported, groups)
+            for line in failed:
+                warnings.warn(f"{type(model).__name__}: {line}", stacklevel=2)
+            _VERIFIED[key] = groups, frozen + failed
+        groups, frozen = _VERIFIED[key]
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        spec = cls(list(groups), list(frozen), shapes)
+        spec._alias(model)
+        return spec._without(freeze)._merged(merge)
+
+    def identity(self) -> Permutation:
+        """The permutation that changes nothing."""
+        return {group.name: group.identity() for group in self.groups}
+
+    def random(self, generator: torch.Generator | None = None) -> Permutation:
+        """A random permutation of every group."""
+        return {group.name: group.random(generator) for group in self.groups}
+
+    def inverse(self, permutation: Mapping[str, Tensor]) -> Permutation:
+        """The permutation that undoes another."""
+        sources = self._sources(permutation)
+        return from_sources(self.groups, {p: torch.argsort(s) for p, s in sources.items()})
+
+    def compose(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Permutation:
+        """One permutation for two: `apply(apply(s, first), second) == apply(s, composed)`."""
+        one, two = self._sources(first), self._sources(second)
+        both = {place: one[place] for place in one if place not in two}
+        both |= {place: one[place][s] if place in one else s for place, s in two.items()}
+        return from_sources(self.groups, both)
+
+    def apply(
+        self, state_dict: Mapping[str, Tensor], permutation: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A new state dict of the same function, its units in another order.
+
+        Args:
+            state_dict: Parameters and buffers; keys that no group moves are copied.
+            permutation: By group name; a group that is missing stays as it is.
+
+        Returns:
+            New tensors in the same order, with their dtypes and devices.
+
+        Raises:
+            AlignmentError: The permutation does not fit the groups, or the state dict's
+                shapes do not.
+        """
+        by_tensor: dict[str, list[tuple[tuple[str, tuple[int, ...], tuple[int, ...]], Tensor]]] = {}
+        for place, source in self._sources(permutation).items():
+            by_tensor.setdefault(place[0], []).append((place, source))
+        self.check(state_dict)
+        return {
+            name: gather(tensor.detach(), by_tensor[name])
+            if name in by_tensor
+            else tensor.detach().clone()
+            for name, tensor in state_dict.items()
+        }
+
+    def check(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Whether a state dict belongs to this spec.
+
+        Raises:
+            AlignmentError: A tensor is missing or has another shape.
+        """
+        for group in self.groups:
+            for member in group.members:
+                name = member.tensor
+                if name not in state_dict:
+                    raise AlignmentError(
+                        f"the state dict has no {name!r}, which group {group.name!r} moves; "
+                        "give the state dict of the network the spec was made from"
+                    )
+                shape = tuple(state_dict[name].shape)
+                if shape != self.shapes.get(name, shape):
+                    raise AlignmentError(
+                        f"{name!r} has shape {shape}, the spec was made for {self.shapes[name]}"
+                    )
+
+    def group(self, name: str) -> Group:
+        """The group of this name.
+
+        Raises:
+            AlignmentError: There is none.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise AlignmentError(
+            f"no group is called {name!r}; the groups are {', '.join(g.name for g in self.groups)}"
+        )
+
+    def _sources(
+        self, permutation: Mapping[str, Tensor]
+    ) -> dict[tuple[str, tuple[int, ...], tuple[int, ...]], Tensor]:
+        for name in permutation:
+            self.group(name)
+        return to_sources(self.groups, permutation)
+
+    def _without(self, names: Iterable[str]) -> "PermutationSpec":
+        for name in names:
+            self.group(name)
+            self.groups = [group for group in self.groups if group.name != name]
+            self.frozen.append(f"{name}: frozen by the user")
+        return self
+
+    def _merged(self, sets: Iterable[Sequence[str]]) -> "PermutationSpec":
+        for names in sets:
+            chosen = [self.group(name) for name in names]
+            if len({(group.size, group.blocks, group.level) for group in chosen}) > 1:
+                raise AlignmentError(f"groups of different sizes cannot be merged: {list(names)}")
+            members = tuple(member for group in chosen for member in group.members)
+            first = replace(chosen[0], members=members)
+            rest = {group.name for group in chosen[1:]}
+            self.groups = [
+                first if group is chosen[0] else group
+                for group in self.groups
+                if group.name not in rest
+            ]
+        return self
+
+    def _alias(self, model: nn.Module) -> None:
+        """Tensors that the state dict holds under several names move under all of them."""
+        state = model.state_dict(keep_vars=True)
+        names: dict[int, list[str]] = {}
+        for name, tensor in state.items():
+            names.setdefault(id(tensor), []).append(name)
+        same = {name: group for group in names.values() if len(group) > 1 for name in group}
+        if not same:
+            return
+        self.groups = [
+            replace(
+                group,
+                members=tuple(
+                    replace(member, tensor=name)
+                    for member in group.members
+                    for name in same.get(member.tensor, [member.tensor])
+                ),
+            )
+            for group in self.groups
+        ]
+
+
+def _short(tensor: Tensor) -> Tensor:
+    """At most two examples: enough to tell a batch from a single one."""
+    return tensor[:2] if tensor.ndim > 1 and tensor.shape[0] > 2 else tensor
+
+
+def _structure(exported: Exported) -> str:
+    """A hash of the graph and of the names and shapes of all tensors."""
+    lines = [str(exported.module.graph), repr(sorted(exported.tensors.items()))]
+    lines += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in exported.state.items()]
+    for node in exported.module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor):
+            lines.append(f"{node.name} {tuple(value.shape)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

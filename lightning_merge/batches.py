@@ -1,0 +1,50 @@
+"""What a batch is: the one place that knows how loaders hand over inputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_merge.errors import DataError
+
+INPUT_KEYS = ("image", "x", "input")
+
+
+def inputs_of(batch: Any) -> Tensor:
+    """The network's input in a batch as its loader gives it.
+
+    Args:
+        batch: A tensor, a tuple or list whose first item is the input, or a dict with
+            `image`, `x` or `input`. Nothing is moved to a device.
+
+    Raises:
+        DataError: The batch is none of these.
+
+    Example:
+        >>> inputs_of((torch.ones(2, 3), torch.zeros(2))).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        for key in INPUT_KEYS:
+            if key in batch:
+                return inputs_of(batch[key])
+        raise DataError(
+            f"a batch with the keys {sorted(map(str, batch))} has no input: "
+            f"name it {', '.join(INPUT_KEYS)}"
+        )
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+        return inputs_of(batch[0])
+    raise DataError(
+        f"a batch of type {type(batch).__name__} has no input: give a tensor, a tuple that "
+        f"begins with one, or a dict with one of {', '.join(INPUT_KEYS)}"
+    )
+
+
+def to_device_of(model: torch.nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs on the device of the model's first parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return inputs.to(tensor.device, non_blocking=True)
+    return inputs

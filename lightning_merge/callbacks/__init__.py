@@ -1,0 +1,7 @@
+"""Thin Lightning adapters around aggregation and recalibration."""
+
+from lightning_merge.callbacks.alphas import AlphaMonitor
+from lightning_merge.callbacks.batchnorm import BatchNormReset
+from lightning_merge.callbacks.progress import FitProgress
+
+__all__ = ["AlphaMonitor", "BatchNormReset", "FitProgress"]

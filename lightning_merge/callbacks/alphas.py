@@ -1,0 +1,69 @@
+"""What the alphas of a MergeModule do while they are learned."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.loggers import log_histogram, log_table
+
+
+class AlphaMonitor(Callback):
+    """Logs the alphas of every layer, to whatever logger the Trainer has.
+
+    At the end of each training epoch the mean alpha of each layer is logged as
+    `alpha/<layer>` (every logger), and the distribution as a histogram (Weights & Biases,
+    TensorBoard). When training ends, a table with mean, standard deviation, minimum,
+    maximum and the share of alphas above one half (Weights & Biases, TensorBoard).
+
+    Raises:
+        ConfigError: When fitting starts, if the module has no alphas.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a module without alphas."""
+        del trainer
+        if not callable(getattr(pl_module, "alphas", None)):
+            raise ConfigError(
+                f"AlphaMonitor: {type(pl_module).__name__} has no alphas; use it with MergeModule"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs means and histograms."""
+        alphas: dict[str, Any] = pl_module.alphas()  # type: ignore[operator]
+        means = {f"alpha/{name}": alpha.mean() for name, alpha in alphas.items()}
+        pl_module.log_dict(means, sync_dist=False)
+        if trainer.is_global_zero:
+            for name, alpha in alphas.items():
+                for logger in trainer.loggers:
+                    log_histogram(logger, f"alphas/{name}", alpha, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the table."""
+        if trainer.is_global_zero:
+            rows = alpha_rows(pl_module.alphas())  # type: ignore[operator]
+            for logger in trainer.loggers:
+                log_table(logger, "alphas", rows)
+
+
+def alpha_rows(alphas: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each layer: how many alphas it has and how they are distributed.
+
+    Args:
+        alphas: The alphas by parameter name (`MergeModule.alphas()`).
+
+    Returns:
+        Rows with `layer`, `alphas`, `mean`, `std`, `min`, `max` and `above_half`.
+    """
+    return [
+        {
+            "layer": name,
+            "alphas": alpha.numel(),
+            "mean": float(alpha.mean()),
+            "std": float(alpha.std(correction=0)),
+            "min": float(alpha.min()),
+            "max": float(alpha.max()),
+            "above_half": float((alpha > 0.5).float().mean()),
+        }
+        for name, alpha in alphas.items()
+    ]

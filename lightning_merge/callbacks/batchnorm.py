@@ -1,0 +1,52 @@
+"""BatchNorm statistics that are fresh whenever somebody looks at the weights."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_merge.loaders import statistics_batches
+from lightning_merge.recalibrate import reset_batchnorm
+
+
+class BatchNormReset(Callback):
+    """Resets BatchNorm statistics on training batches, before validation and before saving.
+
+    In an epoch with validation the reset happens at its start, so that what is validated
+    and what `ModelCheckpoint` then writes is the reset network. Without validation it
+    happens at the end of the training epoch, before `ModelCheckpoint` (which Lightning
+    always calls last). The sanity check is left alone. Statistics do not enter training,
+    so the weights that are learned are the same with and without this callback.
+
+    Every rank resets on its own batches; Lightning then keeps rank 0's statistics.
+
+    Args:
+        every: `epoch`, or `end` for once after the last epoch only.
+        limit_batches: How many batches to use; all if not given.
+    """
+
+    def __init__(
+        self, every: Literal["epoch", "end"] = "epoch", limit_batches: int | None = None
+    ) -> None:
+        self.every = every
+        self.limit_batches = limit_batches
+        self._reset_in: int | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Resets before an epoch's validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._reset(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Resets where no validation did so in this epoch."""
+        if self._reset_in != trainer.current_epoch:
+            self._reset(trainer, pl_module)
+
+    def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        if self.every == "end" and not last:
+            return
+        batches: Any = statistics_batches(trainer)
+        if self.limit_batches is not None:
+            batches = (batch for batch, _ in zip(batches, range(self.limit_batches), strict=False))
+        reset_batchnorm(pl_module, batches)
+        self._reset_in = trainer.current_epoch

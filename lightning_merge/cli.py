@@ -1,0 +1,108 @@
+"""The command line: Lightning's own commands on any module, and ours for merging."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_merge.errors import MergeError
+
+_HELP = """usage: python -m lightning_merge COMMAND [options]
+
+Train, align and merge image classifiers.
+
+  fit, validate, test, predict   Lightning's own commands, on any LightningModule and
+                                 LightningDataModule; with `model: MergeModule`, `fit`
+                                 learns the alphas of a merge
+  merge      run one recipe on checkpoints, evaluate it, write the merged checkpoint
+  compare    run several recipes and ensembles on the same checkpoints
+  study      train the ingredients too, over seeds; can be stopped, and goes on
+  average    average checkpoint files; needs no network and no data
+  plot       draw figures from stored results and checkpoints
+
+`python -m lightning_merge COMMAND --help` says more about each.
+"""
+
+_LIGHTNING = ("fit", "validate", "test", "predict")
+_OURS = ("merge", "compare", "study", "average", "plot")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: The command and its options; those of the process if not given.
+
+    Raises:
+        SystemExit: With status 2 for what the user can mend (one line on standard error),
+            with status 0 after `--help`.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help"):
+        print(_HELP, end="")
+        return
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("lightning-merge"))
+        return
+    try:
+        if command in _LIGHTNING:
+            _lightning(words if args is not None else None)
+        elif command in _OURS:
+            from importlib import import_module
+
+            module = import_module(f"lightning_merge.commands.{command}")
+            getattr(module, command)(words[1:])
+        else:
+            known = ", ".join((*_LIGHTNING, *_OURS))
+            raise MergeError(f"'{command}' is no command: choose {known}")
+    except MergeError as error:
+        print(f"lightning_merge {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _lightning(words: list[str] | None) -> None:
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+    # Imported so that their short names work as `class_path`.
+    import lightning_merge.align
+    import lightning_merge.callbacks
+    import lightning_merge.data
+    import lightning_merge.modules  # noqa: F401
+    from lightning_merge.loggers import log_config
+
+    class SaveAndLogConfig(SaveConfigCallback):
+        """Writes `config.yaml` as Lightning does, and sends it to Weights & Biases."""
+
+        def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
+            del pl_module, stage
+            plain = _plain(self.parser, self.config)
+            for logger in trainer.loggers:
+                if type(logger).__name__ == "WandbLogger":
+                    log_config(logger, plain)
+
+    class CLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.set_defaults({"trainer.num_sanity_val_steps": 0})
+
+    CLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_callback=SaveAndLogConfig,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": "python -m lightning_merge"},
+        args=words,
+    )
+
+
+def _plain(parser: Any, config: Any) -> dict[str, Any]:
+    import yaml
+
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    return plain

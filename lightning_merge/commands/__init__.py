@@ -1,0 +1,1 @@
+"""The commands of our own: each parses its words, hands over, and prints."""

@@ -1,0 +1,86 @@
+"""What the commands' parsers share, and how quiet Lightning is meanwhile."""
+
+import logging
+import warnings
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import Console
+
+# Imported so that their short names work as `class_path`.
+import lightning_merge.align
+import lightning_merge.callbacks
+import lightning_merge.data
+import lightning_merge.modules
+import lightning_merge.networks
+import lightning_merge.study.aggregates  # noqa: F401
+
+console = Console(highlight=False)
+
+
+def parser(command: str, description: str, results: str) -> ArgumentParser:
+    """A parser with `-c`, `--config`, `--output` and `--overwrite`.
+
+    Args:
+        command: The command's name.
+        description: What it does.
+        results: What it writes into the output folder.
+
+    Returns:
+        The parser; other options are still to be added.
+    """
+    made = ArgumentParser(prog=f"python -m lightning_merge {command}", description=description)
+    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
+    made.add_argument("--output", type=str, required=True, help=f"folder for {results}")
+    made.add_argument(
+        "--overwrite", action="store_true", help="write over results that the folder holds"
+    )
+    return made
+
+
+def add_data_and_trainer(to: ArgumentParser) -> None:
+    """Adds `--data` and `--trainer`."""
+    to.add_subclass_arguments(LightningDataModule, "data", required=True)
+    # Lightning types some of the Trainer's arguments loosely; it checks them itself.
+    to.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
+
+
+def add_checkpoints_and_model(to: ArgumentParser) -> None:
+    """Adds `--checkpoints`, `--model` and `--seed`."""
+    to.add_argument(
+        "--checkpoints",
+        type=list[str],
+        required=True,
+        help="the ingredients, for example '[a.ckpt, b.ckpt]'; the first is aligned to",
+    )
+    to.add_subclass_arguments(
+        LightningModule,
+        "model",
+        required=False,
+        help="the ingredients' LightningModule, where the checkpoints do not say it",
+    )
+    to.add_argument("--seed", type=int, default=0, help="seeds whatever a merge draws")
+
+
+def add_model(to: ArgumentParser) -> None:
+    """Adds `--model`, the LightningModule that is trained."""
+    to.add_subclass_arguments(LightningModule, "model", required=True)
+
+
+def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The parsed options as nested dicts, lists, numbers and strings."""
+    found: dict[str, Any] = yaml.safe_load(of.dump(config, skip_none=False))
+    found.pop("config", None)
+    return found
+
+
+def quiet() -> None:
+    """Leaves out what Lightning says of every Trainer, for commands that make dozens."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module="(lightning|torch).*")

@@ -1,0 +1,122 @@
+"""`study`: trains the ingredients too, over seeds, and goes on where it was stopped."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.commands import options
+from lightning_merge.errors import OutputExistsError
+from lightning_merge.files import claim_folder, read_json, write_json
+from lightning_merge.loggers import log_config
+from lightning_merge.study.build import build_recipe, instantiate_trainer
+from lightning_merge.study.compare import check_names, file_name
+from lightning_merge.study.plan import Study, Task, plan
+from lightning_merge.study.provenance import provenance
+from lightning_merge.study.publish import metric_columns, publish
+from lightning_merge.study.recipe import Recipe
+from lightning_merge.study.report import summarise, terminal_table
+from lightning_merge.study.run import run
+from lightning_merge.study.store import Store
+
+
+def study(words: list[str]) -> None:
+    """Trains ingredients, runs recipes on them, and writes tables, figures and a report.
+
+    Args:
+        words: The command line after `study`.
+
+    Raises:
+        MergeError: If the user can mend it.
+    """
+    parser = options.parser(
+        "study",
+        "Trains the ingredients that are missing, runs recipes on them over seeds, reports.",
+        "results.csv, results.json, report.md, figures, merges and finished runs",
+    )
+    options.add_model(parser)
+    parser.add_argument("--ingredients", type=list[dict[str, Any]], default=[{}, {}])
+    parser.add_argument("--training", type=dict[str, Any], default={})
+    parser.add_argument("--seeds", type=list[int], default=[0])
+    parser.add_argument("--recipes", type=list[Recipe], required=True)
+    parser.add_argument("--barrier", type=int, default=0)
+    parser.add_argument("--title", type=str, default="Study")
+    options.add_data_and_trainer(parser)
+    parsed = parser.parse_args(words)
+    config = options.plain(parser, parsed)
+    options.quiet()
+    folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
+    trainer = instantiate_trainer(config["trainer"])
+    planned = Study(**config)
+    check_names([build_recipe(recipe) for recipe in planned.recipes])
+    tasks = plan(planned)
+    _claim(folder, config, overwrite)
+    loggers = trainer.pop("loggers")
+    for logger in loggers:
+        log_config(logger, config)
+
+    store = Store(folder / "runs")
+    done = {task.key for task in tasks if task.key in store}
+    options.console.print(
+        f"[bold]{planned.title}[/bold]: {len(tasks)} tasks, {len(done)} already done"
+    )
+    run(planned, tasks, store, on_done=_say)
+    _finish(folder, planned, tasks, store, config, words, loggers)
+
+
+def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
+    # The same study goes on in its folder; another one would write over its tables.
+    kept = folder / "study.json"
+    if kept.is_file() and not overwrite and read_json(kept) != config:
+        raise OutputExistsError(
+            f"{folder} holds another study: choose another --output, or add --overwrite (what "
+            "both studies share is not computed again)"
+        )
+    claim_folder(folder, () if kept.is_file() else ("results.csv", "results.json"), overwrite)
+    write_json(kept, config)
+
+
+def _say(task: Task, result: dict[str, Any], stored: bool) -> None:
+    text = f"  seed {task.seed}  {task.name}"
+    row = result.get("row")
+    if row is not None and row["accuracy"] is not None:
+        text += f": {row['accuracy']:.4f} ({row['seconds']:.1f} s)"
+    options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""))
+
+
+def _finish(
+    folder: Path,
+    planned: Study,
+    tasks: list[Task],
+    store: Store,
+    config: dict[str, Any],
+    words: list[str],
+    loggers: list[Any],
+) -> None:
+    results = {task.key: store.result(task.key) for task in tasks}
+    rows = [result["row"] for result in results.values() if "row" in result]
+    lines = [line for result in results.values() for line in result.get("lines", [])]
+    alphas = None
+    for task in tasks:
+        if task.kind != "merge" or not store.weights(task.key).is_file():
+            continue
+        path = folder / "merges" / f"seed{task.seed}" / f"{file_name(task.name)}.ckpt"
+        store.export(task.key, path)
+        origin = read_checkpoint(path).content["lightning_merge"]
+        alphas = origin.get("alphas", alphas)
+    columns = metric_columns(rows)
+    options.console.print(terminal_table(summarise(rows, columns), planned.title, columns))
+    details = {
+        "config": config,
+        "ingredients": {
+            task.key: results[task.key]["digest"] for task in tasks if task.kind == "ingredient"
+        },
+        "split_hashes": {
+            task.key: result.get("split_hash")
+            for task, result in zip(tasks, results.values(), strict=True)
+        },
+    }
+    made_by = provenance(["study", *words])
+    publish(folder, planned.title, rows, made_by, details, lines, alphas, loggers)
+    options.console.print(
+        f"{folder}: results.csv, results.json, report.md, figures, merges/", soft_wrap=True
+    )

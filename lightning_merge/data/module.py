@@ -1,0 +1,250 @@
+"""What all data modules share: splits, held-out part, normalisation, augmentation, loaders."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_merge.data.images import ImageDataset, LabelledImages, Normalisation
+from lightning_merge.data.splits import (
+    Indices,
+    check_split,
+    examples_per_class,
+    hold_out,
+    split_indices,
+)
+from lightning_merge.errors import ConfigError, DataError
+
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+@dataclass(frozen=True)
+class OfficialSplits:
+    """A data set as its authors divided it; `val` is None where they made none."""
+
+    train: LabelledImages
+    test: LabelledImages
+    val: LabelledImages | None = None
+
+
+class ClassificationDataModule(LightningDataModule, ABC):
+    """Labelled images, and who sees which of them.
+
+    A subclass reads the files in `load_splits`, downloads in `prepare_data`, and sets
+    `num_classes`, `in_chans`, `image_size`, `task` and `class_names` when constructed.
+    Everything is held in memory; under DDP each process has its own copy.
+
+    The order is: a held-out part is taken off train, the rest is divided into parts, and
+    from this module's part (or, without one, from all the rest) come the examples. All
+    parts, and the held-out part, are the same wherever `split_seed` is the same.
+
+    Batches are `(image, target)`: float32 `(N, C, H, W)`, normalised by the statistics of
+    the whole train split, and long `(N,)`, or float `(N, L)` where the task is multi-label.
+
+    Args:
+        batch_size: Images in a training batch.
+        split: `"all"`, `"random"`, `"80-20"` or `"dirichlet"`, see `split_indices`.
+        part: Which of the parts to train on, from 0; None for all of them together.
+        parts: How many parts the split makes.
+        split_seed: Determines held-out part, parts and examples per class.
+        examples_per_class: Train on so many of each class only (nested: more include fewer).
+        held_out: Fraction of train held out for selection: it is what `val_dataloader`
+            gives. With 0 that is the official validation split, or nothing where there is none.
+        augment: Whether training images are shifted at random by up to an eighth of their
+            size and, where left and right do not matter, mirrored.
+        num_workers: Processes that load; 0 is fastest for small images.
+        eval_batch_size: Images in any other batch; None for `batch_size`.
+        pin_memory: Whether batches are put where a GPU copies them faster.
+
+    Attributes:
+        num_classes: Classes, or labels where the task is multi-label.
+        in_chans: Channels of an image.
+        image_size: Height and width of an image.
+        task: `"multiclass"`, `"binary"` or `"multilabel"`.
+        class_names: One name per class or label.
+        train_set: After `setup`: the training examples, augmented.
+        val_set: After `setup`: the examples for selection, or None.
+        test_set: After `setup`: the official test examples.
+        split_hash: After `setup`: SHA-256 of the train indices, the held-out indices and
+            the labels: equal exactly where the same examples were trained on.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    #: Whether a mirrored image still shows the same class.
+    horizontal_flip: bool = False
+    #: Published statistics; None to compute them from the whole train split.
+    published_normalisation: Normalisation | None = None
+
+    num_classes: int
+    in_chans: int
+    image_size: int
+    task: Task = "multiclass"
+    class_names: list[str]
+    train_set: ImageDataset
+    val_set: ImageDataset | None
+    test_set: ImageDataset
+    normalisation: Normalisation
+    split_hash: str
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        split: str = "all",
+        part: int | None = None,
+        parts: int = 2,
+        split_seed: int = 0,
+        examples_per_class: int | None = None,
+        held_out: float = 0.1,
+        augment: bool = True,
+        num_workers: int = 0,
+        eval_batch_size: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        check_split(split, parts, split_seed)
+        if part is not None and not 0 <= part < parts:
+            raise ConfigError(
+                f"part is {part} of {parts}: choose 0 to {parts - 1}, or none for all"
+            )
+        if not 0 <= held_out < 1:
+            raise ConfigError(f"held_out is {held_out}: choose a fraction from 0 to below 1")
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("examples_per_class", examples_per_class),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: choose 1 or more")
+        self.batch_size = batch_size
+        self.split = split
+        self.part = part
+        self.parts = parts
+        self.split_seed = split_seed
+        self.examples_per_class = examples_per_class
+        self.held_out = held_out
+        self.augment = augment
+        self.num_workers = num_workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.pin_memory = pin_memory
+
+    @abstractmethod
+    def load_splits(self) -> OfficialSplits:
+        """Read the data set into memory.
+
+        Raises:
+            DataError: If a file is missing or damaged; the message says how to get it.
+        """
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Read the data and divide it; all stages at once, and only the first time.
+
+        Raises:
+            DataError: If a file is missing or damaged, the split does not suit the labels,
+                or leaves no example for this part.
+        """
+        if hasattr(self, "split_hash"):
+            return
+        official = self.load_splits()
+        labels = official.train.targets.numpy()
+        train, held_out = self._choose(labels)
+        self.normalisation = self.published_normalisation or Normalisation.of(official.train.images)
+        self.train_set = ImageDataset(
+            official.train,
+            self.normalisation,
+            torch.from_numpy(train),
+            padding=self.image_size // 8 if self.augment else 0,
+            flip=self.augment and self.horizontal_flip,
+        )
+        self.val_set = None
+        if len(held_out):
+            self.val_set = self._plain(official.train, held_out)
+        elif official.val is not None:
+            self.val_set = self._plain(official.val)
+        self.test_set = self._plain(official.test)
+        self.split_hash = _hash(train, held_out, labels)
+
+    @property
+    def num_train_examples(self) -> int:
+        """How many labelled examples are trained on (after `setup`)."""
+        return len(self.train_set)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The training examples, augmented, in a new order from torch's generator each time.
+
+        A last batch of a single example is dropped, for BatchNorm cannot train on it.
+        """
+        self.setup("fit")
+        # A distributed sampler hands each process the same number, rounded up.
+        processes = self.trainer.world_size if self.trainer else 1
+        share = -(-len(self.train_set) // processes)
+        drop = share > self.batch_size and share % self.batch_size == 1
+        return self._loader(self.train_set, self.batch_size, shuffle=True, drop_last=drop)
+
+    def statistics_dataloader(self) -> DataLoader[Any]:
+        """The same examples without augmentation, in their own order, for reading statistics."""
+        self.setup("fit")
+        plain = self._plain(self.train_set.source, self.train_set.indices.numpy())
+        return self._loader(plain, self.eval_batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The examples for selection; where there are none, an empty list, which is skipped."""
+        self.setup("validate")
+        return [] if self.val_set is None else self._loader(self.val_set, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The official test examples."""
+        self.setup("test")
+        return self._loader(self.test_set, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The official test examples, in order, with their targets."""
+        return self.test_dataloader()
+
+    def _choose(self, labels: np.ndarray) -> tuple[Indices, Indices]:
+        everything = np.arange(len(labels), dtype=np.int64)
+        train, held_out = hold_out(labels, everything, self.held_out, self.split_seed)
+        if self.part is not None:
+            parts = split_indices(labels, train, self.split, self.parts, self.split_seed)
+            train = parts[self.part]
+        if self.examples_per_class is not None:
+            train = examples_per_class(labels, train, self.examples_per_class, self.split_seed)
+        if len(train) == 0:
+            raise DataError(
+                f"part {self.part} of split {self.split!r} has no examples with split_seed "
+                f"{self.split_seed}: choose another seed, or fewer parts"
+            )
+        return train, held_out
+
+    def _plain(self, source: LabelledImages, indices: Indices | None = None) -> ImageDataset:
+        chosen = None if indices is None else torch.from_numpy(indices)
+        return ImageDataset(source, self.normalisation, chosen)
+
+    def _loader(
+        self, data: ImageDataset, batch_size: int, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            data,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory,
+        )
+
+
+def _hash(train: Indices, held_out: Indices, labels: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in (train, held_out, labels):
+        # The lengths keep what moves from one array to the next from hashing alike.
+        digest.update(len(array).to_bytes(8, "little"))
+        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little_endian).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""Tables, figures and configuration, sent to whatever logger there is.
+
+Weights & Biases takes all of them; TensorBoard figures and tables (as text); of the other
+loggers those that have a method of that name. Without a logger nothing happens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
+
+
+def log_table(logger: "Logger | None", name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Logs rows under a name; the columns are those of all rows."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[row.get(column) for column in columns] for row in rows]
+    kind = type(logger).__name__
+    if kind == "WandbLogger":
+        logger.log_table(key=name, columns=columns, data=cells)  # type: ignore[union-attr]
+    elif kind == "TensorBoardLogger":
+        lines: list[list[Any]] = [columns, ["---"] * len(columns), *cells]
+        text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
+        logger.experiment.add_text(name, text)  # type: ignore[union-attr]
+
+
+def log_figure(logger: "Logger | None", name: str, figure: "Figure", step: int = 0) -> None:
+    """Logs a figure under a name."""
+    kind = type(logger).__name__
+    if kind == "WandbLogger":
+        logger.log_image(key=name, images=[figure])  # type: ignore[union-attr]
+    elif kind == "TensorBoardLogger":
+        logger.experiment.add_figure(name, figure, step)  # type: ignore[union-attr]
+    elif kind == "MLFlowLogger":
+        run = logger.run_id  # type: ignore[union-attr]
+        logger.experiment.log_figure(run, figure, f"{name}.png")  # type: ignore[union-attr]
+
+
+def log_histogram(logger: "Logger | None", name: str, values: Any, step: int) -> None:
+    """Logs the distribution of a tensor's values under a name."""
+    kind = type(logger).__name__
+    if kind == "WandbLogger":
+        import wandb
+
+        histogram = wandb.Histogram(values.float().cpu().numpy())
+        logger.experiment.log({name: histogram, "trainer/global_step": step})  # type: ignore[union-attr]
+    elif kind == "TensorBoardLogger":
+        logger.experiment.add_histogram(name, values, step)  # type: ignore[union-attr]
+
+
+def log_config(logger: "Logger | None", config: Mapping[str, Any]) -> None:
+    """Logs a nested configuration as the run's hyper-parameters."""
+    if type(logger).__name__ == "WandbLogger":
+        logger.experiment.config.update(dict(config), allow_val_change=True)  # type: ignore[union-attr]
+    elif logger is not None:
+        logger.log_hyperparams(dict(config))

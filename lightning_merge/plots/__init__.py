@@ -1,0 +1,8 @@
+"""Figures, drawn from what was stored; each function returns a `matplotlib` figure."""
+
+from lightning_merge.plots.alphas import plot_alphas
+from lightning_merge.plots.barrier import plot_barrier
+from lightning_merge.plots.methods import plot_methods
+from lightning_merge.plots.style import save
+
+__all__ = ["plot_alphas", "plot_barrier", "plot_methods", "save"]

@@ -1,0 +1,141 @@
+"""The ways of making one module from aligned ingredients that a recipe can name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+
+from lightning_merge.aggregate import average
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.modules import EnsembleModule, MergeModule
+from lightning_merge.modules.merge import Granularity
+from lightning_merge.study.pool import Pool
+
+
+class Aggregate(ABC):
+    """Makes a module from aligned ingredients.
+
+    Attributes:
+        learns: Whether it takes gradients on the pool's labelled training data.
+        merges: Whether the result is one network, whose weights can be stored as such.
+    """
+
+    learns: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """Makes the module.
+
+        Args:
+            states: The aligned ingredients.
+            pool: What they came from: architecture, data, Trainer, seed.
+
+        Returns:
+            A module that `Trainer.test` takes.
+        """
+
+
+class Average(Aggregate):
+    """The mean of all ingredients, or a weighted one (NP Merge, Eq. 1).
+
+    Args:
+        weights: One number for each ingredient, divided by their sum; equal if not given.
+    """
+
+    def __init__(self, weights: list[float] | None = None) -> None:
+        self.weights = weights
+
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """A module with the averaged weights."""
+        return pool.build(average(states, self.weights))
+
+
+class LogitsEnsemble(Aggregate):
+    """The mean of the ingredients' logits: N networks at inference."""
+
+    merges = False
+
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """An ensemble of all ingredients."""
+        return EnsembleModule([pool.build(state) for state in states])
+
+
+class FineTune(Aggregate):
+    """The average, trained further in the whole space of weights (NP Merge, Sec. III-D).
+
+    Args:
+        max_epochs: How many epochs over the pool's training data.
+        optimizer: Called with the parameters.
+    """
+
+    learns = True
+
+    def __init__(
+        self, max_epochs: int = 10, optimizer: OptimizerCallable = torch.optim.Adam
+    ) -> None:
+        self.max_epochs = max_epochs
+        self.optimizer = optimizer
+
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """A module with the fine-tuned weights."""
+        module = pool.build(average(states))
+        setattr(module, "configure_optimizers", lambda: self.optimizer(module.parameters()))  # noqa: B010
+        _fit(module, self.max_epochs, pool)
+        del module.__dict__["configure_optimizers"]
+        return module
+
+
+class NPMerge(Aggregate):
+    """One learned alpha for each parameter (NP Merge, Eq. 2); fewer give a learned soup.
+
+    Args:
+        granularity: One alpha for the `model`, one a `layer`, `channel` or `parameter`.
+        max_epochs: How many epochs over the pool's training data.
+        alpha: The initial share of the first ingredient.
+        optimizer: Called with the alphas' logits.
+    """
+
+    learns = True
+
+    def __init__(
+        self,
+        granularity: Granularity = "parameter",
+        max_epochs: int = 10,
+        alpha: float = 0.5,
+        optimizer: OptimizerCallable = lambda logits: torch.optim.Adam(logits, lr=0.01),
+    ) -> None:
+        self.granularity = granularity
+        self.max_epochs = max_epochs
+        self.alpha = alpha
+        self.optimizer = optimizer
+
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """A module with the merged weights, and `alphas()`.
+
+        Raises:
+            ConfigError: If there are not two ingredients.
+        """
+        if len(states) != 2:
+            raise ConfigError(
+                f"NPMerge merges two checkpoints, not {len(states)}; merge more in successive pairs"
+            )
+        module = MergeModule(
+            pool.build(states[0]),
+            states,
+            granularity=self.granularity,
+            alpha=self.alpha,
+            optimizer=self.optimizer,
+        )
+        _fit(module, self.max_epochs, pool)
+        return module
+
+
+def _fit(module: LightningModule, max_epochs: int, pool: Pool) -> None:
+    trainer = pool.trainer(max_epochs=max_epochs, limit_val_batches=0)
+    trainer.fit(module, datamodule=pool.data)
+    module.eval()

@@ -1,0 +1,107 @@
+"""Several recipes on one pool of ingredients: a row for each, and the merged weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch import __version__ as lightning_version
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.study.measure import Measurement, measure
+from lightning_merge.study.pool import Pool
+from lightning_merge.study.recipe import Recipe
+
+
+@dataclass
+class Outcome:
+    """What one recipe gave.
+
+    Attributes:
+        measurement: Its row.
+        content: The checkpoint of the merged network; None for an ensemble.
+    """
+
+    measurement: Measurement
+    content: dict[str, Any] | None = None
+
+
+def check_names(recipes: Sequence[Recipe]) -> None:
+    """Checks that there are recipes and that their names differ.
+
+    Raises:
+        ConfigError: If not.
+    """
+    names = [recipe.name for recipe in recipes]
+    if not names:
+        raise ConfigError("there are no recipes: name at least one under `recipes`")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two recipes are named '{name}': give each a name of its own")
+
+
+def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
+    """Makes and measures one merge.
+
+    Args:
+        recipe: What to do.
+        pool: The ingredients and their data.
+
+    Returns:
+        The row, and the merged checkpoint.
+    """
+    module, seconds = recipe(pool)
+    measurement = measure(
+        module,
+        pool.data,
+        pool.trainer(logger=False),
+        method=recipe.name,
+        kind="merge" if recipe.aggregate.merges else "ensemble",
+        seconds=seconds,
+        seed=pool.seed,
+        train_examples=pool.train_examples if recipe.aggregate.learns else 0,
+    )
+    content = merged_content(module, recipe, pool) if recipe.aggregate.merges else None
+    return Outcome(measurement, content)
+
+
+def measure_ingredients(pool: Pool) -> Iterator[Measurement]:
+    """A row for each ingredient, as it is."""
+    for state, name in zip(pool.states, pool.names, strict=True):
+        trainer = pool.trainer(logger=False)
+        yield measure(pool.build(state), pool.data, trainer, name, "ingredient", 0.0, pool.seed, 0)
+
+
+def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[str, Any]:
+    """What a merged checkpoint holds: Lightning's own entries, and where it came from.
+
+    Args:
+        module: The merged module.
+        recipe: The recipe that made it.
+        pool: The pool that it was made of.
+
+    Returns:
+        A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with the
+        recipe's name, the ingredients' hashes and the alphas (if any) under
+        `lightning_merge`.
+    """
+    state: StateDict = {name: value.clone() for name, value in module.state_dict().items()}
+    origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": pool.digests}
+    alphas = getattr(module, "alphas", None)
+    if callable(alphas):
+        origin["alphas"] = {name: value.clone() for name, value in alphas().items()}
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning_version,
+        "state_dict": state,
+        "hyper_parameters": dict(pool.module.hparams),
+        "lightning_merge": origin,
+    }
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: lower case, words joined by hyphens."""
+    words = "".join(letter if letter.isalnum() else " " for letter in method.lower()).split()
+    return "-".join(words)

@@ -1,0 +1,122 @@
+"""Doing a study's tasks, each at most once."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer, seed_everything
+
+from lightning_merge.align import ActivationMatching
+from lightning_merge.checkpoint import digest
+from lightning_merge.study.barrier import measure_lines
+from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
+from lightning_merge.study.compare import run_recipe
+from lightning_merge.study.measure import measure
+from lightning_merge.study.plan import Study, Task
+from lightning_merge.study.pool import Pool
+from lightning_merge.study.store import Store
+
+Report = Callable[[Task, dict[str, Any], bool], None]
+
+
+def run(
+    study: Study,
+    tasks: list[Task],
+    store: Store,
+    on_done: Report | None = None,
+    progress: bool = True,
+) -> None:
+    """Does those tasks of a study that the store does not hold.
+
+    Args:
+        study: The study.
+        tasks: Its tasks, in an order in which they can be done (`plan`).
+        store: Holds what is finished; each result is put into it at once.
+        on_done: Called with each task, its result and whether that had been stored before.
+        progress: Whether to show progress bars.
+    """
+    maker = _Maker(study, store, progress)
+    for task in tasks:
+        stored = task.key in store
+        if not stored:
+            maker.do(task)
+        if on_done is not None:
+            on_done(task, store.result(task.key), stored)
+
+
+class _Maker:
+    def __init__(self, study: Study, store: Store, progress: bool) -> None:
+        self.study = study
+        self.store = store
+        self.progress = progress
+        self._pool: tuple[tuple[str, ...], Pool] | None = None
+
+    def do(self, task: Task) -> None:
+        {"ingredient": self._train, "merge": self._merge, "barrier": self._barrier}[task.kind](task)
+
+    def _trainer(self, settings: dict[str, Any]) -> Callable[..., Trainer]:
+        return trainer_maker(settings, self.progress)
+
+    def _train(self, task: Task) -> None:
+        settings = task.settings
+        seed_everything(settings["seed"], verbose=False)
+        module = build_module(settings["model"])
+        data = build_data(settings["data"])
+        start = time.perf_counter()
+        # Without validation: nothing is chosen by it here, and it would cost time.
+        trainer = self._trainer({**self.study.trainer, **settings["trainer"]})
+        fitting = trainer(limit_val_batches=0)
+        fitting.fit(module, datamodule=data)
+        seconds = time.perf_counter() - start
+        examples = len(data.train_dataloader().dataset)
+        row = measure(
+            module, data, trainer(), task.name, "ingredient", seconds, task.seed, examples
+        )
+        content: dict[str, Any] = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
+        content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
+        result = {
+            "row": row.row(),
+            "split_hash": getattr(data, "split_hash", None),
+            "digest": digest(content["state_dict"]),
+            "settings": settings,
+        }
+        self.store.put(task.key, result, content)
+
+    def _merge(self, task: Task) -> None:
+        pool = self._pool_of(task)
+        outcome = run_recipe(build_recipe(task.settings["recipe"]), pool)
+        result = {
+            "row": outcome.measurement.row(),
+            "ingredients": pool.digests,
+            "split_hash": getattr(pool.data, "split_hash", None),
+            "settings": task.settings,
+        }
+        self.store.put(task.key, result, outcome.content)
+
+    def _barrier(self, task: Task) -> None:
+        pool = self._pool_of(task)
+        lines = measure_lines(pool, ActivationMatching(), task.settings["points"])
+        result = {
+            "seed": task.seed,
+            "lines": [line.plain() for line in lines],
+            "ingredients": pool.digests,
+            "settings": task.settings,
+        }
+        self.store.put(task.key, result)
+
+    def _pool_of(self, task: Task) -> Pool:
+        # Kept between the tasks of one repetition, with the alignments that it has found.
+        if self._pool is None or self._pool[0] != task.needs:
+            settings = task.settings
+            seed_everything(settings["seed"], verbose=False)
+            pool = Pool(
+                module=build_module(settings["model"]),
+                states=[self.store.state(key) for key in task.needs],
+                names=[str(self.store.weights(key)) for key in task.needs],
+                data=build_data(settings["data"]),
+                trainer=self._trainer(self.study.trainer),
+                seed=task.seed,
+                progress=self.progress,
+            )
+            self._pool = (task.needs, pool)
+        return self._pool[1]
