@@ -35,12 +35,14 @@ class PermutationSpec:
     Attributes:
         groups: In the order of the network.
         frozen: What is left alone, and why.
-        shapes: The shape of every tensor that some group moves.
+        shapes: The shape of every tensor of the state dict.
+        buffers: The tensors that move with their units but are no parameters.
     """
 
     groups: list[Group]
     frozen: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    buffers: frozenset[str] = field(default_factory=frozenset, repr=False)
 
     @classmethod
     def from_model(
@@ -76,7 +78,8 @@ class PermutationSpec:
             _VERIFIED[key] = groups, frozen + failed
         groups, frozen = _VERIFIED[key]
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        spec = cls(list(groups), list(frozen), shapes)
+        buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
+        spec = cls(list(groups), list(frozen), shapes, buffers)
         spec._alias(model)
         return spec._without(freeze)._merged(merge)
 

@@ -1,0 +1,205 @@
+"""Weight matching: units with the same weights belong together, no data needed.
+
+Source: Ainsworth et al. 2023, "Git Re-Basin", section 3.2.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.align.assignment import assign_blocks, assign_wholes
+from lightning_merge.align.group import (
+    Group,
+    Member,
+    Permutation,
+    Place,
+    from_sources,
+    gather,
+    to_sources,
+)
+from lightning_merge.align.matching import Matching
+from lightning_merge.align.spec import PermutationSpec
+
+_TOLERANCE = 1e-12
+
+
+class WeightMatching(Matching):
+    """Maximise the inner product of a's parameters with b's permuted ones.
+
+    Coordinate descent: one group after another, in random order, is solved exactly while
+    the others stay, until no group changes. Every step raises the objective, so it ends.
+    Biases and the scale and shift of norms count as weights; running statistics move along
+    but do not count. Attention heads and the units inside them are solved together.
+
+    Args:
+        seed: Of the order in which groups are visited.
+    """
+
+    needs_data: ClassVar[bool] = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def match(
+        self, spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
+    ) -> Permutation:
+        """The permutation of b that brings its parameters closest to those of a.
+
+        Args:
+            spec: The spec of their architecture.
+            state_a: State dict of the network that stays as it is.
+            state_b: State dict of the network whose permutation is sought.
+
+        Raises:
+            AlignmentError: A state dict does not belong to the spec.
+        """
+        spec.check(state_a)
+        spec.check(state_b)
+        return _Descent(spec, state_a, state_b).run(torch.Generator().manual_seed(self.seed))
+
+    def align(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],  # noqa: ARG002 - weights say it all
+        progress: bool = False,  # noqa: ARG002 - it takes seconds
+    ) -> dict[str, Tensor]:
+        """The state dict of b, its units in the order of a's; `batches` is not read."""
+        state_b = model_b.state_dict()
+        return spec.apply(state_b, self.match(spec, model_a.state_dict(), state_b))
+
+
+def objective(
+    spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
+) -> float:
+    """The inner product of all parameters that some group moves, in float64."""
+    names = moved_parameters(spec)
+    return sum(float((state_a[n].double() * state_b[n].double()).sum()) for n in names)
+
+
+def moved_parameters(spec: PermutationSpec) -> list[str]:
+    """The names of the parameters that some group moves, in order."""
+    names = dict.fromkeys(m.tensor for g in spec.groups for m in g.members)
+    return [name for name in names if name not in spec.buffers]
+
+
+class _Descent:
+    """b's parameters in their current order, and what was solved since they last changed."""
+
+    def __init__(
+        self, spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
+    ) -> None:
+        self.spec = spec
+        names = moved_parameters(spec)
+        self.a = {name: state_a[name].detach().double() for name in names}
+        self.b = {name: state_b[name].detach().to(self.a[name]) for name in names}
+        self.families = families(spec)
+        self.total: dict[Place, Tensor] = {}
+        norm = sum(float(self.a[n].norm() * self.b[n].norm()) for n in names)
+        self.tolerance = _TOLERANCE * norm
+
+    def run(self, generator: torch.Generator) -> Permutation:
+        """Sweep over the groups until nothing changes."""
+        clock, changed = 0, dict.fromkeys(self.a, 0)
+        solved = [-1] * len(self.families)
+        while True:
+            before = clock
+            for number in torch.randperm(len(self.families), generator=generator).tolist():
+                family = self.families[number]
+                tensors = {m.tensor for g in family for m in g.members} & self.a.keys()
+                if tensors and solved[number] >= max(changed[name] for name in tensors):
+                    continue
+                if self.step(family):
+                    clock += 1
+                    changed.update(dict.fromkeys(tensors, clock))
+                # A group that reads one tensor along two axes is its own neighbour.
+                solved[number] = clock if not self.is_quadratic(family) else clock - 1
+            if clock == before:
+                return from_sources(self.spec.groups, self.total)
+
+    def step(self, family: Sequence[Group]) -> bool:
+        """Solve one family while all others stay; whether b changed."""
+        scores = {group.name: self.scores(group) for group in family}
+        parent, inside = family[0], list(family[1:])
+        if inside:
+            own = self.scores(parent, inside)
+            found = assign_wholes([(g, scores[g.name]) for g in inside], own)
+            found[parent.name] = found.pop("")
+        else:
+            found = {parent.name: assign_blocks(scores[parent.name], parent.blocks)}
+        sources = to_sources(family, found)
+        if not sources:
+            return False
+        by_tensor: dict[str, list[tuple[Place, Tensor]]] = {}
+        for place, source in sources.items():
+            if place[0] in self.a:
+                by_tensor.setdefault(place[0], []).append((place, source))
+        new = {name: gather(self.b[name], listed) for name, listed in by_tensor.items()}
+        gain = sum(float((self.a[n] * (new[n] - self.b[n])).sum()) for n in new)
+        if gain <= self.tolerance:
+            return False
+        self.b.update(new)
+        for place, source in sources.items():
+            before = self.total.get(place)
+            self.total[place] = source if before is None else before[source]
+        return True
+
+    def is_quadratic(self, family: Sequence[Group]) -> bool:
+        """Whether a family lies along two axes of one tensor, so that one solve may not do."""
+        places = {m.place for g in family for m in g.members if m.tensor in self.a}
+        return len({tensor for tensor, _, _ in places}) < len(places)
+
+    def scores(self, group: Group, without: Sequence[Group] = ()) -> Tensor:
+        """Inner products of a's units with b's, `(size, size)`.
+
+        Args:
+            group: The group.
+            without: Groups inside this one's blocks, whose positions do not count.
+        """
+        total = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for member in group.members:
+            if member.tensor not in self.a:
+                continue
+            index = _left_over(member, without) if without else member.index
+            if index.numel() == 0:
+                continue
+            left = rows(self.a[member.tensor], member, index)
+            right = rows(self.b[member.tensor], member, index)
+            total += (left @ right.T).cpu()
+        return total
+
+
+def families(spec: PermutationSpec) -> list[list[Group]]:
+    """Groups that are solved together: heads first, then the groups inside them."""
+    result, inner = [], set()
+    for group in spec.groups:
+        inside = [
+            g for g in spec.groups if g.parent == group.name and g.blocks == group.size
+        ]
+        if inside:
+            result.append([group, *inside])
+            inner.update(g.name for g in (group, *inside))
+    return result + [[group] for group in spec.groups if group.name not in inner]
+
+
+def rows(tensor: Tensor, member: Member, index: Tensor) -> Tensor:
+    """Everything that belongs to each unit of a member, `(size, all)`."""
+    view = tensor.reshape(member.shape).movedim(member.axes, tuple(range(len(member.axes))))
+    flat = view.reshape(member.length, -1)
+    size = index.shape[0]
+    if index.shape[1] == 1 and size == len(flat) and torch.equal(index[:, 0], torch.arange(size)):
+        return flat
+    return flat[index.reshape(-1).to(flat.device)].reshape(size, -1)
+
+
+def _left_over(member: Member, inside: Sequence[Group]) -> Tensor:
+    """The positions of heads that no group inside them moves."""
+    covered = torch.zeros(member.length, dtype=torch.bool)
+    for group in inside:
+        for other in group.members:
+            if other.place == member.place:
+                covered[other.index.reshape(-1)] = True
+    return member.index[:, ~covered[member.index[0]]]
