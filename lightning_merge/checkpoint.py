@@ -182,7 +182,8 @@ def _read_torch(path: Path) -> Any:
                 "dict alone, torch.save(model.state_dict(), ...)"
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint that torch can read") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:
+        # A file that is no pickle can fail anywhere in the unpickler, with any error.
         raise CheckpointError(
             f"{path} is not a checkpoint, or is truncated; copy or save it again"
         ) from error

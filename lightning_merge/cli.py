@@ -57,9 +57,19 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             known = ", ".join((*_LIGHTNING, *_OURS))
             raise MergeError(f"'{command}' is no command: choose {known}")
-    except MergeError as error:
-        print(f"lightning_merge {command}: {error}", file=sys.stderr)
+    except Exception as error:
+        mendable = _mendable(error)
+        if mendable is None:
+            raise
+        print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _mendable(error: BaseException | None) -> MergeError | None:
+    # jsonargparse wraps what a class raises while it is being built from a configuration.
+    while error is not None and not isinstance(error, MergeError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _lightning(words: list[str] | None) -> None:
@@ -67,7 +77,8 @@ def _lightning(words: list[str] | None) -> None:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
     # Imported so that their short names work as `class_path`.
-    import lightning_merge.align
+    import lightning_merge.align.activation
+    import lightning_merge.align.weight
     import lightning_merge.callbacks
     import lightning_merge.data
     import lightning_merge.modules  # noqa: F401

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Import a name on first use, so that importing the package stays quick."""
     if name in _HOMES:
         from importlib import import_module

@@ -207,8 +207,8 @@ def find_taps(group: Group, model: nn.Module) -> list[Tap]:
         if member.axes == (1,) and not grouped:
             readers.append(Tap(path, False, dim, member.index))
         elif grouped and member.axes in ((0, 2), (0,)):
-            per_group = module.in_channels // module.groups
-            if member.axes == (0, 2) or per_group == 1:
+            depthwise = module.groups == module.in_channels
+            if member.axes == (0, 2) or depthwise:
                 readers.append(Tap(path, False, dim, member.index))
         elif member.axes in ((0,), (0, 1)):
             makers.append(Tap(path, True, dim, member.index))
@@ -238,7 +238,7 @@ def record(
     handles = []
     versions: list[tuple[Tensor, int]] = []
 
-    def keep(place: tuple[str, bool], value: Any) -> None:  # noqa: ANN401
+    def keep(place: tuple[str, bool], value: Any) -> None:
         if isinstance(value, tuple):
             value = value[0]
         # An in-place activation may follow a layer's output; inputs are checked below.

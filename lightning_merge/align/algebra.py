@@ -126,8 +126,7 @@ def elementwise(units: Units, layouts: Sequence[Layout], reason: str) -> Layout:
     shared, fixed = share(units, padded, pairs)
     labels = agree(units, shared, fixed, reason)
     dims = [
-        next((layout.dims[dim] for layout in shared if layout.dims[dim]), ())
-        for dim in range(rank)
+        next((layout.dims[dim] for layout in shared if layout.dims[dim]), ()) for dim in range(rank)
     ]
     return Layout(tuple(dims), labels)
 
@@ -251,7 +250,10 @@ def take(units: Units, layout: Layout, dim: int, index: Ids) -> Layout:
             atoms = label.atoms[:at] + new + label.atoms[at + 1 :]
             if not new:
                 ids = ids.squeeze(at)
+            if len(index) < old.size:
+                units.piece(ids)
             if not atoms:
+                units.freeze(ids, "picked out by its position")
                 continue
             label = Label(atoms, ids)
         labels.append(label)
@@ -283,7 +285,9 @@ def concatenate(units: Units, layouts: Sequence[Layout], dim: int, reason: str) 
         for label in layout.labels:
             if end in label.atoms:
                 beside.update(dict.fromkeys(a for a in label.atoms if a is not end))
-    touched = any(end in label.atoms for x, end in zip(shared, ends, strict=True) for label in x.labels)
+    touched = any(
+        end in label.atoms for x, end in zip(shared, ends, strict=True) for label in x.labels
+    )
     new = Atom(sum(end.size for end in ends))
     dims = [
         next((x.dims[d] for x in shared if x.dims[d]), ()) if d != dim else (new,)

@@ -20,8 +20,9 @@ def derive(exported: Exported) -> tuple[list[Group], list[str]]:
     names: Counter[str] = Counter()
     parents = _parents(found)
     named: list[str] = []
-    for one in found:
-        name = _name(one, trace)
+    carriers = set(parents)
+    for index, one in enumerate(found):
+        name = _name(one, trace, index in carriers)
         names[name] += 1
         named.append(name if names[name] == 1 else f"{name}#{names[name]}")
     for one, name, parent in zip(found, named, parents, strict=True):
@@ -55,15 +56,14 @@ def _parents(found: list[Found]) -> list[int | None]:
     return result
 
 
-def _name(one: Found, trace: Trace) -> str:
+def _name(one: Found, trace: Trace, carries: bool) -> str:
     """The layer that creates the units: the first weight that has them along axis 0."""
     slots = [trace.slots[slot] for slot, _ in one.places]
     creators = [s for s in slots if s.axes[0] == 0 and len(s.shape) > 1]
     slot = (creators or slots)[0]
     layer = slot.tensor.removesuffix(".weight").removesuffix(".bias")
-    if one.wholes:
-        return f"{layer}.{'heads' if one.role in ('', 'heads') else one.role}"
-    return f"{layer}.{one.role}" if one.role else layer
+    suffix = one.role or ("blocks" if carries else "")
+    return f"{layer}.{suffix}" if suffix else layer
 
 
 def _frozen(trace: Trace, found: list[Found], roots: Ids) -> list[str]:

@@ -43,15 +43,13 @@ class _Facts:
         self.random = np.random.default_rng(0x5EED)
         units = trace.units
         self.slots = trace.slots
+        self.pieces = units.pieces
         self.roots = _close(trace)
         count = units.count
         self.frozen = np.zeros(count, dtype=bool)
         for ids, _ in units.frozen:
             self.frozen[self.roots[ids]] = True
         self.rows = [(self.roots[b.children], self.roots[b.parents]) for b in units.blocks]
-        for children, parents in self.rows:
-            # A unit in two rows of one partition pins the rows to each other.
-            del children, parents
         self._freeze_blocks()
         self._index_positions()
         self._hash()
@@ -91,6 +89,8 @@ class _Facts:
         signature = np.zeros(count, dtype=np.uint64)
         colour = np.zeros(count, dtype=np.uint64)
         np.add.at(signature, self.unit_of, draw(len(self.slots))[self.slot_of])
+        for ids, token in zip(self.pieces, draw(len(self.pieces)), strict=True):
+            signature[np.unique(self.roots[ids])] += token
         for children, parents in self.rows:
             as_child, as_parent = draw(2)
             np.add.at(signature, children.ravel(), as_child)

@@ -7,7 +7,7 @@ three things at most: what is tied, what is held in place, and what the result's
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,10 +29,10 @@ class Call:
     arguments: dict[str, Any]
     shapes: list[tuple[int, ...]]
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401
+    def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def get(self, name: str) -> Any:  # noqa: ANN401
+    def get(self, name: str) -> Any:
         """An argument, or None where the operator does not take it or was not given it."""
         return self.arguments.get(name)
 
@@ -52,7 +52,7 @@ class Call:
         return f"{self.operator} combines it with fixed positions"
 
 
-def layouts_in(values: Any) -> list[Layout]:  # noqa: ANN401
+def layouts_in(values: Any) -> list[Layout]:
     """All layouts in a nest of sequences."""
     found: list[Layout] = []
     for value in values:
@@ -64,13 +64,14 @@ def layouts_in(values: Any) -> list[Layout]:  # noqa: ANN401
 
 
 Rule = Callable[[Call], Layout | list[Layout]]
+R = TypeVar("R", bound=Rule)
 RULES: dict[str, Rule] = {}
 
 
-def rule(*operators: str) -> Callable[[Rule], Rule]:
+def rule(*operators: str) -> Callable[[R], R]:
     """Register a rule for ATen operators, named without overload and trailing underscore."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         RULES.update(dict.fromkeys(operators, function))
         return function
 
@@ -217,9 +218,7 @@ def layer_norm(call: Call) -> Layout:
 def group_norm(call: Call) -> Layout:
     """Channels stay with their normalisation group; groups move as wholes."""
     x, groups = call["input"], call["num_groups"]
-    split = algebra.reshape(
-        call.units, x, [x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]]
-    )
+    split = algebra.reshape(call.units, x, [x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]])
     algebra.reduce(call.units, split, [a for dim in split.dims[2:] for a in dim])
     return along(call, x, 1, [call.get("weight"), call.get("bias")])
 

@@ -13,6 +13,15 @@ def _broadcast(layouts: list[Layout]) -> list[Layout]:
     return [x.with_dims(((),) * (rank - len(x.dims)) + x.dims) for x in layouts]
 
 
+def _roles(call: Call, layout: Layout, role: str) -> None:
+    """Name the units along the last dimension that belong to heads, and the heads."""
+    for label in layout.labels:
+        heads = [a for dim in layout.dims[:-2] for a in dim if a in label.atoms]
+        if heads and any(a in label.atoms for a in layout.dims[-1]):
+            call.units.role(label.ids, role)
+            call.units.role(algebra.restrict(call.units, label, heads), "heads")
+
+
 @rule("matmul", "bmm", "mm", "mv", "dot")
 def matmul(call: Call) -> Layout:
     """Contract the last dimension of one operand with the last but one of the other."""
@@ -23,6 +32,8 @@ def matmul(call: Call) -> Layout:
     if drop_right:
         right = right.with_dims((*right.dims, ()))
     left, right = _broadcast([left, right])
+    _roles(call, left, "qk")
+    _roles(call, right, "v")
     batch = LETTERS[: len(left.dims) - 2]
     y = algebra.contract(
         call.units, [left, right], [batch + "xy", batch + "yz"], batch + "xz", call.reason
@@ -68,6 +79,8 @@ def attention(call: Call) -> Layout:
     query, key, value = _broadcast([call["query"], call["key"], call["value"]])
     if call.get("enable_gqa"):
         raise Unsupported
+    _roles(call, query, "qk")
+    _roles(call, value, "v")
     batch = LETTERS[: len(query.dims) - 2]
     scores = algebra.contract(
         call.units, [query, key], [batch + "qd", batch + "kd"], batch + "qk", call.reason

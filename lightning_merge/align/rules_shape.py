@@ -30,9 +30,7 @@ def permute(call: Call) -> Layout:
 def transpose(call: Call) -> Layout:
     """Two dimensions exchanged."""
     x = call["self"]
-    first, second = call.arguments.get("dim0"), call.arguments.get("dim1")
-    if first is None:
-        first, second = [v for v in call.arguments.values() if isinstance(v, int)]
+    first, second = (v for v in call.arguments.values() if isinstance(v, int))
     dims = list(x.dims)
     dims[first], dims[second] = dims[second], dims[first]
     return x.with_dims(dims)
@@ -55,9 +53,10 @@ def movedim(call: Call) -> Layout:
     source = [dimension(x, d) for d in ([source] if isinstance(source, int) else source)]
     target = [dimension(x, d) for d in ([target] if isinstance(target, int) else target)]
     rest = [d for d in range(len(x.dims)) if d not in source]
-    order: list[int] = []
-    for place in range(len(x.dims)):
-        order.append(source[target.index(place)] if place in target else rest.pop(0))
+    order = [
+        source[target.index(place)] if place in target else rest.pop(0)
+        for place in range(len(x.dims))
+    ]
     return x.with_dims([x.dims[d] for d in order])
 
 
@@ -172,9 +171,7 @@ def roll(call: Call) -> Layout:
 def cat(call: Call) -> Layout:
     """Segments along one dimension."""
     layouts = [x for x in call["tensors"] if len(x.dims) == len(call.shape)]
-    return algebra.concatenate(
-        call.units, layouts, dimension(layouts[0], call["dim"]), call.reason
-    )
+    return algebra.concatenate(call.units, layouts, dimension(layouts[0], call["dim"]), call.reason)
 
 
 @rule("stack")
@@ -302,5 +299,3 @@ def index_select(call: Call) -> Layout:
     rest = len(x.dims) - dim - 1
     middle = plain(call.shape[dim : len(call.shape) - rest])
     return x.with_dims(x.dims[:dim] + middle.dims + x.dims[dim + 1 :])
-
-

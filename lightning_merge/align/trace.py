@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -156,7 +155,7 @@ def _placeholder(
         return None
     shape = tuple(int(size) for size in value.shape)
     name = exported.tensors.get(node.name)
-    if name is None or not value.is_floating_point():
+    if name is None or not value.is_floating_point() or not node.users:
         return plain(shape)
     if groups.get(node.name, 1) > 1:
         return _grouped(name, shape, groups[node.name], units, slots)
@@ -202,7 +201,7 @@ def _grouped_weights(exported: Exported) -> dict[str, int]:
     return found
 
 
-def operator_name(target: Any) -> str:  # noqa: ANN401
+def operator_name(target: Any) -> str:
     """`aten.relu_.default` -> `relu`."""
     schema = getattr(target, "_schema", None)
     if schema is None:
@@ -227,11 +226,12 @@ def bind(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str, int]) -> Any:  # noqa: ANN401
+def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str, int]) -> Any:
     """The layout of one operator's result."""
     if node.target is operator.getitem:
-        value = values[node.args[0].name]  # type: ignore[union-attr]
-        return value[node.args[1]] if isinstance(value, list | tuple) else value
+        source, item = _first(node), node.args[1]
+        value = values[source]
+        return value[item] if isinstance(value, list | tuple) and isinstance(item, int) else value
     meta = node.meta.get("val")
     outputs = list(meta) if isinstance(meta, list | tuple) else [meta]
     if not any(isinstance(value, Tensor) for value in outputs):
@@ -256,8 +256,13 @@ def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str
         result = layouts if isinstance(meta, list | tuple) else layouts[0]
     if _in_place(node) and isinstance(result, Layout):
         # Later readers of the mutated value see the result.
-        values[node.args[0].name] = result  # type: ignore[union-attr]
+        values[_first(node)] = result
     return result
+
+
+def _first(node: fx.Node) -> str:
+    """The name of the node that a call reads first."""
+    return node.all_input_nodes[0].name
 
 
 def _in_place(node: fx.Node) -> bool:
@@ -265,7 +270,7 @@ def _in_place(node: fx.Node) -> bool:
     return bool(schema and schema.is_mutable and node.args and isinstance(node.args[0], fx.Node))
 
 
-def _fill(value: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401
+def _fill(value: Any, values: dict[str, Any]) -> Any:
     """Replace nodes by their layouts in a nest of arguments."""
     if isinstance(value, fx.Node):
         return values.get(value.name)
@@ -274,8 +279,3 @@ def _fill(value: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [_fill(item, values) for item in value]
     return value
-
-
-def hidden_positions(slots: Sequence[Slot]) -> int:
-    """How many axis positions carry units."""
-    return int(np.sum([slot.ids.size for slot in slots]))

@@ -34,6 +34,7 @@ class Units:
         self.count = 0
         self.frozen: list[tuple[Ids, str]] = []
         self.blocks: list[Blocks] = []
+        self.pieces: list[Ids] = []
         self.roles: list[tuple[Ids, str]] = []
         self._ties: list[tuple[Ids, Ids]] = []
         self._projections: dict[tuple[tuple[int, ...], bytes, tuple[int, ...]], Ids] = {}
@@ -53,6 +54,10 @@ class Units:
     def freeze(self, ids: Ids, reason: str) -> None:
         """Hold units in place, for a reason that a reader of `spec.frozen` believes."""
         self.frozen.append((ids.ravel(), reason))
+
+    def piece(self, ids: Ids) -> None:
+        """Tell units that a slice has taken out from those that it has left behind."""
+        self.pieces.append(ids.ravel())
 
     def role(self, ids: Ids, role: str) -> None:
         """Remember what these units are for; groups are named by it."""

@@ -10,14 +10,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 # Imported so that their short names work as `class_path`.
-import lightning_merge.align
+import lightning_merge.align.activation
+import lightning_merge.align.weight
 import lightning_merge.callbacks
 import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks
 import lightning_merge.study.aggregates  # noqa: F401
 
-console = Console(highlight=False)
+_terminal = Console().is_terminal
+# Where the output goes to a file, tables need not fit a window.
+console = Console(highlight=False, width=None if _terminal else 120)
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:

@@ -1,5 +1,6 @@
 """An image classifier over any timm name, as a LightningModule."""
 
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -138,8 +139,8 @@ class ImageClassifier(LightningModule):
                 "choose the multiclass task"
             )
         if not timm.is_model(model.split("/")[-1]) and ":" not in model:
-            near = timm.list_models(f"*{model[:6]}*")[:3]
-            hint = f"; near it: {', '.join(near)}" if near else ""
+            near = get_close_matches(model, timm.list_models(), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(f"timm knows no model '{model}'{hint}")
         network: nn.Module = timm.create_model(
             model,

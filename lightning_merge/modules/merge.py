@@ -182,14 +182,18 @@ class MergeModule(LightningModule):
             self.refresh()
         return self
 
+    def on_fit_start(self) -> None:
+        """Resumes the random numbers, before the first epoch's order is drawn from them."""
+        if self._rng is not None:
+            torch.set_rng_state(self._rng)
+            self._rng = None
+        super().on_fit_start()
+
     def on_train_start(self) -> None:
         """Aligns B to A if a matching was given, then the module's own hook."""
         if self._matching is not None:
             self._align(self._matching)
             self._matching = None
-        if self._rng is not None:
-            torch.set_rng_state(self._rng)
-            self._rng = None
         super().on_train_start()
 
     def configure_optimizers(self) -> Any:

@@ -43,9 +43,10 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     """The summary as a table for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("method", no_wrap=True)
-    shown = _shown(summary, columns)
+    # The loss is in the files; a terminal is narrow.
+    shown = [column for column in _shown(summary, columns) if column != "loss"]
     for column in [*shown, "seconds", "parameters"]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     best = _best(summary)
     for row in summary:
         cells = [_number(row, column) for column in shown]

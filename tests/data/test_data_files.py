@@ -1,31 +1,15 @@
 """Data sets in files: tiny ones, written here in the official layouts."""
 
-import hashlib
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
+from made_data import classes, write_medmnist
+from torchvision.datasets import CIFAR10
 
 from lightning_merge.data import CIFARDataModule, MedMNISTDataModule
 from lightning_merge.errors import ConfigError, DataError
-
-SIZES = {"train": 20, "val": 6, "test": 10}
-
-
-def write_medmnist(folder, name, shape, labels):
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, count in SIZES.items():
-        arrays[f"{split}_images"] = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        arrays[f"{split}_labels"] = labels(generator, count).astype(np.uint8)
-    np.savez(folder / f"{name}.npz", **arrays)
-    return arrays
-
-
-def classes(count):
-    return lambda _, examples: np.arange(examples).reshape(-1, 1) % count
 
 
 @pytest.mark.parametrize(
@@ -157,36 +141,6 @@ def test_medmnist_failed_download(tmp_path, monkeypatch):
 def test_medmnist_refuses_what_it_has_not(arguments, words):
     with pytest.raises(ConfigError, match=words):
         MedMNISTDataModule(**arguments)
-
-
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """CIFAR-10 and CIFAR-100 of a few images each; their own checksums replace the official."""
-
-    def write(reader, file, content):
-        path = tmp_path / reader.base_folder / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(pickle.dumps(content))
-        return hashlib.md5(path.read_bytes()).hexdigest()
-
-    def write_split(reader, files, key, classes):
-        listed = []
-        for number, (file, _) in enumerate(files):
-            draw = np.random.default_rng(number)
-            pixels = draw.integers(1, 256, (2 * classes, 3072), dtype=np.uint8)
-            labels = list(range(classes)) * 2
-            listed.append([file, write(reader, file, {"data": pixels, key: labels})])
-        return listed
-
-    for reader, key, count in ((CIFAR10, "labels", 10), (CIFAR100, "fine_labels", 100)):
-        for name in ("train_list", "test_list"):
-            monkeypatch.setattr(
-                reader, name, write_split(reader, getattr(reader, name), key, count)
-            )
-        names = {reader.meta["key"]: [str(label) for label in range(count)]}
-        md5 = write(reader, reader.meta["filename"], names)
-        monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5})
-    return tmp_path
 
 
 @pytest.mark.parametrize(("count", "examples"), [(10, 100), (100, 200)])

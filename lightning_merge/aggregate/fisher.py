@@ -1,0 +1,153 @@
+"""Each parameter is taken most from the network whose predictions depend on it most.
+
+Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging".
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+
+
+def fisher_average(
+    states: Sequence[Mapping[str, Tensor]],
+    fishers: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float] | None = None,
+) -> StateDict:
+    """`sum_k weights_k F_k * state_k / sum_k weights_k F_k`, entry by entry.
+
+    Where no network's Fisher information is above 0, and for tensors that have none (running
+    statistics), it is the average with `weights`. Integers and booleans are those of the
+    first state.
+
+    Args:
+        states: K state dicts with the same names and shapes.
+        fishers: K diagonals of the Fisher information by parameter name, none negative, as
+            `diagonal_fisher` gives them.
+        weights: K numbers that are not negative; equal if not given.
+
+    Returns:
+        A new state dict, computed in float64, in the states' own types.
+
+    Raises:
+        ConfigError: If the numbers of states, Fishers and weights do not fit, a name is in
+            some of the Fishers only, or an entry is negative.
+    """
+    weights = [1.0] * len(states) if weights is None else list(weights)
+    if not states or not len(states) == len(fishers) == len(weights):
+        raise ConfigError(
+            f"Fisher average: {len(states)} states, {len(fishers)} Fishers and {len(weights)} "
+            "weights; give one of each for every network"
+        )
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ConfigError(f"Fisher average: weights {weights}; none may be negative, nor all 0")
+    for fisher in fishers:
+        different = sorted(set(fisher) ^ set(fishers[0]))
+        if different:
+            raise ConfigError(
+                f"Fisher average: '{different[0]}' is in some of the Fishers only; estimate all "
+                "of them on networks of one architecture"
+            )
+    merged: StateDict = {}
+    for name, first in states[0].items():
+        if not first.is_floating_point():
+            merged[name] = first.clone()
+            continue
+        plain = torch.zeros_like(first, dtype=torch.float64)
+        weighted, information = torch.zeros_like(plain), torch.zeros_like(plain)
+        for state, fisher, weight in zip(states, fishers, weights, strict=True):
+            value = state[name].to(plain)
+            plain.add_(value, alpha=weight / sum(weights))
+            if name in fisher:
+                share = fisher[name].to(plain) * weight
+                if bool((share < 0).any()):
+                    raise ConfigError(f"Fisher average: '{name}' has negative information")
+                weighted += share * value
+                information += share
+        average = torch.where(information > 0, weighted / information, plain)
+        merged[name] = average.to(first.dtype)
+    return merged
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    batches: Iterable[Any],
+    labels_per_example: int | None = None,
+    generator: torch.Generator | None = None,
+    chunk: int = 16,
+) -> StateDict:
+    """The diagonal of a classifier's Fisher information, averaged over examples.
+
+    `E_x E_y (d log p(y|x) / d parameter)^2` with y from the network's own predictions, so
+    true labels are not used. The network is in eval mode meanwhile and is left unchanged.
+
+    Args:
+        model: Takes an input `(B, ...)` and gives logits `(B, C)`, each row from its own
+            example.
+        batches: What a data loader gives; see `lightning_merge.batches`.
+        labels_per_example: How many labels to draw for each example; the exact expectation
+            over all C classes if not given, which costs C backward passes.
+        generator: Where drawn labels come from, on the CPU; torch's own if not given.
+        chunk: For how many examples gradients are held at a time: as many model sizes.
+
+    Returns:
+        A tensor in float64 for each parameter, tied ones under all their names.
+
+    Raises:
+        ConfigError: If there are no examples, or the model gives no logits `(B, C)`.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    fisher = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+
+    def scaled_log_probability(values: StateDict, one: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, (values, buffers), (one.unsqueeze(0),))
+        log_probability = logits.log_softmax(dim=-1)[0].gather(0, label.unsqueeze(0))[0]
+        if labels_per_example is not None:
+            return log_probability
+        # The factor's square is the probability with which the expectation weighs a class.
+        return (log_probability.detach() / 2).exp() * log_probability
+
+    gradients = vmap(grad(scaled_log_probability), in_dims=(None, 0, 0), randomness="different")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    seen = 0
+    try:
+        for batch in batches:
+            inputs = to_device_of(model, inputs_of(batch))
+            for part in inputs.split(chunk):
+                for labels in _labels(model, part, labels_per_example, generator):
+                    for name, value in gradients(parameters, part, labels).items():
+                        fisher[name] += value.to(torch.float64).square_().sum(dim=0)
+                seen += len(part)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if seen == 0:
+        raise ConfigError("Fisher information: there are no examples; give at least one batch")
+    divisor = seen * (labels_per_example or 1)
+    names = {id(value): name for name, value in model.named_parameters()}
+    for value in fisher.values():
+        value.div_(divisor)
+    return {name: fisher[names[id(value)]] for name, value in named.items()}
+
+
+@torch.no_grad()
+def _labels(
+    model: nn.Module, inputs: Tensor, draws: int | None, generator: torch.Generator | None
+) -> list[Tensor]:
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise ConfigError("Fisher information: the model must give logits of shape (B, C)")
+    if draws is None:
+        return [torch.full_like(logits[:, 0], c, dtype=torch.long) for c in range(logits.shape[1])]
+    probabilities = logits.softmax(dim=-1).cpu()
+    drawn = torch.multinomial(probabilities, draws, replacement=True, generator=generator)
+    return list(drawn.to(logits.device).unbind(dim=1))

@@ -1,0 +1,211 @@
+"""Greedy soups: ingredients join an average one by one, as long as it gets better.
+
+Wortsman et al. 2022, "Model soups", Recipe 1. A candidate must be strictly better than the
+soup so far, as in the authors' code; of two equals the smaller soup is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+
+Source = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+"""A state dict, or a function that reads one: only two are then in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of a greedy search's trace; the first is the best ingredient alone.
+
+    Attributes:
+        candidate: Which of the states was tried.
+        alone: That state's own metric.
+        metric: The metric of the soup with it; None if the candidate was dropped before its
+            evaluation was complete.
+        kept: Whether it is in the soup.
+        examples: How many examples the soup was evaluated on, 0 if the ingredient's own
+            evaluation was used again; None if `evaluate` does not count them.
+    """
+
+    candidate: int
+    alone: float
+    metric: float | None
+    kept: bool
+    examples: int | None = None
+
+
+def greedy_soup(
+    states: Sequence[Source],
+    evaluate: Callable[[StateDict], float],
+    metrics: Sequence[float] | None = None,
+) -> tuple[StateDict, list[Trial]]:
+    """Averages the ingredients that improve the average on held-out data.
+
+    The ingredients are tried from the best to the worst (of equals, the earlier first). The
+    soup is the uniform average of those kept, from a running sum in float64; integers and
+    booleans are those of the best ingredient.
+
+    Args:
+        states: K state dicts with the same names and shapes, or functions that read them.
+        evaluate: Gives a state dict's metric, on data held out of training; larger is better
+            (negate a loss), NaN is never better. It may load the state dict into a network
+            and reset its BatchNorm there, but must not change it.
+        metrics: The K ingredients' own metrics, where they are known; otherwise each is
+            evaluated once. The best ingredient is not evaluated again.
+
+    Returns:
+        The soup, and one `Trial` for each ingredient in the order in which they were tried.
+
+    Raises:
+        ConfigError: If there is no state, `metrics` do not fit, or all of them are NaN.
+
+    Example:
+        >>> import torch
+        >>> states = [{"w": torch.tensor([x])} for x in (0.0, 3.0, 9.0)]
+        >>> soup, trace = greedy_soup(states, lambda state: -abs(state["w"].item() - 2))
+        >>> soup, [(trial.candidate, trial.kept) for trial in trace]
+        ({'w': tensor([1.5000])}, [(1, True), (0, True), (2, False)])
+    """
+    if metrics is None:
+        metrics = [evaluate(dict(_read(state))) for state in states]
+
+    def trial(candidate: StateDict, _best: float) -> tuple[float | None, int | None]:
+        return evaluate(candidate), None
+
+    return _search(states, metrics, trial, reused=None)
+
+
+def greedy_soup_by_counts(
+    states: Sequence[Source],
+    count: Callable[[StateDict], Iterable[tuple[int, int]]],
+    total: int,
+    correct: Sequence[int] | None = None,
+) -> tuple[StateDict, list[Trial]]:
+    """The greedy soup for accuracy, without the work that cannot change it.
+
+    A candidate is dropped as soon as it would not be better than the soup so far even if all
+    examples still to come were right. The result is that of `greedy_soup`. The sooner the
+    examples come that networks get wrong, the more is saved; their order must stay the same.
+
+    Args:
+        states: K state dicts with the same names and shapes, or functions that read them.
+        count: Yields, batch by batch, how many predictions of a state dict are correct and
+            how many examples the batch has. It is left off where a candidate is dropped, so
+            it should compute a batch only when it is asked for it.
+        total: How many examples there are.
+        correct: How many the ingredients get right, where that is known.
+
+    Returns:
+        The soup, and the trace as in `greedy_soup`; its metrics are accuracies.
+
+    Raises:
+        ConfigError: As in `greedy_soup`, and if the batches do not add up to `total`.
+    """
+    if total <= 0:
+        raise ConfigError(f"greedy soup: {total} held-out examples; give at least one")
+    if correct is None:
+        correct = [_count(count(dict(_read(state))), total, None)[0] for state in states]
+
+    def trial(candidate: StateDict, best: float) -> tuple[float | None, int | None]:
+        right, seen = _count(count(candidate), total, best)
+        return (None if seen < total else right), seen
+
+    soup, trace = _search(states, correct, trial, reused=0)
+    return soup, [
+        replace(
+            line,
+            alone=line.alone / total,
+            metric=None if line.metric is None else line.metric / total,
+        )
+        for line in trace
+    ]
+
+
+def _search(
+    states: Sequence[Source],
+    metrics: Sequence[float],
+    evaluate: Callable[[StateDict, float], tuple[float | None, int | None]],
+    reused: int | None,
+) -> tuple[StateDict, list[Trial]]:
+    if not states or len(metrics) != len(states):
+        raise ConfigError(
+            f"greedy soup: {len(metrics)} metrics for {len(states)} states; give at least one "
+            "state, and one metric for each"
+        )
+    if all(math.isnan(metric) for metric in metrics):
+        raise ConfigError("greedy soup: every ingredient's metric is NaN; check the evaluation")
+    keys = [-math.inf if math.isnan(metric) else metric for metric in metrics]
+    order = sorted(range(len(states)), key=lambda index: -keys[index])
+
+    first = order[0]
+    soup = _RunningMean(_read(states[first]))
+    best = metrics[first]
+    trace = [Trial(first, best, best, True, reused)]
+    for index in order[1:]:
+        state = _read(states[index])
+        metric, examples = evaluate(soup.with_another(state), best)
+        kept = metric is not None and metric > best
+        if metric is not None and kept:
+            soup.add(state)
+            best = metric
+        trace.append(Trial(index, metrics[index], metric, kept, examples))
+    return soup.mean(), trace
+
+
+def _read(source: Source) -> Mapping[str, Tensor]:
+    return source() if callable(source) else source
+
+
+def _count(batches: Iterable[tuple[int, int]], total: int, best: float | None) -> tuple[int, int]:
+    right = seen = 0
+    for correct, examples in batches:
+        right += int(correct)
+        seen += int(examples)
+        if best is not None and seen < total and right + total - seen <= best:
+            return right, seen
+    if seen != total:
+        raise ConfigError(
+            f"greedy soup: the batches held {seen} examples, not the {total} that were announced"
+        )
+    return right, seen
+
+
+class _RunningMean:
+    """The sum of the states so far in float64, so that none of them need be kept."""
+
+    def __init__(self, first: Mapping[str, Tensor]) -> None:
+        self.count = 1
+        self.types = {name: value.dtype for name, value in first.items()}
+        self.sums = {
+            name: value.to(torch.float64, copy=True) if value.is_floating_point() else value.clone()
+            for name, value in first.items()
+        }
+
+    def with_another(self, state: Mapping[str, Tensor]) -> StateDict:
+        merged: StateDict = {}
+        for name, total in self.sums.items():
+            if total.is_floating_point():
+                total = (total + state[name].to(total)).div_(self.count + 1)
+                merged[name] = total.to(self.types[name])
+            else:
+                merged[name] = total.clone()
+        return merged
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        self.count += 1
+        for name, total in self.sums.items():
+            if total.is_floating_point():
+                total.add_(state[name].to(total))
+
+    def mean(self) -> StateDict:
+        return {
+            name: (total / self.count).to(self.types[name])
+            if total.is_floating_point()
+            else total.clone()
+            for name, total in self.sums.items()
+        }

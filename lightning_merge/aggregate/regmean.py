@@ -1,0 +1,187 @@
+"""RegMean: the weights whose outputs are nearest to every network's own, layer by layer.
+
+Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models". A linear
+layer's merge is a least-squares problem that the inputs' Gram matrices solve in closed form;
+a convolution is a linear layer on patches.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_merge.aggregate.average import average
+from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+
+# Relative to the mean of the Gram matrix's diagonal: too small to move a well-determined
+# weight, enough to make the factorisation succeed.
+_RIDGE = 1e-10
+
+
+def regmean(
+    states: Sequence[Mapping[str, Tensor]],
+    grams: Sequence[Mapping[str, Tensor]],
+    scaling: float = 0.9,
+) -> StateDict:
+    """Merges linear and convolutional weights by regression, everything else by averaging.
+
+    For each weight with Gram matrices, `(sum_k G_k)^-1 sum_k G_k W_k`, after the entries of
+    each `G_k` off the diagonal were multiplied by `scaling`. Directions in which no network
+    had any input keep the plain average. Biases are averaged, as in the paper. Integers and
+    booleans are those of the first state.
+
+    Args:
+        states: K state dicts with the same names and shapes.
+        grams: K sets of Gram matrices by weight name, as `gram_matrices` gives them.
+        scaling: What is left of the off-diagonal entries, in [0, 1]; the paper's alpha, which
+            it advises at 0.9. Below 1 it guards against Gram matrices from few examples.
+
+    Returns:
+        A new state dict, computed in float64, in the states' own types.
+
+    Raises:
+        ConfigError: If the numbers of states and Gram matrices differ, a matrix does not fit
+            its weight, or `scaling` is out of range.
+    """
+    if not states or len(states) != len(grams):
+        raise ConfigError(
+            f"RegMean: {len(states)} states and {len(grams)} sets of Gram matrices; give one of "
+            "each for every network"
+        )
+    if not 0 <= scaling <= 1:
+        raise ConfigError(f"RegMean: scaling {scaling} is out of range; choose one in [0, 1]")
+    merged = average(states)
+    for name in grams[0]:
+        if any(name not in gram for gram in grams) or name not in merged:
+            raise ConfigError(
+                f"RegMean: '{name}' is not in every network and set of Gram matrices; take them "
+                "from networks of one architecture"
+            )
+        weights = [state[name] for state in states]
+        merged[name] = _regress(name, weights, [gram[name] for gram in grams], scaling)
+    return merged
+
+
+def _regress(name: str, weights: list[Tensor], grams: list[Tensor], scaling: float) -> Tensor:
+    first = weights[0]
+    groups, size = grams[0].shape[0], grams[0].shape[-1]
+    if groups == 0 or first.shape[0] % groups or first[0].numel() != size:
+        raise ConfigError(
+            f"RegMean: a Gram matrix of shape {tuple(grams[0].shape)} does not fit '{name}' of "
+            f"shape {tuple(first.shape)}; take both from one network"
+        )
+    # (K, groups, inputs, outputs): the layout in which a layer is x @ W
+    columns = torch.stack(
+        [w.to(first.device, torch.float64).reshape(groups, -1, size).mT for w in weights]
+    )
+    mean = columns.mean(dim=0)
+    total = torch.zeros(groups, size, size, dtype=torch.float64, device=first.device)
+    pull = torch.zeros_like(mean)
+    for column, gram in zip(columns, grams, strict=True):
+        scaled = gram.to(total) * scaling
+        scaled.diagonal(dim1=-2, dim2=-1).copy_(gram.diagonal(dim1=-2, dim2=-1))
+        total += scaled
+        pull += scaled @ (column - mean)
+    # Solved for the distance from the mean, the ridge pulls towards the mean, not to zero.
+    ridge = total.diagonal(dim1=-2, dim2=-1).mean(dim=-1) * _RIDGE
+    ridge = torch.where(ridge > 0, ridge, torch.ones_like(ridge))
+    total.diagonal(dim1=-2, dim2=-1).add_(ridge[:, None])
+    solution = mean + torch.cholesky_solve(pull, torch.linalg.cholesky(total))
+    return solution.mT.reshape(first.shape).to(first.dtype)
+
+
+@torch.no_grad()
+def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
+    """The mean outer product of each layer's inputs with themselves.
+
+    For every `nn.Linear` and `nn.Conv2d` that is called as a module and computes its own
+    `forward`; subclasses with another one, and weights that are used without their module
+    (attention's fused projections), are left out, hence averaged by `regmean`. The network is
+    in eval mode meanwhile and is left unchanged.
+
+    Args:
+        model: Takes one input.
+        batches: What a data loader gives; see `lightning_merge.batches`.
+
+    Returns:
+        By weight name (tied ones under all their names), a tensor in float64 of shape
+        `(groups, d, d)`: one group for a linear layer with d inputs; for a convolution,
+        d = inputs per group x kernel height x kernel width, in the order of its weight.
+
+    Raises:
+        ConfigError: If no such layer was called.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    known = {id(value) for value in named.values()}
+    sums: dict[int, Tensor] = {}
+    rows: dict[int, int] = {}
+
+    def accumulate(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        key = id(layer.weight)
+        x = _rows(layer, arguments[0])
+        gram = x.mT @ x
+        sums[key] = sums[key].add_(gram) if key in sums else gram
+        rows[key] = rows.get(key, 0) + x.shape[1]
+
+    handles = [
+        layer.register_forward_pre_hook(accumulate)
+        for layer in model.modules()
+        if _is_plain(layer) and id(layer.weight) in known
+    ]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for batch in batches:
+            model(to_device_of(model, inputs_of(batch)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if not sums:
+        raise ConfigError("RegMean: no linear or convolutional layer saw an input; check the data")
+    grams = {key: total / rows[key] for key, total in sums.items()}
+    return {name: grams[id(value)] for name, value in named.items() if id(value) in grams}
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer's weight is multiplied by what it is given, and by nothing else."""
+    return any(
+        isinstance(layer, kind) and type(layer).forward is kind.forward
+        for kind in (nn.Linear, nn.Conv2d)
+    )
+
+
+def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer's inputs as `(groups, rows, d)` in float64: what its weight is multiplied by."""
+    x = x.to(torch.float64)
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    padding = _padding(layer)
+    if any(padding):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, padding, mode=mode)
+    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
+    # (B, groups, d, L) -> (groups, B * L, d)
+    patches = patches.unflatten(1, (layer.groups, -1))
+    return patches.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _padding(layer: nn.Conv2d) -> list[int]:
+    """Left, right, top and bottom."""
+    if layer.padding == "valid":
+        return [0, 0, 0, 0]
+    padding: list[int] = []
+    for axis in (1, 0):
+        if isinstance(layer.padding, str):
+            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            padding += [total // 2, total - total // 2]
+        else:
+            padding += [layer.padding[axis]] * 2
+    return padding

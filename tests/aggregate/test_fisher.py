@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_merge.aggregate import average, diagonal_fisher, fisher_average
+from lightning_merge.errors import ConfigError
+
+
+def convolutional(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(27, 4),
+    )  # fmt: skip
+    model(torch.randn(6, 2, 5, 5))
+    return model
+
+
+def fisher_one_by_one(model, inputs):
+    """The definition: examples and classes in two loops, gradients by autograd."""
+    model.eval()
+    total = {name: torch.zeros_like(p).double() for name, p in model.named_parameters()}
+    for one in inputs:
+        log_probabilities = model(one[None])[0].log_softmax(dim=0)
+        for log_probability in log_probabilities:
+            model.zero_grad()
+            log_probability.backward(retain_graph=True)
+            for name, p in model.named_parameters():
+                total[name] += log_probability.exp().item() * p.grad.double() ** 2
+    model.zero_grad()
+    return {name: value / len(inputs) for name, value in total.items()}
+
+
+def test_exact_fisher_against_the_definition():
+    model, inputs = convolutional(), torch.randn(7, 2, 5, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = diagonal_fisher(model, [(inputs[:5], 0), {"x": inputs[5:]}], chunk=2)
+    assert model.training
+    assert model[1].training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    torch.testing.assert_close(found, fisher_one_by_one(model, inputs), rtol=1e-4, atol=1e-8)
+
+
+def test_fisher_of_a_logistic_regression_in_closed_form():
+    model, x = nn.Linear(3, 2, bias=False), torch.randn(50, 3)
+    p = model(x).softmax(dim=1).double()
+    # d log p_y / d w_c = (1[y = c] - p_c) x, whose expected square is p_c (1 - p_c) x^2.
+    expected = ((p * (1 - p)).T @ x.double().square()) / 50
+    torch.testing.assert_close(diagonal_fisher(model, [x])["weight"], expected, rtol=1e-5, atol=0)
+
+
+def test_drawn_labels_converge_to_the_expectation_and_repeat_with_the_seed():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 3), torch.randn(40, 3)
+    exact = diagonal_fisher(model, [x])["weight"]
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return diagonal_fisher(model, [x], 50, generator, chunk=40)["weight"]
+
+    torch.testing.assert_close(drawn(0), exact, rtol=0.15, atol=0.01)
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+
+
+def test_tied_parameters_have_one_fisher_under_both_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.two = nn.Linear(4, 4)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.two(self.one(x).relu())
+
+    model, inputs = Tied(), torch.randn(5, 4)
+    found = diagonal_fisher(model, [inputs])
+    assert set(found) == set(model.state_dict())
+    assert torch.equal(found["one.weight"], found["two.weight"])
+    expected = fisher_one_by_one(model, inputs)
+    torch.testing.assert_close(found["one.weight"], expected["one.weight"], rtol=1e-4, atol=1e-8)
+
+
+def test_average_by_hand():
+    states = [{"w": torch.tensor([0.0, 2.0, 4.0])}, {"w": torch.tensor([4.0, 6.0, 8.0])}]
+    fishers = [{"w": torch.tensor([1.0, 0.0, 0.0])}, {"w": torch.tensor([3.0, 5.0, 0.0])}]
+    assert fisher_average(states, fishers)["w"].tolist() == [3.0, 6.0, 6.0]
+    assert fisher_average(states, fishers, [3, 1])["w"].tolist() == [2.0, 6.0, 5.0]
+
+
+def test_the_average_minimises_the_weighted_quadratic():
+    states = [{"w": torch.randn(9, dtype=torch.float64)} for _ in range(3)]
+    fishers = [{"w": torch.rand(9, dtype=torch.float64)} for _ in range(3)]
+    merged = fisher_average(states, fishers)["w"].requires_grad_()
+    loss = sum(
+        (f["w"] * (merged - s["w"]) ** 2).sum() for f, s in zip(fishers, states, strict=True)
+    )
+    (gradient,) = torch.autograd.grad(loss, merged)
+    assert gradient.abs().max() < 1e-12
+
+
+def test_batchnorm_and_counters():
+    models = [convolutional(seed) for seed in range(3)]
+    states = [model.state_dict() for model in models]
+    states[1]["1.num_batches_tracked"] += 5
+    fishers = [diagonal_fisher(model, [torch.randn(4, 2, 5, 5)]) for model in models]
+    merged, plain = fisher_average(states, fishers), average(states)
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        torch.testing.assert_close(merged[name], plain[name])
+    assert not torch.allclose(merged["0.weight"], plain["0.weight"])
+    assert {n: v.dtype for n, v in merged.items()} == {n: v.dtype for n, v in states[0].items()}
+    convolutional(3).load_state_dict(merged)
+    equal = [{name: torch.ones_like(v) for name, v in f.items()} for f in fishers]
+    torch.testing.assert_close(fisher_average(states, equal), plain)
+
+
+def test_what_is_refused():
+    one = {"w": torch.ones(2)}
+    with pytest.raises(ConfigError, match="2 states, 1 Fishers"):
+        fisher_average([one, one], [one])
+    with pytest.raises(ConfigError, match="'v'"):
+        fisher_average([one, one], [one, {**one, "v": torch.ones(1)}])
+    with pytest.raises(ConfigError, match="negative information"):
+        fisher_average([one], [{"w": -torch.ones(2)}])
+    with pytest.raises(ConfigError, match="weights"):
+        fisher_average([one, one], [one, one], [1, -1])
+    with pytest.raises(ConfigError, match="no examples"):
+        diagonal_fisher(nn.Linear(2, 2), [])
+    with pytest.raises(ConfigError, match=r"\(B, C\)"):
+        diagonal_fisher(nn.Conv2d(1, 1, 1), [torch.ones(1, 1, 2, 2)])

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from lightning_merge.aggregate import learned
+from lightning_merge.aggregate.flat import FlatLayout
+from lightning_merge.aggregate.learned import interpolate_flat_, interpolated_weights
+from lightning_merge.errors import ConfigError
+
+
+def tensors(seed, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return {
+        "conv": torch.randn(4, 3, 3, 3, dtype=dtype).to(memory_format=torch.channels_last),
+        "linear": torch.randn(5, 7, dtype=dtype),
+        "bias": torch.randn(5, dtype=dtype),
+        "scale": torch.randn((), dtype=dtype),
+    }
+
+
+def test_flattening_comes_back_in_value_and_memory_format():
+    given = tensors(0)
+    layout = FlatLayout(given)
+    views = layout.named_views(layout.flatten(given))
+    assert layout.size == 4 * 27 + 35 + 5 + 1
+    for name, tensor in given.items():
+        assert torch.equal(views[name], tensor)
+        assert views[name].stride() == tensor.stride()
+
+
+def test_views_share_the_buffer():
+    layout = FlatLayout(tensors(0))
+    buffer = torch.zeros(layout.size)
+    layout.named_views(buffer)["linear"].fill_(2.0)
+    assert buffer.sum().item() == 2.0 * 35
+
+
+def test_different_types_are_refused():
+    with pytest.raises(ConfigError, match=r"float16.*float32|float32.*float16"):
+        FlatLayout({"a": torch.ones(1), "b": torch.ones(1).half()})
+    with pytest.raises(ConfigError, match="int64"):
+        FlatLayout({"a": torch.ones(1, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "channel"])
+def test_segments_cover_the_buffer(granularity):
+    layout = FlatLayout(tensors(0))
+    lengths = layout.segments(granularity)
+    assert sum(lengths) == layout.size
+    assert len(lengths) == {"model": 1, "layer": 4, "channel": 4 + 5 + 5 + 1}[granularity]
+
+
+def test_channel_segments_are_the_rows_also_in_channels_last():
+    given = tensors(0)
+    layout = FlatLayout(given)
+    numbers = torch.arange(len(layout.segments("channel"))).float()
+    flat = numbers.repeat_interleave(torch.tensor(layout.segments("channel")))
+    conv = layout.named_views(flat)["conv"]
+    assert all(conv[row].unique().tolist() == [float(row)] for row in range(4))
+
+
+def test_an_unknown_granularity_is_refused():
+    with pytest.raises(ConfigError, match="granularity 'row'"):
+        FlatLayout(tensors(0)).segments("row")
+
+
+@pytest.mark.parametrize("block", [1 << 17, 16, 7])
+def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
+    monkeypatch.setattr(learned, "_CPU_BLOCK", block)
+    layout = FlatLayout(tensors(0, torch.float64))
+    a, b = (layout.flatten(tensors(seed, torch.float64)) for seed in (1, 2))
+    logits = torch.randn(layout.size, dtype=torch.float64, requires_grad=True)
+
+    def loss(weights):
+        conv, linear, _, scale = weights
+        return (conv**3).sum() * scale + linear.sin().sum()
+
+    ours = interpolated_weights(logits, a, b, torch.empty_like(a), layout)
+    (ours_grad,) = torch.autograd.grad(loss(ours), logits)
+    alpha = torch.sigmoid(logits)
+    theirs = layout.views(alpha * a + (1 - alpha) * b)
+    (theirs_grad,) = torch.autograd.grad(loss(theirs), logits)
+    for mine, plain in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, plain, rtol=1e-12)
+    assert torch.allclose(ours_grad, theirs_grad, rtol=1e-10, atol=1e-12)
+    # The bias takes no part in the loss.
+    assert layout.named_views(ours_grad)["bias"].abs().max() == 0
+
+
+def test_the_ends_give_the_ingredients_themselves():
+    a, b = torch.randn(1000), torch.randn(1000)
+    out = torch.empty(1000)
+    assert torch.equal(interpolate_flat_(out, torch.full((1000,), 200.0), a, b), a)
+    assert torch.equal(interpolate_flat_(out, torch.full((1000,), -200.0), a, b), b)
+    assert torch.allclose(interpolate_flat_(out, torch.zeros(1000), a, b), (a + b) / 2, atol=1e-6)

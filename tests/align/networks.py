@@ -1,0 +1,171 @@
+"""Small networks with every construction that the engine must understand."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Perceptron(nn.Module):
+    """Two hidden layers."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.one = nn.Linear(5, width)
+        self.two = nn.Linear(width, width + 1)
+        self.out = nn.Linear(width + 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.two(F.relu(self.one(x)))))
+
+
+class Flattened(nn.Module):
+    """C x 3 x 3 before a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8 * 9, 10)
+        self.out = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), 3)
+        return self.out(F.relu(self.fc(torch.flatten(x, 1))))
+
+
+class Block(nn.Module):
+    """A CIFAR residual block with either kind of shortcut."""
+
+    def __init__(self, inside: int, out: int, stride: int, pads: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.extra = out - inside if pads else 0
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if inside != out and not pads
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.extra:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet20."""
+
+    def __init__(self, width: int = 4, pads: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        blocks, inside = [], width
+        for stage in range(3):
+            for block in range(3):
+                out = width * 2**stage
+                blocks.append(Block(inside, out, 2 if stage and not block else 1, pads))
+                inside = out
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(inside, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Attention written out with matmul and softmax, separate projections, and a table."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 12)
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+        self.norm = nn.LayerNorm(4) if norm else nn.Identity()
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.register_buffer("position", torch.arange(36).reshape(6, 6) % 7)
+        self.proj = nn.Linear(12, 12)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, c = x.shape
+        q, k, v = (f(x).reshape(b, n, 3, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = self.norm(q), self.norm(k)
+        bias = self.table[self.position].permute(2, 0, 1)
+        scores = (q * 0.5 @ k.transpose(-2, -1) + bias).softmax(-1)
+        x = x + self.proj((scores @ v).transpose(1, 2).reshape(b, n, c))
+        return self.out(x.mean(1))
+
+
+class Grouped(nn.Module):
+    """Grouped and depthwise convolutions, squeeze and excitation, GroupNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 18, 3, padding=1, groups=3)
+        self.depthwise = nn.Conv2d(18, 18, 3, padding=1, groups=18)
+        self.squeeze = nn.Linear(18, 5)
+        self.excite = nn.Linear(5, 18)
+        self.conv2 = nn.Conv2d(18, 16, 1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.grouped(F.relu(self.conv1(x))))
+        x = F.relu(self.depthwise(x))
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
+        x = self.norm(self.conv2(x * gate[:, :, None, None]))
+        return self.out(F.relu(x).mean((2, 3)))
+
+
+class Sorting(nn.Module):
+    """An operator that no rule knows, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(5, 8)
+        self.two = nn.Linear(8, 6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).cumsum(-1)
+        return self.out(F.relu(self.two(x)))
+
+
+class Branching(nn.Module):
+    """A network that torch.export cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.one(x).sum().item() > 0:
+            return self.one(x)
+        return x
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random parameters of moderate size and random statistics; nothing keeps its default."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim > 1:
+                tensor.copy_(noise(tensor) * (2 / (tensor.numel() / tensor.shape[0])) ** 0.5)
+            else:
+                shift = 1.0 if name.endswith("weight") else 0.0
+                tensor.copy_(noise(tensor) * 0.2 + shift)
+        for name, tensor in model.named_buffers():
+            if name.endswith("running_var"):
+                tensor.copy_(0.6 + 0.4 * noise(tensor).abs())
+            elif name.endswith("running_mean"):
+                tensor.copy_(0.1 * noise(tensor))
+    return model

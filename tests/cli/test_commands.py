@@ -1,0 +1,196 @@
+"""What the commands write is what they print, and what they say they do."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_checkpoints import write_ingredient, write_ingredients
+from safetensors.torch import load_file
+from strangers import quiet_trainer
+
+from lightning_merge import DigitsDataModule, ImageClassifier
+from lightning_merge.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDY = [
+    "study",
+    "--model",
+    "{class_path: ImageClassifier, init_args: {model: linear_classifier, in_chans: 1, "
+    "model_kwargs: {img_size: 8}}}",
+    "--data",
+    "{class_path: DigitsDataModule, init_args: {split: 80-20}}",
+    "--ingredients",
+    "[{part: 0}, {part: 1}]",
+    "--training",
+    "{max_epochs: 2}",
+    "--recipes",
+    "[{name: Mean, aggregate: Average}, {name: All, aggregate: LogitsEnsemble}, "
+    "{name: NP, aggregate: {class_path: NPMerge, init_args: {max_epochs: 1}}}]",
+]
+
+
+def rows(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_merged_checkpoint_evaluates_to_the_printed_figure(tmp_path, capsys):
+    words = ["merge", "-c", str(CONFIGS / "merge/digits.yaml"), "--output", str(tmp_path / "out")]
+    words += ["--recipe.aggregate.init_args.max_epochs", "1"]
+    main([*words, "--checkpoints", write_ingredients(tmp_path)])
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    accuracy = result["measurement"]["accuracy"]
+    assert f"{accuracy:.4f}" in capsys.readouterr().out
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "out/merged.ckpt")
+    data = DigitsDataModule(batch_size=100)
+    (metrics,) = quiet_trainer().test(loaded, datamodule=data, verbose=False)
+    assert metrics["test_accuracy"] == pytest.approx(accuracy)
+    assert metrics["test_loss"] == pytest.approx(result["measurement"]["loss"], rel=1e-4)
+    assert result["measurement"]["test_examples"] == 359
+
+
+def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    from lightning_merge.study import run
+
+    main([*STUDY, "--output", str(tmp_path / "whole")])
+
+    merges = []
+    real = run.run_recipe
+
+    def stopping(recipe, pool):
+        if recipe.name == "NP" and "stopped" not in merges:
+            merges.append("stopped")
+            raise KeyboardInterrupt
+        merges.append(recipe.name)
+        return real(recipe, pool)
+
+    monkeypatch.setattr(run, "run_recipe", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        main([*STUDY, "--output", str(tmp_path / "parts")])
+    assert not (tmp_path / "parts/results.csv").exists()
+
+    def training(*args, **kwargs):
+        raise AssertionError("an ingredient was trained twice")
+
+    monkeypatch.setattr(run._Maker, "_train", training)
+    main([*STUDY, "--output", str(tmp_path / "parts")])
+    assert merges == ["Mean", "All", "stopped", "NP"]
+    whole, parts = rows(tmp_path / "whole"), rows(tmp_path / "parts")
+    assert [row["method"] for row in parts] == ["Ingredient 1", "Ingredient 2", "Mean", "All", "NP"]
+    for one, other in zip(whole, parts, strict=True):
+        assert {**one, "seconds": ""} == {**other, "seconds": ""}
+
+
+def test_a_study_that_is_done_computes_nothing(tmp_path, monkeypatch, capsys):
+    from lightning_merge.study import run
+
+    main([*STUDY, "--output", str(tmp_path)])
+    before = rows(tmp_path)
+    monkeypatch.setattr(run._Maker, "do", lambda self, task: pytest.fail(task.name))
+    main([*STUDY, "--output", str(tmp_path)])
+    assert "5 already done" in capsys.readouterr().out
+    assert rows(tmp_path) == before
+
+
+def test_another_study_does_not_write_over_the_first(tmp_path, capsys):
+    main([*STUDY, "--output", str(tmp_path)])
+    before = (tmp_path / "results.csv").read_text()
+    capsys.readouterr()
+    more = [*STUDY, "--seeds", "[0, 1]", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(more)
+    assert stopped.value.code == 2
+    assert "another study" in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_text() == before
+    main([*more, "--overwrite"])
+    assert "5 already done" in capsys.readouterr().out
+    assert [row["seed"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 5
+
+
+def test_a_study_gives_the_same_figures_twice(tmp_path):
+    for name in ("one", "two"):
+        main([*STUDY, "--output", str(tmp_path / name)])
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["accuracy"] for row in one] == [row["accuracy"] for row in two]
+    assert [row["loss"] for row in one] == [row["loss"] for row in two]
+    assert one[0]["accuracy"] != one[1]["accuracy"]
+
+
+def test_average_of_files_by_hand(tmp_path, capsys):
+    paths = [write_ingredient(tmp_path / f"{name}.ckpt", i) for i, name in enumerate("abc")]
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in paths]
+    words = ["average", *map(str, paths), "--weights", "1", "1", "2", "--output"]
+    main([*words, str(tmp_path / "mean.safetensors")])
+    merged = load_file(tmp_path / "mean.safetensors")
+    name = "network.layer1.0.conv1.weight"
+    wanted = (states[0][name] + states[1][name] + 2 * states[2][name]) / 4
+    assert torch.allclose(merged[name], wanted, atol=1e-6)
+    counter = "network.bn1.num_batches_tracked"
+    assert merged[counter] == states[0][counter]
+    main([*words, str(tmp_path / "mean.ckpt")])
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "mean.ckpt")
+    assert torch.equal(loaded.state_dict()[name], merged[name])
+    main([*words, str(tmp_path / "mean.pt")])
+    assert torch.load(tmp_path / "mean.pt", weights_only=True).keys() == merged.keys()
+    assert "average of 3 checkpoints" in capsys.readouterr().out
+
+
+def test_bare_networks_are_merged_when_the_model_is_named(tmp_path):
+    for seed in (0, 1):
+        path = write_ingredient(tmp_path / f"{seed}.ckpt", seed)
+        state = torch.load(path, weights_only=True)["state_dict"]
+        bare = {name.removeprefix("network."): value for name, value in state.items()}
+        torch.save(bare, tmp_path / f"{seed}.pth")
+    words = ["merge", "-c", str(CONFIGS / "merge/digits.yaml"), "--output", str(tmp_path / "out")]
+    words += ["--recipe", "{name: mean, aggregate: Average}", "--model", "ImageClassifier"]
+    words += ["--model.init_args.in_chans", "1", "--checkpoints"]
+    main([*words, f"[{tmp_path}/0.pth, {tmp_path}/1.pth]"])
+    assert ImageClassifier.load_from_checkpoint(tmp_path / "out/merged.ckpt").hparams.in_chans == 1
+
+
+def test_figures_are_drawn_from_what_was_stored(tmp_path, capsys):
+    main([*STUDY, "--barrier", "3", "--output", str(tmp_path / "out")])
+    results = str(tmp_path / "out/results.json")
+    capsys.readouterr()
+    main(["plot", "barrier", results])
+    main(["plot", "methods", results, "--output", str(tmp_path / "mine.png")])
+    main(["plot", "alphas", str(tmp_path / "out/merges/seed0/np.ckpt")])
+    files = [Path(line) for line in capsys.readouterr().out.split()]
+    assert len(files) == 6
+    for file in files:
+        start = file.read_bytes()[:200]
+        assert start.startswith(b"\x89PNG") if file.suffix == ".png" else b"<?xml" in start
+
+
+def test_the_comparison_reaches_weights_and_biases(tmp_path, monkeypatch):
+    from lightning.pytorch.loggers import WandbLogger
+
+    sent = {}
+    monkeypatch.setattr(
+        WandbLogger, "log_table", lambda self, key, columns, data: sent.update({key: data})
+    )
+    monkeypatch.setattr(
+        WandbLogger, "log_image", lambda self, key, images: sent.update({key: images})
+    )
+    words = [*STUDY, "--config", str(CONFIGS / "logger/wandb.yaml")]
+    words += ["--trainer.logger.init_args.offline", "true"]
+    words += ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    main([*words, "--output", str(tmp_path / "out")])
+    assert len(sent["comparison"]) == 5
+    assert {"methods", "alphas"} <= sent.keys()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys; from lightning_merge.cli import main; main(['--help']); main(['--version'])\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("fit", "merge", "compare", "study", "average", "plot"):
+        assert f"  {command}" in done.stdout

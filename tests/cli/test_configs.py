@@ -1,0 +1,111 @@
+"""Every file under configs/ runs, on a budget of seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from made_checkpoints import write_ingredients
+from made_data import classes, write_medmnist
+
+from lightning_merge.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+SHAPES = {"pneumoniamnist": ((28, 28), 2), "retinamnist": ((28, 28, 3), 5)}
+FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
+
+
+def of(folder):
+    return [name for name in FILES if name.startswith(f"{folder}/")]
+
+
+def data_options(name, tmp_path, request):
+    """Where the data that a configuration wants was made."""
+    data = yaml.safe_load((CONFIGS / name).read_text())["data"]
+    if data["class_path"] == "DigitsDataModule":
+        return []
+    if data["class_path"] == "MedMNISTDataModule":
+        flag = data["init_args"]["name"]
+        shape, count = SHAPES[flag]
+        write_medmnist(tmp_path, flag, shape, classes(count))
+        return ["--data.init_args.root", str(tmp_path)]
+    return ["--data.init_args.root", str(request.getfixturevalue("cifar"))]
+
+
+def test_no_configuration_is_forgotten():
+    folders = {name.split("/")[0] for name in FILES}
+    assert folders == {"fit", "merge", "compare", "studies", "logger"}
+    assert all(of(folder) for folder in folders)
+
+
+@pytest.mark.parametrize("name", of("fit"))
+def test_fit(name, tmp_path, request, capsys):
+    words = ["fit", "--config", str(CONFIGS / name), *data_options(name, tmp_path, request)]
+    if yaml.safe_load((CONFIGS / name).read_text())["model"]["class_path"] == "MergeModule":
+        words += ["--model.init_args.checkpoints", write_ingredients(tmp_path)]
+    main([*words, "--trainer.fast_dev_run", "true"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load((CONFIGS / name).read_text())
+    assert printed["trainer"]["max_epochs"] == written["trainer"]["max_epochs"]
+    assert printed["model"]["class_path"].endswith(written["model"]["class_path"])
+
+
+@pytest.mark.parametrize("name", of("merge"))
+def test_merge(name, tmp_path, request):
+    output = tmp_path / "out"
+    words = ["merge", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
+    words += ["--checkpoints", write_ingredients(tmp_path), "--output", str(output)]
+    main(words)
+    result = json.loads((output / "result.json").read_text())
+    assert result["measurement"]["kind"] == "merge"
+    assert (output / "merged.ckpt").is_file()
+
+
+@pytest.mark.parametrize("name", of("compare"))
+def test_compare(name, tmp_path, request):
+    output = tmp_path / "out"
+    words = ["compare", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
+    words += ["--checkpoints", write_ingredients(tmp_path), "--output", str(output)]
+    main([*words, "--barrier", "3"])
+    recipes = yaml.safe_load((CONFIGS / name).read_text())["recipes"]
+    check_results(output, 2 + len(recipes))
+
+
+@pytest.mark.parametrize("name", of("studies"))
+def test_study(name, tmp_path, request):
+    output = tmp_path / "out"
+    words = ["study", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
+    words += ["--training", "{max_epochs: 1}", "--seeds", "[0]"]
+    main([*words, "--barrier", "3", "--output", str(output)])
+    recipes = yaml.safe_load((CONFIGS / name).read_text())["recipes"]
+    check_results(output, 2 + len(recipes))
+
+
+@pytest.mark.parametrize("name", of("logger"))
+def test_logger(name, tmp_path):
+    words = ["fit", "--config", str(CONFIGS / "fit/digits.yaml")]
+    words += ["--config", str(CONFIGS / name), "--trainer.default_root_dir", str(tmp_path)]
+    words += ["--trainer.logger.init_args.offline", "true"]
+    words += ["--trainer.logger.init_args.save_dir", str(tmp_path)]
+    main([*words, "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"])
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def check_results(output, rows):
+    written = {path.name for path in output.iterdir()}
+    figures = {
+        f"{name}.{kind}" for name in ("methods", "barrier", "alphas") for kind in ("png", "svg")
+    }
+    assert figures | {"results.csv", "results.json", "report.md", "merges"} <= written
+    lines = (output / "results.csv").read_text().splitlines()
+    assert {"method", "accuracy", "seconds", "parameters", "seed"} <= set(lines[0].split(","))
+    assert len(lines) == 1 + rows
+    results = json.loads((output / "results.json").read_text())
+    assert results["command"].startswith("python -m lightning_merge")
+    assert len(results["measurements"]) == rows
+    assert [len(line["loss"]) for line in results["lines"]] == [3, 3, 3]

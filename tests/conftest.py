@@ -1,0 +1,36 @@
+"""What all tests share: one thread each, and a place for Lightning's files."""
+
+import os
+import warnings
+
+# Several test processes share the cores; threads that wait for each other cost more than
+# they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Nothing that a test forgets to place lands in the source tree."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        yield
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A folder with CIFAR-10 and CIFAR-100 of a few images each."""
+    from made_data import write_cifar
+
+    return write_cifar(tmp_path, monkeypatch)
