@@ -99,7 +99,7 @@ def exact_map(kernel: Tensor, size: int) -> list[int]:
             f"DPP: {subsets} subsets are too many to try; use select_dpp, which is greedy"
         )
     indices = torch.tensor(list(combinations(range(len(kernel)), size)))
-    minors = kernel.to(torch.float64)[indices[:, :, None], indices[:, None, :]]
+    minors = kernel.to("cpu", torch.float64)[indices[:, :, None], indices[:, None, :]]
     best = int(torch.linalg.slogdet(minors).logabsdet.argmax())
     return [int(index) for index in indices[best]]
 
