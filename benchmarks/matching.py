@@ -1,6 +1,7 @@
 """What activation matching costs, against the two forward passes that it cannot do without."""
 
 import torch
+
 from benchmarks.ratio import Ratio, measure
 
 

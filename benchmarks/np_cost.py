@@ -1,6 +1,7 @@
 """What a step of NP Merge costs, against a step of fine-tuning the same network."""
 
 import torch
+
 from benchmarks.ratio import Ratio, measure
 
 

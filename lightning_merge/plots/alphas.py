@@ -1,6 +1,5 @@
 """How the learned alphas are distributed, layer by layer."""
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +24,9 @@ def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -
     """
     layers = {name: alpha for name, alpha in alphas.items() if alpha.dim() > 1}
     vectors = [alpha.flatten() for alpha in alphas.values() if alpha.dim() <= 1]
-    prefix = os.path.commonprefix([f"{name.split('.')[0]}." for name in alphas])
+    roots = {f"{name.split('.')[0]}." for name in alphas}
+    # What every name begins with tells nothing apart.
+    prefix = roots.pop() if len(roots) == 1 else ""
     ridges = {
         name.removeprefix(prefix).removesuffix(".weight"): _values(alpha)
         for name, alpha in layers.items()
@@ -50,7 +51,9 @@ def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -
             axes.fill_between(centres, base, ridge, color=colour, alpha=0.85, lw=0, zorder=row + 2)
             axes.plot(centres, ridge, color="white", lw=0.8, zorder=row + 2)
             mean = float(values.mean())
-            axes.plot([mean, mean], [base, base + 0.45], color="black", lw=1.2, zorder=len(ridges) + 3)
+            axes.plot(
+                [mean, mean], [base, base + 0.45], color="black", lw=1.2, zorder=len(ridges) + 3
+            )
         axes.axvline(0.5, color="#888888", lw=0.8, ls="--", zorder=1)
         axes.set_yticks(np.arange(len(ridges), 0, -1), list(ridges), fontsize=7)
         axes.set_ylim(0.8, len(ridges) + height + 0.3)
