@@ -8,9 +8,22 @@ from typing import Any
 
 _HOMES = {
     "align": ("ActivationMatching", "Matching", "PermutationSpec", "WeightMatching"),
-    "aggregate": ("average", "interpolate"),
+    "aggregate": (
+        "average",
+        "greedy_soup",
+        "interpolate",
+        "select_dpp",
+        "task_arithmetic",
+        "task_vector",
+        "ties",
+    ),
     "callbacks": ("AlphaMonitor", "BatchNormReset"),
-    "data": ("CIFARDataModule", "DigitsDataModule", "MedMNISTDataModule"),
+    "data": (
+        "CIFARDataModule",
+        "ClassificationDataModule",
+        "DigitsDataModule",
+        "MedMNISTDataModule",
+    ),
     "errors": ("MergeError",),
     "modules": ("EnsembleModule", "ImageClassifier", "MergeModule"),
     "recalibrate": ("reset_batchnorm",),

@@ -9,7 +9,6 @@ from torch import Tensor
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching
 from lightning_merge.progress import tracked
-from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.measure import evaluate
 from lightning_merge.study.pool import Pool
 
@@ -66,7 +65,7 @@ def measure_lines(
         _line("direct", a, direct, pool, points),
         _line("aligned", a, permuted, pool, points),
     ]
-    if reset_batchnorm(pool.build(a), pool.statistics()):
+    if pool.reset_batchnorm(pool.build(a)):
         name = "aligned, BatchNorm reset"
         lines.append(_line(name, a, permuted, pool, points, reset=True))
     return lines
@@ -86,7 +85,7 @@ def _line(
     for alpha in tracked(shares, f"Loss barrier, {name}", pool.progress):
         module = pool.build(interpolate(a, b, alpha))
         if reset:
-            reset_batchnorm(module, pool.statistics())
+            pool.reset_batchnorm(module)
         metrics = evaluate(module, pool.data, trainer)
         line.alpha.append(alpha)
         line.loss.append(metrics["loss"])

@@ -86,11 +86,11 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
         recipe's name, the ingredients' hashes and the alphas (if any) under
         `lightning_merge`.
     """
-    state: StateDict = {name: value.clone() for name, value in module.state_dict().items()}
+    state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": pool.digests}
     alphas = getattr(module, "alphas", None)
     if callable(alphas):
-        origin["alphas"] = {name: value.clone() for name, value in alphas().items()}
+        origin["alphas"] = {name: value.cpu().clone() for name, value in alphas().items()}
     return {
         "epoch": 0,
         "global_step": 0,

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_merge.align import Matching, PermutationSpec
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.loaders import example_inputs
+from lightning_merge.recalibrate import reset_batchnorm
 
 
 @dataclass
@@ -69,6 +70,15 @@ class Pool:
         plain = getattr(self.data, "statistics_dataloader", None)
         return plain() if plain is not None else self.data.train_dataloader()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the Trainer computes."""
+        return self.trainer(logger=False).strategy.root_device
+
+    def reset_batchnorm(self, module: LightningModule) -> int:
+        """Resets a module's BatchNorm on the training images; says how many layers it has."""
+        return reset_batchnorm(module.to(self.device), self.statistics(), self.progress)
+
     def align(self, matching: Matching | None) -> tuple[list[StateDict], float]:
         """The ingredients, each aligned to the first one.
 
@@ -88,7 +98,7 @@ class Pool:
         return self._aligned[key]
 
     def _align(self, matching: Matching) -> list[StateDict]:
-        device = self.trainer(logger=False).strategy.root_device
+        device = self.device
         first = self.build(self.states[0]).to(device).eval()
         batches = self.statistics()
         if self._spec is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_merge.callbacks.alphas import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.files import write_csv, write_json, write_text
 from lightning_merge.loggers import log_figure, log_table
@@ -64,6 +65,8 @@ def publish(
     written.append(write_text(folder / "report.md", report))
     for logger in loggers:
         log_table(logger, "comparison", rows)
+        if alphas:
+            log_table(logger, "alphas_by_layer", alpha_rows(alphas))
         for name, figure in figures.items():
             log_figure(logger, name, figure)
     return written

@@ -7,7 +7,6 @@ from typing import Literal
 from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_merge.align import Matching
-from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.aggregates import Aggregate
 from lightning_merge.study.pool import Pool
 
@@ -45,5 +44,5 @@ class Recipe:
         start = time.perf_counter()
         module = self.aggregate(states, pool)
         if self.recalibrate == "batchnorm":
-            reset_batchnorm(module, pool.statistics(), progress=pool.progress)
+            pool.reset_batchnorm(module)
         return module, seconds + time.perf_counter() - start

@@ -9,7 +9,7 @@ from networks import Attention, Grouped, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
-from lightning_merge.align.activation import Moments
+from lightning_merge.align.moments import Moments
 from lightning_merge.align.weight import objective
 from lightning_merge.errors import AlignmentError
 
@@ -94,7 +94,7 @@ def test_correlations_are_those_of_numpy_and_dead_units_have_none() -> None:
     a[:, 2] = 7.25
     moments = Moments()
     for part in range(0, 500, 130):
-        moments.update(a[part : part + 130], b[part : part + 130])
+        moments.update(a[part : part + 130].T[None], b[part : part + 130].T[None])
     found = moments.correlation()
     assert torch.isfinite(found).all()
     assert (found[2] == 0).all()

@@ -181,6 +181,7 @@ def test_the_comparison_reaches_weights_and_biases(tmp_path, monkeypatch):
     words += ["--trainer.logger.init_args.save_dir", str(tmp_path)]
     main([*words, "--output", str(tmp_path / "out")])
     assert len(sent["comparison"]) == 5
+    assert len(sent["alphas_by_layer"]) == 2
     assert {"methods", "alphas"} <= sent.keys()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
