@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_merge.align.activation import ActivationMatching
+    from lightning_merge.align.cca import CCAMatching
     from lightning_merge.align.group import Group, Member
     from lightning_merge.align.matching import Matching
     from lightning_merge.align.spec import PermutationSpec
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationMatching": "activation",
+    "CCAMatching": "cca",
     "Group": "group",
     "Matching": "matching",
     "Member": "group",
@@ -20,6 +22,7 @@ _HOMES = {
 
 __all__ = [
     "ActivationMatching",
+    "CCAMatching",
     "Group",
     "Matching",
     "Member",

@@ -104,16 +104,23 @@ def correlations(
     Raises:
         AlignmentError: There are no batches, or activations that are not finite.
     """
-    result: dict[str, Tensor] = {}
-    for name, moments in observe(spec, model_a, model_b, batches, progress).items():
-        total = torch.stack([moment.correlation() for moment in moments]).sum(0)
-        if not torch.isfinite(total).all():
-            raise AlignmentError(
-                f"group {name!r}: the activations are not finite; check both networks' weights "
-                "and the data"
-            )
-        result[name] = total
-    return result
+    found = observe(spec, model_a, model_b, batches, progress)
+    return {name: summed_correlation(name, moments) for name, moments in found.items()}
+
+
+def summed_correlation(name: str, moments: Iterable[Moments]) -> Tensor:
+    """The sum of a group's correlations over its taps, `(size, size)`.
+
+    Raises:
+        AlignmentError: Activations were not finite.
+    """
+    total = torch.stack([moment.correlation() for moment in moments]).sum(0)
+    if not torch.isfinite(total).all():
+        raise AlignmentError(
+            f"group {name!r}: the activations are not finite; check both networks' weights "
+            "and the data"
+        )
+    return total
 
 
 def observe(

@@ -212,7 +212,10 @@ class _Descent:
                 continue
             left = rows(self.a[member.tensor], member, index)
             right = rows(self.b[member.tensor], member, index)
-            total += (left @ right.T).cpu()
+            if total.device == left.device:
+                total.addmm_(left, right.T)
+            else:
+                total += (left @ right.T).cpu()
         return total
 
 

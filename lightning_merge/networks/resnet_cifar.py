@@ -60,7 +60,7 @@ class ResNetCIFAR(nn.Module):
         self.layer2 = _stage(channels[0], channels[1], depth, 2, shortcut)
         self.layer3 = _stage(channels[1], channels[2], depth, 2, shortcut)
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = self.num_features
         self.feature_info = [
             {"num_chs": channels[0], "reduction": 1, "module": "layer1"},
             {"num_chs": channels[1], "reduction": 2, "module": "layer2"},

@@ -72,7 +72,7 @@ class VGGCIFAR(nn.Module):
         self.num_features = inputs
         self.features = nn.Sequential(*layers)
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = self.num_features
         kaiming_init(self)
 
     def get_classifier(self) -> nn.Module:

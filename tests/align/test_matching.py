@@ -9,6 +9,7 @@ from networks import Attention, Grouped, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
+from lightning_merge.align.activation import observe
 from lightning_merge.align.moments import Moments
 from lightning_merge.align.weight import objective
 from lightning_merge.errors import AlignmentError
@@ -116,3 +117,58 @@ def test_batches_of_every_kind() -> None:
     permutation = ActivationMatching().match(spec, model, twin, kinds)
     state = spec.apply(twin.state_dict(), permutation)
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
+
+
+class Overwriting(Perceptron):
+    """Overwrites what a layer has read, once it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x).relu()
+        y = self.two(h)
+        h.zero_()
+        return self.out(y.relu())
+
+
+def test_activations_that_are_overwritten_are_seen_as_they_were_read() -> None:
+    spec, model, twin, batches = planted("perceptron")
+    a, b = Overwriting(), Overwriting()
+    a.load_state_dict(model.state_dict())
+    b.load_state_dict(twin.state_dict())
+    with torch.inference_mode():
+        found = ActivationMatching().match(spec, a, b, batches)
+    expected = ActivationMatching().match(spec, model, twin, batches)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_tensor_that_two_layers_read_is_observed_once() -> None:
+    a, b = randomised(ResNet20(), 1), randomised(ResNet20(), 2)
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    spec = PermutationSpec.from_model(a, x)
+    moments = observe(spec, a, b, [x])
+    # Two further blocks read the first stream, and the first convolution of the next stage
+    # reads the same tensor as its shortcut; the first block reads the stem.
+    assert len(moments["conv1"]) == 4
+    assert {len(found) for found in moments.values()} == {1, 3, 4}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_correlations_do_not_depend_on_the_memory_format(layout: torch.memory_format) -> None:
+    a, b = randomised(ResNet20(), 1), randomised(ResNet20(), 2)
+    x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    spec = PermutationSpec.from_model(a, x)
+    tapped: list[Tensor] = []
+    b.blocks[1].conv1.register_forward_pre_hook(lambda _m, i: tapped.append(i[0].detach()))
+    a.blocks[1].conv1.register_forward_pre_hook(lambda _m, i: tapped.append(i[0].detach()))
+    batch = x.to(memory_format=layout)
+    found = observe(spec, a, b, [batch])["conv1"][1].correlation()
+    rows = [t.double().movedim(1, 0).flatten(1) for t in tapped]
+    expected = torch.corrcoef(torch.cat(rows)).nan_to_num()[:4, 4:]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_activations_that_are_not_finite_name_their_group() -> None:
+    spec, model, twin, batches = planted("perceptron")
+    with torch.no_grad():
+        twin.two.bias[0] = float("nan")
+    with pytest.raises(AlignmentError, match=r"'two'.*not finite"):
+        ActivationMatching().match(spec, model, twin, batches)

@@ -1,0 +1,273 @@
+"""REPAIR: restores the means and deviations of activations that averaging weights collapses.
+
+Source: Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation
+Repair". For networks without BatchNorm; with it, `reset_batchnorm` does the same.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
+from lightning_merge.progress import tracked
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def repair(
+    merged: nn.Module,
+    model_a: nn.Module,
+    model_b: nn.Module,
+    batches: Iterable[Any],
+    alpha: float = 0.5,
+    progress: bool = False,
+) -> int:
+    """Gives every hidden channel of a merged network the statistics that its parents have.
+
+    The goal of a channel is the mean `alpha m_A + (1 - alpha) m_B` and the standard
+    deviation `alpha s_A + (1 - alpha) s_B` of its pre-activations; the scale and shift that
+    reach it are multiplied into the layer's weight and bias, so that the network costs no
+    more to run. Layers are corrected in the order in which they run, each measured on all
+    the data behind corrected layers, so the goals are met but for rounding; this takes one
+    run up to each layer, half a forward pass per layer on average. All inputs are held in
+    memory meanwhile: a few thousand examples are plenty.
+
+    Convolutions and linear layers are corrected, except those that make the network's
+    output (the classifier), that share their weight with another layer, or that compute with
+    something other than their own `weight` (weight standardisation, parametrisations).
+    A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
+    and which a network into which it is to be loaded must have. A channel that never varies
+    in the merged network is only shifted.
+
+    Args:
+        merged: The merged network; changed in place.
+        model_a: The first parent.
+        model_b: The second one, *aligned* to the first, as it was merged.
+        batches: What a data loader gives; read once. Moved to the models' devices.
+        alpha: The first parent's share in the merged network.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        How many layers were corrected.
+
+    Raises:
+        ConfigError: A network has BatchNorm, whose statistics would undo the correction.
+        ArchitectureMismatchError: The networks' layers differ.
+        DataError: There are no batches.
+    """
+    models = (merged, model_a, model_b)
+    if any(isinstance(layer, _BatchNorm) for model in models for layer in model.modules()):
+        raise ConfigError(
+            "REPAIR is for networks without BatchNorm, this one has some: use reset_batchnorm"
+        )
+    inputs = [inputs_of(batch) for batch in batches]
+    if not inputs:
+        raise DataError("REPAIR needs at least one batch, there was none")
+    with _evaluation(*models):
+        order = _correctable(merged, inputs[0])
+        _check_same(order, *models)
+        found = [
+            measure(model, order, tracked(inputs, f"REPAIR: parent {which}", progress))
+            for model, which in ((model_a, "a"), (model_b, "b"))
+        ]
+        for name in tracked(order, "REPAIR: layers", progress):
+            a, b = (statistics[name] for statistics in found)
+            goal = Statistics(
+                alpha * a.mean + (1 - alpha) * b.mean, alpha * a.std + (1 - alpha) * b.std
+            )
+            now = measure(merged, [name], inputs, stop=True)[name]
+            _correct(merged.get_submodule(name), now, goal)
+    return len(order)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Means and standard deviations of a layer's channels, `(C,)` each, float64."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class _Running:
+    """Joins the means and variances of batches as Chan et al. 1983 do."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.spread: Tensor | float = 0.0
+
+    def update(self, value: Tensor) -> None:
+        """Adds observations, `(C, N)`."""
+        variance, mean = (x.double() for x in torch.var_mean(value, dim=1, correction=0))
+        count = value.shape[1]
+        total = self.count + count
+        change = mean - self.mean
+        self.spread = self.spread + variance * count + change**2 * (self.count * count / total)
+        self.mean = self.mean + change * (count / total)
+        self.count = total
+
+    def result(self) -> Statistics:
+        """What all observations together have; rounding's share of a constant is none."""
+        mean, spread = torch.as_tensor(self.mean), torch.as_tensor(self.spread)
+        std = (spread / self.count).sqrt()
+        return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
+
+
+class _Stop(Exception):
+    """Ends a forward pass: what follows is not needed."""
+
+
+def measure(
+    model: nn.Module, layers: Sequence[str], inputs: Iterable[Tensor], stop: bool = False
+) -> dict[str, Statistics]:
+    """The statistics of the outputs of layers, over all examples and positions.
+
+    Args:
+        model: A network that takes one input; run in the mode in which it is.
+        layers: Names of convolutions and linear layers.
+        inputs: The inputs.
+        stop: Whether to leave each forward pass after the first layer's first output; for
+            one layer that runs once.
+    """
+    running = {name: _Running() for name in layers}
+    handles = []
+    for name in layers:
+        layer = model.get_submodule(name)
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+
+        def hook(
+            _module: nn.Module, _inputs: Any, output: Tensor, name: str = name, dim: int = dim
+        ) -> None:
+            running[name].update(output.detach().movedim(dim, 0).flatten(1).float())
+            if stop:
+                raise _Stop
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            for x in inputs:
+                try:
+                    model(to_device_of(model, x))
+                except _Stop:
+                    continue
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: one.result() for name, one in running.items()}
+
+
+def _correctable(model: nn.Module, x: Tensor) -> list[str]:
+    """The layers to correct, in the order in which they run."""
+    uses = Counter(
+        id(parameter)
+        for layer in model.modules()
+        for parameter in layer.parameters(recurse=False)
+    )
+    called: list[str] = []
+    makers: dict[int, str] = {}
+    kept: list[Tensor] = []
+    handles = []
+    for name, layer in model.named_modules():
+        own = layer._parameters.get("weight")
+        if not isinstance(layer, _LAYERS):
+            continue
+
+        def hook(
+            _module: nn.Module,
+            _inputs: Any,
+            output: Tensor,
+            name: str = name,
+            plain: bool = own is not None and uses[id(own)] == 1 and _is_plain(layer),
+        ) -> None:
+            kept.append(output)
+            makers[output.data_ptr()] = name
+            if plain:
+                called.append(name)
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            result = model(to_device_of(model, x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    classifiers = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
+    once = Counter(called)
+    return [name for name in once if once[name] == 1 and name not in classifiers]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's output is linear in its `weight` and has its `bias` added."""
+    forward = type(layer).forward
+    return any(forward is kind.forward for kind in _LAYERS)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in what a network returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
+    """Multiplies the change from one set of statistics to another into a layer."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    scale = torch.where(now.std > 0, goal.std / now.std.clamp_min(1e-300), 1.0)
+    old = bias.double() if isinstance(bias, Tensor) else torch.zeros_like(scale)
+    shift = (old - now.mean) * scale + goal.mean
+    with torch.no_grad():
+        shaped = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        weight.copy_(weight.double() * shaped)
+        if isinstance(bias, Tensor):
+            bias.copy_(shift)
+        else:
+            layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+
+
+def _check_same(layers: Sequence[str], *models: nn.Module) -> None:
+    """Whether all networks have these layers, in one shape.
+
+    Raises:
+        ArchitectureMismatchError: One has not.
+    """
+    for name in layers:
+        shapes = set()
+        for model in models:
+            try:
+                weight = model.get_submodule(name).weight
+            except AttributeError:
+                weight = None
+            shapes.add(tuple(weight.shape) if isinstance(weight, Tensor) else None)
+        if len(shapes) > 1:
+            raise ArchitectureMismatchError(
+                f"{name!r} is not the same layer in the merged network and in both parents"
+            )
+
+
+@contextmanager
+def _evaluation(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode, and every module's own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+__all__ = ["Statistics", "measure", "repair"]

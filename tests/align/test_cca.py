@@ -1,0 +1,139 @@
+"""CCA matching against planted maps and what the formulas say of their limits."""
+
+import pytest
+import timm
+import torch
+from networks import Perceptron, ResNet20, randomised
+from torch import Tensor, nn
+
+from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec
+from lightning_merge.align.cca import transform
+from lightning_merge.errors import AlignmentError
+
+
+class Linear(nn.Module):
+    """Two hidden layers without a non-linearity, where any map can be undone exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(7, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(self.one(x)))
+
+
+def mixed(model: nn.Module, kind: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """The same function, with the units of both hidden layers mixed."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer, reader in (("one", "two"), ("two", "out")):
+        n = len(state[f"{layer}.bias"])
+        M = torch.randn(n, n, generator=generator, dtype=torch.float64)
+        if kind == "permutation":
+            M = torch.eye(n, dtype=torch.float64)[torch.randperm(n, generator=generator)]
+        elif kind == "orthogonal":
+            M = torch.linalg.qr(M).Q
+        else:
+            M = M + 3 * torch.eye(n, dtype=torch.float64)
+        state[f"{layer}.weight"] = M @ state[f"{layer}.weight"]
+        state[f"{layer}.bias"] = M @ state[f"{layer}.bias"]
+        state[f"{reader}.weight"] = state[f"{reader}.weight"] @ torch.linalg.inv(M)
+    return state
+
+
+@pytest.mark.parametrize("kind", ["permutation", "orthogonal", "invertible"])
+def test_a_planted_mixing_of_a_linear_network_is_undone(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model, twin = randomised(Linear()).double(), Linear().double()
+    twin.load_state_dict(mixed(model, kind, generator))
+    batches = [torch.randn(200, 7, generator=generator, dtype=torch.float64) for _ in range(3)]
+    spec = PermutationSpec.from_model(model, batches[0])
+    state = CCAMatching(gamma=0).align(spec, model, twin, batches)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def observed(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two correlated sets of centred units, `(400, 6)` each."""
+    shared = torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    maps = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    a, b = shared @ maps[0], (shared + 0.5 * noise) @ maps[1]
+    return a - a.mean(0), b - b.mean(0)
+
+
+def test_the_map_has_its_inverse_and_gives_b_the_covariance_of_a() -> None:
+    a, b = observed(torch.Generator().manual_seed(1))
+    T = transform(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=0)
+    torch.testing.assert_close(T.forward @ T.inverse, torch.eye(6, dtype=torch.float64))
+    new = b @ T.forward
+    torch.testing.assert_close(new.T @ new, a.T @ a)
+    # The canonical correlations do not depend on the coordinates either network uses.
+    correlations = torch.linalg.svdvals(torch.linalg.qr(a).Q.T @ torch.linalg.qr(b).Q)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(a.T @ a).T)
+    torch.testing.assert_close(torch.trace((a @ whiten).T @ (new @ whiten)), correlations.sum())
+
+
+def test_a_large_gamma_leaves_the_procrustes_rotation() -> None:
+    from scipy.linalg import orthogonal_procrustes
+
+    a, b = observed(torch.Generator().manual_seed(2))
+    T = transform(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=1e7)
+    rotation, _ = orthogonal_procrustes(b.numpy(), a.numpy())
+    scale = (a.square().sum() / b.square().sum()).sqrt()
+    torch.testing.assert_close(
+        T.forward, torch.from_numpy(rotation) * scale, rtol=1e-4, atol=1e-4 * float(scale)
+    )
+    torch.testing.assert_close(T.forward @ T.inverse, torch.eye(6, dtype=torch.float64))
+
+
+def test_a_permuted_residual_network_is_recovered_with_its_statistics() -> None:
+    generator = torch.Generator().manual_seed(3)
+    model, twin = randomised(ResNet20(width=3)), ResNet20(width=3)
+    batches = [torch.randn(24, 3, 16, 16, generator=generator) for _ in range(2)]
+    spec = PermutationSpec.from_model(model, batches[0])
+    twin.load_state_dict(spec.apply(model.state_dict(), spec.random(generator)))
+    before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    state = CCAMatching(gamma=1e-3).align(spec, model, twin, batches)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-2, atol=1e-2)
+        assert torch.equal(twin.state_dict()[name], before[name])
+
+
+def test_running_variances_never_become_negative() -> None:
+    generator = torch.Generator().manual_seed(4)
+    a, b = randomised(ResNet20(width=3), 1), randomised(ResNet20(width=3), 2)
+    x = torch.randn(16, 3, 16, 16, generator=generator)
+    spec = PermutationSpec.from_model(a, x)
+    state = CCAMatching(gamma=0.1).align(spec, a, b, [x])
+    assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in b.state_dict().items()}
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert all((t >= 0).all() for n, t in state.items() if n.endswith("running_var"))
+
+
+def test_what_no_linear_map_passes_is_permuted() -> None:
+    options = {"img_size": 32, "depth": 1, "num_classes": 3, "weight_init": "skip"}
+    a, b = (timm.create_model("vit_tiny_patch16_224", **options) for _ in range(2))
+    a, b = randomised(a, 1).eval(), randomised(b, 2).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    spec = PermutationSpec.from_model(a, x)
+    spec.groups = [group for group in spec.groups if "mlp" not in group.name]
+    state = CCAMatching().align(spec, a, b, [x])
+    expected = ActivationMatching().align(spec, a, b, [x])
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_units_that_never_vary_are_left_alone() -> None:
+    a, b = randomised(Perceptron(), 1), randomised(Perceptron(), 2)
+    with torch.no_grad():
+        b.one.bias.fill_(-100.0)
+    x = torch.randn(32, 5, generator=torch.Generator().manual_seed(6))
+    spec = PermutationSpec.from_model(a, x)
+    state = CCAMatching().align(spec, a, b, [x])
+    assert torch.equal(state["one.weight"], b.one.weight)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
+def test_gamma_must_be_a_ridge(gamma: float) -> None:
+    with pytest.raises(AlignmentError, match="gamma"):
+        CCAMatching(gamma=gamma)
