@@ -40,7 +40,8 @@ def repair(
     memory meanwhile: a few thousand examples are plenty.
 
     Convolutions and linear layers are corrected, except those that make the network's
-    output (the classifier), that share their weight with another layer, or that compute with
+    output (the classifier; the layer that runs last, where the output is none's own), that
+    run more than once, that share their weight with another layer, or that compute with
     something other than their own `weight` (weight standardisation, parametrisations).
     A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
     and which a network into which it is to be loaded must have. A channel that never varies
@@ -120,7 +121,7 @@ class _Running:
         return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818 - it is none
     """Ends a forward pass: what follows is not needed."""
 
 
@@ -145,7 +146,9 @@ def measure(
         def hook(
             _module: nn.Module, _inputs: Any, output: Tensor, name: str = name, dim: int = dim
         ) -> None:
-            running[name].update(output.detach().movedim(dim, 0).flatten(1).float())
+            value = output.detach().movedim(dim, 0).flatten(1)
+            half = value.dtype in (torch.float16, torch.bfloat16)
+            running[name].update(value.float() if half else value)
             if stop:
                 raise _Stop
 
@@ -166,10 +169,9 @@ def measure(
 def _correctable(model: nn.Module, x: Tensor) -> list[str]:
     """The layers to correct, in the order in which they run."""
     uses = Counter(
-        id(parameter)
-        for layer in model.modules()
-        for parameter in layer.parameters(recurse=False)
+        id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
     )
+    last: list[str] = []
     called: list[str] = []
     makers: dict[int, str] = {}
     kept: list[Tensor] = []
@@ -188,6 +190,7 @@ def _correctable(model: nn.Module, x: Tensor) -> list[str]:
         ) -> None:
             kept.append(output)
             makers[output.data_ptr()] = name
+            last.append(name)
             if plain:
                 called.append(name)
 
@@ -198,7 +201,9 @@ def _correctable(model: nn.Module, x: Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    classifiers = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
+    found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
+    # Where the output is computed from the classifier's (a softmax), the last layer is it.
+    classifiers = (found - {None}) or set(last[-1:])
     once = Counter(called)
     return [name for name in once if once[name] == 1 and name not in classifiers]
 
@@ -259,12 +264,14 @@ def _check_same(layers: Sequence[str], *models: nn.Module) -> None:
 
 @contextmanager
 def _evaluation(*models: nn.Module) -> Iterator[None]:
-    """The models in eval mode, and every module's own mode afterwards."""
+    """The models in eval mode without gradients, and every module's own mode afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()
     try:
-        yield
+        # What is made in inference mode, a new bias say, could not be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

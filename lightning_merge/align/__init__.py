@@ -6,6 +6,12 @@ if TYPE_CHECKING:
     from lightning_merge.align.activation import ActivationMatching
     from lightning_merge.align.cca import CCAMatching
     from lightning_merge.align.group import Group, Member
+    from lightning_merge.align.many import (
+        CycleConsistentMatching,
+        MergeMany,
+        agreement,
+        all_to_one,
+    )
     from lightning_merge.align.matching import Matching
     from lightning_merge.align.spec import PermutationSpec
     from lightning_merge.align.weight import WeightMatching
@@ -13,21 +19,29 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationMatching": "activation",
     "CCAMatching": "cca",
+    "CycleConsistentMatching": "many",
     "Group": "group",
     "Matching": "matching",
     "Member": "group",
+    "MergeMany": "many",
     "PermutationSpec": "spec",
     "WeightMatching": "weight",
+    "agreement": "many",
+    "all_to_one": "many",
 }
 
 __all__ = [
     "ActivationMatching",
     "CCAMatching",
+    "CycleConsistentMatching",
     "Group",
     "Matching",
     "Member",
+    "MergeMany",
     "PermutationSpec",
     "WeightMatching",
+    "agreement",
+    "all_to_one",
 ]
 
 

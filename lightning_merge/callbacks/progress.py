@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
@@ -33,7 +34,7 @@ class FitProgress(Callback):
             console=console,
         )
         self._task = self._progress.add_task(
-            self.description or type(pl_module).__name__,
+            self.description or f"Training {escape(type(pl_module).__name__)}",
             total=float(trainer.estimated_stepping_batches),
             epoch="1",
         )

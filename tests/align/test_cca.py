@@ -99,6 +99,56 @@ def test_a_permuted_residual_network_is_recovered_with_its_statistics() -> None:
         assert torch.equal(twin.state_dict()[name], before[name])
 
 
+def normed() -> nn.Module:
+    """Convolutions with BatchNorm behind them and no ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 5, 2, bias=False),
+        nn.BatchNorm2d(5, affine=False),
+        nn.Flatten(),
+        nn.Linear(5 * 9, 3),
+    )
+
+
+def test_without_a_non_linearity_the_function_is_kept_through_norms() -> None:
+    generator = torch.Generator().manual_seed(7)
+    a, b = (randomised(normed(), seed).double().eval() for seed in (1, 2))
+    with torch.no_grad():
+        a[1].weight[0], b[1].weight[1] = 1e-9, -0.7
+    x = torch.randn(40, 2, 6, 6, generator=generator, dtype=torch.float64)
+    spec = PermutationSpec.from_model(a, x)
+    state = CCAMatching(gamma=0.1).align(spec, a, b, [x[:20], x[20:]])
+    assert not torch.allclose(state["0.weight"], b[0].weight)
+    before = b(x)
+    b.load_state_dict(state)
+    torch.testing.assert_close(b(x), before, rtol=1e-8, atol=1e-8)
+    # What averaging puts into one norm has one scale; a's, but where it is switched off.
+    torch.testing.assert_close(state["1.running_var"], a[1].running_var)
+    torch.testing.assert_close(state["1.weight"][1:], a[1].weight[1:])
+
+
+class PreActivation(nn.Module):
+    """A BatchNorm that does not stand right behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 6), nn.Linear(5, 6)
+        self.norm, self.out = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.one(x) + self.two(x)).relu())
+
+
+def test_a_norm_behind_a_sum_has_its_units_permuted() -> None:
+    a, b = randomised(PreActivation(), 1), randomised(PreActivation(), 2)
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(8))
+    spec = PermutationSpec.from_model(a, x)
+    state = CCAMatching().align(spec, a, b, [x])
+    expected = ActivationMatching().align(spec, a, b, [x])
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
 def test_running_variances_never_become_negative() -> None:
     generator = torch.Generator().manual_seed(4)
     a, b = randomised(ResNet20(width=3), 1), randomised(ResNet20(width=3), 2)

@@ -1,0 +1,144 @@
+"""REPAIR against its closed form and against statistics measured anew."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_merge.aggregate import interpolate
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
+from lightning_merge.repair import repair
+
+
+class Small(nn.Module):
+    """Convolutions with and without a bias, activations in place, and a classifier."""
+
+    def __init__(self, softmax: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 6, 3)
+        self.conv2 = nn.Conv2d(6, 8, 3, groups=2, bias=False)
+        self.fc = nn.Linear(8, 7)
+        self.out = nn.Linear(7, 3)
+        self.softmax = softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.conv2(F.relu_(self.conv1(x))))
+        x = self.out(F.relu_(self.fc(F.dropout(x.mean((2, 3)), training=self.training))))
+        return x.softmax(-1) if self.softmax else x
+
+
+def ingredients(alpha: float, **options: bool) -> tuple[Small, Small, Small]:
+    """A merged network and its two parents."""
+    torch.manual_seed(0)
+    a, b, merged = (Small(**options) for _ in range(3))
+    merged.load_state_dict(interpolate(a.state_dict(), b.state_dict(), alpha))
+    return merged, a, b
+
+
+def statistics(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation of every layer's channels on all data at once, in float64."""
+    model = copy.deepcopy(model).double().eval()
+    found = {}
+    for name, layer in model.named_children():
+
+        def hook(_m: nn.Module, _i: object, y: Tensor, name: str = name) -> None:
+            rows = y.detach().transpose(0, 1).flatten(1)
+            found[name] = rows.mean(1), rows.std(1, correction=0)
+
+        layer.register_forward_hook(hook)
+    model(x.double())
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_every_hidden_channel_has_the_statistics_of_its_goal(alpha: float, softmax: bool) -> None:
+    merged, a, b = ingredients(alpha, softmax=softmax)
+    merged.train()
+    x = 1 + 2 * torch.randn(50, 2, 9, 9)
+    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    with torch.inference_mode():
+        count = repair(merged, a, b, [(x[:20], 0), (x[20:33], 0), (x[33:], 0)], alpha=alpha)
+    assert count == 3
+    assert merged.training
+    assert torch.equal(merged.out.weight, before["out.weight"])
+    assert torch.equal(merged.out.bias, before["out.bias"])
+    assert merged.conv2.bias is not None
+    assert merged.conv2.bias.requires_grad
+    assert not merged.conv2.bias.is_inference()
+    goal_a, goal_b, now = (statistics(model, x) for model in (a, b, merged))
+    for name in ("conv1", "conv2", "fc"):
+        for kind in (0, 1):
+            goal = alpha * goal_a[name][kind] + (1 - alpha) * goal_b[name][kind]
+            torch.testing.assert_close(now[name][kind], goal, rtol=1e-4, atol=1e-5)
+
+
+def test_one_layer_has_the_closed_form() -> None:
+    torch.manual_seed(1)
+    models = [nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2)]
+    a, b = (model.double() for model in models)
+    merged = copy.deepcopy(a)
+    merged.load_state_dict(interpolate(a.state_dict(), b.state_dict(), 0.5))
+    W, bias = merged[0].weight.detach().clone(), merged[0].bias.detach().clone()
+    x = torch.randn(64, 4, dtype=torch.float64) @ torch.randn(4, 4, dtype=torch.float64) + 3
+    assert repair(merged, a, b, [x[:10], x[10:]]) == 1
+    mean, covariance = x.mean(0), torch.cov(x.T, correction=0)
+
+    def moments(weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        return weight @ mean + shift, (weight @ covariance @ weight.T).diagonal().sqrt()
+
+    (m_a, s_a), (m_b, s_b) = (moments(m[0].weight.detach(), m[0].bias.detach()) for m in (a, b))
+    m, s = moments(W, bias)
+    scale = (s_a + s_b) / 2 / s
+    torch.testing.assert_close(merged[0].weight.detach(), W * scale[:, None])
+    torch.testing.assert_close(merged[0].bias.detach(), (bias - m) * scale + (m_a + m_b) / 2)
+
+
+def test_a_network_merged_with_itself_stays_as_it_is() -> None:
+    _, a, _ = ingredients(1.0)
+    merged = copy.deepcopy(a)
+    x = torch.randn(16, 2, 9, 9)
+    repair(merged, a, a, [x])
+    torch.testing.assert_close(merged.eval()(x), a.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_never_vary_are_shifted_only() -> None:
+    merged, a, b = ingredients(0.5)
+    with torch.no_grad():
+        merged.conv1.weight[0] = 0
+    repair(merged, a, b, [torch.randn(8, 2, 9, 9)])
+    assert (merged.conv1.weight[0] == 0).all()
+    assert all(torch.isfinite(tensor).all() for tensor in merged.state_dict().values())
+
+
+class Standardised(nn.Conv2d):
+    """Computes with a weight that is not its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_layers_that_a_scale_would_not_reach_are_left_alone() -> None:
+    def build() -> nn.Sequential:
+        first = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        shared = nn.Linear(4, 4)
+        return nn.Sequential(
+            Standardised(1, 4, 2), nn.Flatten(), first, shared, shared, nn.Linear(4, 2)
+        )
+
+    a, b, merged = build(), build(), build()
+    before = copy.deepcopy(merged.state_dict())
+    assert repair(merged, a, b, [torch.randn(3, 1, 2, 2)]) == 0
+    assert all(torch.equal(merged.state_dict()[name], before[name]) for name in before)
+
+
+def test_errors_say_what_to_do() -> None:
+    merged, a, b = ingredients(0.5)
+    with pytest.raises(DataError, match="at least one batch"):
+        repair(merged, a, b, [])
+    with pytest.raises(ConfigError, match="reset_batchnorm"):
+        repair(nn.Sequential(nn.BatchNorm1d(2)), a, b, [])
+    with pytest.raises(ArchitectureMismatchError, match="conv1"):
+        repair(merged, a, nn.Linear(2, 2), [torch.randn(2, 2, 9, 9)])
