@@ -116,7 +116,8 @@ class _Running:
 
     def result(self) -> Statistics:
         """What all observations together have; rounding's share of a constant is none."""
-        mean, spread = torch.as_tensor(self.mean), torch.as_tensor(self.spread)
+        # The networks may be on different devices.
+        mean, spread = torch.as_tensor(self.mean).cpu(), torch.as_tensor(self.spread).cpu()
         std = (spread / self.count).sqrt()
         return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
 
@@ -231,15 +232,15 @@ def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     scale = torch.where(now.std > 0, goal.std / now.std.clamp_min(1e-300), 1.0)
-    old = bias.double() if isinstance(bias, Tensor) else torch.zeros_like(scale)
+    old = bias.double().cpu() if isinstance(bias, Tensor) else torch.zeros_like(scale)
     shift = (old - now.mean) * scale + goal.mean
     with torch.no_grad():
         shaped = scale.reshape(-1, *[1] * (weight.ndim - 1))
-        weight.copy_(weight.double() * shaped)
+        weight.copy_(weight.double() * shaped.to(weight.device))
         if isinstance(bias, Tensor):
             bias.copy_(shift)
         else:
-            layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+            layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
 
 
 def _check_same(layers: Sequence[str], *models: nn.Module) -> None:

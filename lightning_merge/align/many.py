@@ -130,7 +130,9 @@ class CycleConsistentMatching:
     the first by their weights, and returns that where rounding falls below it. Going from
     network to network around any cycle leads back to the identity, by construction.
 
-    A step costs about as much as a few sweeps of weight matching over all networks.
+    A step costs about as much as a few sweeps of weight matching over all networks. The
+    groups of grouped convolutions, as wholes, stay as the start has placed them (see
+    `is_interlocked`).
 
     Args:
         steps: At most so many steps.
