@@ -59,6 +59,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             read, or holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the path of a checkpoint in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a checkpoint")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -67,6 +69,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     nested = next((key for key in _NESTED if isinstance(content.get(key), Mapping)), None)
     state = content[nested] if nested else content
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    stray = [str(key) for key, value in state.items() if isinstance(value, Mapping)]
+    if stray and not nested:
+        raise CheckpointError(
+            f"{path} holds no state dict under a name that is known, only {', '.join(stray)}; save "
+            "it alone, or under 'state_dict'"
+        )
     if not tensors:
         raise CheckpointError(
             f"{path} holds no tensors: give a Lightning checkpoint, a state dict or safetensors"
@@ -150,13 +158,7 @@ def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
     Raises:
         ArchitectureMismatchError: If neither fits; the first tensor that differs is named.
     """
-    prefixes = ["", *dict.fromkeys(key.split(".")[0] + "." for key in expected)]
-    for prefix in prefixes:
-        named = {prefix + key: value for key, value in state.items()}
-        if named.keys() == expected.keys():
-            break
-    else:
-        named = dict(state)
+    named = prefixed(state, expected)
     for key in [*expected, *(key for key in named if key not in expected)]:
         ours, theirs = _shape(named, key), _shape(expected, key)
         if ours != theirs:
@@ -167,6 +169,15 @@ def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
     return named
 
 
+def prefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
+    """The state dict with a prefix before every name, if that makes its names the expected ones."""
+    for prefix in dict.fromkeys(["", *(key.split(".")[0] + "." for key in expected)]):
+        named = {prefix + key: value for key, value in state.items()}
+        if named.keys() == expected.keys():
+            return named
+    return dict(state)
+
+
 def _shape(state: Mapping[str, Tensor], key: str) -> str:
     return str(tuple(state[key].shape)) if key in state else "absent"
 
@@ -175,7 +186,7 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        name = re.search(r"(?:GLOBAL|global:?) `?([\w.]+[\w])", str(error))
+        name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
         if name:
             raise CheckpointError(
                 f"{path} is refused: reading it would run code ({name[1]}); save its state "

@@ -1,5 +1,6 @@
 """Repairing the activation statistics that averaging weights breaks: BatchNorm reset."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.errors import DataError
 from lightning_merge.progress import tracked
 
 
@@ -29,6 +31,10 @@ def reset_batchnorm(model: nn.Module, batches: Iterable[Any], progress: bool = F
 
     Returns:
         How many layers were reset; 0 (and `batches` is left unread) if none keeps statistics.
+
+    Raises:
+        DataError: If there are no batches. Then, and after any other error, the statistics
+            are what they were.
     """
     layers = [
         layer
@@ -39,14 +45,24 @@ def reset_batchnorm(model: nn.Module, batches: Iterable[Any], progress: bool = F
         return 0
     modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
+    before = {layer: copy.deepcopy(dict(layer.named_buffers())) for layer in layers}
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
         layer.train()
+    seen = 0
     try:
         for batch in tracked(batches, "BatchNorm reset", progress):
             model(to_device_of(model, inputs_of(batch)))
+            seen += 1
+        if not seen:
+            raise DataError("BatchNorm reset: there are no batches; give a loader that has some")
+    except BaseException:
+        for layer, buffers in before.items():
+            for name, buffer in buffers.items():
+                layer.get_buffer(name).copy_(buffer)
+        raise
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum

@@ -1,5 +1,6 @@
 """Averages of state dicts, and points on the line between two of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -37,10 +38,10 @@ def average(
         raise ConfigError("average: no state dict was given; give at least one")
     weights = [1.0] * len(states) if weights is None else list(weights)
     total = sum(weights)
-    if len(weights) != len(states) or total == 0:
+    if len(weights) != len(states) or total == 0 or not math.isfinite(total):
         raise ConfigError(
             f"average: {len(weights)} weights of sum {total} for {len(states)} states; "
-            "give one weight for each, with a sum that is not 0"
+            "give one finite weight for each, with a sum that is not 0"
         )
     merged: StateDict = {}
     for name, first in states[0].items():

@@ -1,8 +1,10 @@
 """BatchNorm statistics that are fresh whenever somebody looks at the weights."""
 
-from typing import Any, Literal
+from itertools import islice
+from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.loaders import statistics_batches
 from lightning_merge.recalibrate import reset_batchnorm
@@ -17,7 +19,7 @@ class BatchNormReset(Callback):
     always calls last). The sanity check is left alone. Statistics do not enter training,
     so the weights that are learned are the same with and without this callback.
 
-    Every rank resets on its own batches; Lightning then keeps rank 0's statistics.
+    Every rank resets on all of the training batches, so that all hold the same statistics.
 
     Args:
         every: `epoch`, or `end` for once after the last epoch only.
@@ -45,8 +47,8 @@ class BatchNormReset(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         if self.every == "end" and not last:
             return
-        batches: Any = statistics_batches(trainer)
-        if self.limit_batches is not None:
-            batches = (batch for batch, _ in zip(batches, range(self.limit_batches), strict=False))
-        reset_batchnorm(pl_module, batches)
+        # Loaders draw random numbers; training must not notice.
+        with isolate_rng():
+            batches = islice(statistics_batches(trainer), self.limit_batches)
+            reset_batchnorm(pl_module, batches)
         self._reset_in = trainer.current_epoch

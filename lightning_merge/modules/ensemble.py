@@ -16,7 +16,7 @@ class EnsembleModule(LightningModule):
 
     It takes over the first module's class, steps and metrics, so it can be handed to
     `Trainer.test` and `Trainer.predict` as that module could. Steps that call
-    `self(...)` see the ensemble's output.
+    `self(...)` see the ensemble's output; a test whose steps never do is refused.
 
     Args:
         modules: N trained modules of one class; they become the ensemble's own.
@@ -36,9 +36,24 @@ class EnsembleModule(LightningModule):
             raise ConfigError(f"an ensemble's modules must be of one class, not {names}")
         adopt(self, modules[0])
         self.others = nn.ModuleList(modules[1:])
+        self._asked = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The mean output of the N modules."""
+        self._asked = True
         outputs = [super().forward(*args, **kwargs)]
         outputs += [module(*args, **kwargs) for module in self.others]
         return torch.stack(outputs).mean(dim=0)
+
+    def on_test_end(self) -> None:
+        """The module's own hook, and a check that the ensemble was asked.
+
+        Raises:
+            ConfigError: If no step called `self(...)`.
+        """
+        super().on_test_end()
+        if not self._asked:
+            raise ConfigError(
+                "an ensemble cannot be tested by a test_step that does not call self(...): call "
+                "self(x) there, not a part of the module"
+            )

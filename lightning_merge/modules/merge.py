@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
@@ -22,6 +24,7 @@ from lightning_merge.checkpoint import (
     check_ingredients,
     digest,
     fit_names,
+    prefixed,
     read_checkpoint,
 )
 from lightning_merge.errors import CheckpointError, ConfigError
@@ -59,6 +62,9 @@ class MergeModule(LightningModule):
     (alpha = sigmoid(alpha_logits)); A and B are constants. When gradients are not being
     taken (validation, test, callbacks, checkpoints) the module's parameters hold the
     merged weights, frozen.
+
+    A run that is resumed from a checkpoint of the end of an epoch goes on bit for bit; from
+    one within an epoch, with another order of the batches that are left.
 
     A checkpoint holds the merged weights under the module's own names, so that the
     module's own class loads it without this package, and under `lightning_merge` what a
@@ -183,7 +189,16 @@ class MergeModule(LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Resumes the random numbers, before the first epoch's order is drawn from them."""
+        """Resumes the random numbers, before the first epoch's order is drawn from them.
+
+        Raises:
+            ConfigError: If the strategy spawns or forks processes of its own.
+        """
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ConfigError(
+                "MergeModule: a strategy that spawns or forks cannot hand the alphas back; choose "
+                "strategy ddp"
+            )
         if self._rng is not None:
             torch.set_rng_state(self._rng)
             self._rng = None
@@ -219,6 +234,7 @@ class MergeModule(LightningModule):
         checkpoint[_SAVED] = {
             "alpha_logits": self.alpha_logits.detach().clone(),
             "ingredients": list(self._ingredients),
+            "alphas": self.alphas(),
             "b": self._b.clone(),
             "aligned": self._matching is None,
             "rng": torch.get_rng_state(),
@@ -251,6 +267,8 @@ class MergeModule(LightningModule):
     # --- memory
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MergeModule":
+        # A step that failed leaves traced weights behind.
+        self._untrace()
         super()._apply(fn, recurse)
         self._a, self._b, self._merged = fn(self._a), fn(self._b), fn(self._merged)
         if self._segments is not None:
@@ -294,10 +312,12 @@ class MergeModule(LightningModule):
     def _align(self, matching: Matching) -> None:
         batches = statistics_batches(self.trainer)
         first, second = (self._ingredient(index) for index in (0, 1))
-        spec = PermutationSpec.from_model(first, example_inputs(batches, self.device))
         shown = self.trainer.is_global_zero
-        aligned = matching.align(spec, first, second, batches, progress=shown)
-        # Every rank saw its own shard of the data: one of them decides for all.
+        # Loaders draw random numbers; what is trained must not depend on that.
+        with isolate_rng():
+            spec = PermutationSpec.from_model(first, example_inputs(batches, self.device))
+            aligned = matching.align(spec, first, second, batches, progress=shown)
+        # Sums on several devices may differ in the last bit: one rank decides for all.
         aligned = self.trainer.strategy.broadcast(aligned)
         self._b.copy_(self._layout.flatten(aligned, self._b.device))
         self._load_buffers(first.state_dict(), aligned)
@@ -327,16 +347,20 @@ def _read(
         else:
             states.append(read_checkpoint(given).state_dict)
             names.append(str(given))
-    check_ingredients(states, names)
+    check_ingredients([prefixed(state, expected) for state in states], names)
     return [fit_names(state, expected, name) for state, name in zip(states, names, strict=True)]
 
 
 def _owners(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """Every place that holds each parameter; tied ones have several."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {
+        id(parameter): name
+        for name, parameter in module.named_parameters()
+        if name != "alpha_logits"
+    }
     owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}
     for owner in module.modules():
         for attribute, parameter in owner._parameters.items():
-            if parameter is not None:
+            if id(parameter) in names:
                 owners[names[id(parameter)]].append((owner, attribute))
     return owners
