@@ -7,7 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "align": ("ActivationMatching", "Matching", "PermutationSpec", "WeightMatching"),
+    "align": (
+        "ActivationMatching",
+        "CCAMatching",
+        "Matching",
+        "PermutationSpec",
+        "WeightMatching",
+    ),
     "aggregate": (
         "average",
         "greedy_soup",
@@ -27,6 +33,7 @@ _HOMES = {
     "errors": ("MergeError",),
     "modules": ("EnsembleModule", "ImageClassifier", "MergeModule"),
     "recalibrate": ("reset_batchnorm",),
+    "renormalize": ("repair",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

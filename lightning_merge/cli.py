@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import MergeError
@@ -59,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
             raise MergeError(f"'{command}' is no command: choose {known}")
     except Exception as error:
         mendable = _mendable(error)
+        if mendable is None and isinstance(error, OSError) and error.filename is not None:
+            mendable = MergeError(f"{error.filename}: {error.strerror}; choose another path")
         if mendable is None:
             raise
         print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
@@ -78,23 +81,32 @@ def _lightning(words: list[str] | None) -> None:
 
     # Imported so that their short names work as `class_path`.
     import lightning_merge.align.activation
+    import lightning_merge.align.cca
     import lightning_merge.align.weight
     import lightning_merge.callbacks
     import lightning_merge.data
     import lightning_merge.modules  # noqa: F401
+    from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
 
-    class SaveAndLogConfig(SaveConfigCallback):
-        """Writes `config.yaml` as Lightning does, and sends it to Weights & Biases."""
+    class KeepConfig(SaveConfigCallback):
+        """Writes `config.yaml` where a logger gives each run a folder, and to W&B."""
 
         def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
             del pl_module, stage
-            plain = _plain(self.parser, self.config)
             for logger in trainer.loggers:
                 if type(logger).__name__ == "WandbLogger":
-                    log_config(logger, plain)
+                    log_config(logger, _plain(self.parser, self.config))
+                elif logger.log_dir:
+                    path = Path(logger.log_dir) / "config.yaml"
+                    write_text(path, self.parser.dump(self.config, skip_none=False))
 
     class CLI(LightningCLI):
+        def _parse_ckpt_path(self) -> None:
+            # The configuration says what the module is; a checkpoint's hyper-parameters are
+            # those of the module inside a merge, or lack a class.
+            return
+
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 
@@ -104,8 +116,8 @@ def _lightning(words: list[str] | None) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        save_config_callback=SaveAndLogConfig,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=KeepConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "python -m lightning_merge"},
         args=words,

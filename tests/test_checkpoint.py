@@ -139,3 +139,14 @@ def test_a_state_that_does_not_fit_the_network_is_named():
     with pytest.raises(ArchitectureMismatchError) as error:
         fit_names(other, wanted, "a.ckpt")
     assert "'network.fc' is (5, 2) in the file and (10, 2) in the network" in str(error.value)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_state_under_an_unknown_name_is_not_mistaken(tmp_path):
+    torch.save({"net": state(), "loss": torch.tensor(3.0)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="only net"):
+        read_checkpoint(tmp_path / "a.pt")

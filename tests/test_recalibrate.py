@@ -6,6 +6,7 @@ from strangers import image_batches, randomise, small_network
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from lightning_merge.errors import DataError
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -92,3 +93,13 @@ def test_gradients_are_not_recorded():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     reset_batchnorm(model, [torch.randn(8, 4)])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_batches_and_errors_leave_the_statistics_as_they_were():
+    model = randomise(small_network(), 1)
+    before = statistics(model)
+    with pytest.raises(DataError, match="no batches"):
+        reset_batchnorm(model, iter([]))
+    with pytest.raises(RuntimeError, match="channels"):
+        reset_batchnorm(model, [torch.randn(4, 3, 8, 8), torch.randn(4, 5, 8, 8)])
+    assert all(torch.equal(before[name], value) for name, value in statistics(model).items())

@@ -18,6 +18,7 @@ from lightning_merge.study.compare import (
     run_recipe,
 )
 from lightning_merge.study.measure import Measurement
+from lightning_merge.study.plan import check_barrier
 from lightning_merge.study.provenance import provenance
 from lightning_merge.study.publish import RESULTS, metric_columns, publish
 from lightning_merge.study.recipe import Recipe
@@ -51,6 +52,7 @@ def compare(words: list[str]) -> None:
     parsed = parser.parse_args(words)
     config = options.plain(parser, parsed)
     options.quiet()
+    check_barrier(config["barrier"])
     recipes = [build_recipe(recipe) for recipe in config["recipes"]]
     check_names(recipes)
     folder = claim_folder(config["output"], RESULTS, config["overwrite"])
@@ -88,7 +90,8 @@ def compare(words: list[str]) -> None:
 
 def _say(measurement: Measurement) -> None:
     accuracy = "-" if measurement.accuracy is None else f"{measurement.accuracy:.4f}"
-    options.console.print(f"  {measurement.method}: {accuracy} ({measurement.seconds:.1f} s)")
+    seconds = "" if measurement.seconds is None else f" ({measurement.seconds:.1f} s)"
+    options.console.print(f"  {measurement.method}: {accuracy}{seconds}")
 
 
 def _keep(outcome: Outcome, folder: Path) -> None:

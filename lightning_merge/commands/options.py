@@ -11,6 +11,7 @@ from rich.console import Console
 
 # Imported so that their short names work as `class_path`.
 import lightning_merge.align.activation
+import lightning_merge.align.cca
 import lightning_merge.align.weight
 import lightning_merge.callbacks
 import lightning_merge.data

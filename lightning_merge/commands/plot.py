@@ -37,12 +37,12 @@ def plot(words: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write over existing files")
     chosen = parser.parse_args(words)
     path = chosen.output or chosen.source.with_name(f"{chosen.source.stem}-{chosen.figure}")
-    for suffix in (".png", ".svg"):
-        if path.with_suffix(suffix).exists() and not chosen.overwrite:
-            raise OutputExistsError(
-                f"{path.with_suffix(suffix)} exists: choose another --output, or add --overwrite"
-            )
     from lightning_merge.plots import save
+    from lightning_merge.plots.style import files
+
+    for file in files(path):
+        if file.exists() and not chosen.overwrite:
+            raise OutputExistsError(f"{file} exists: choose another --output, or add --overwrite")
 
     for file in save(_FIGURES[chosen.figure](chosen.source, chosen.title), path):
         print(file)

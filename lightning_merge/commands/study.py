@@ -12,7 +12,7 @@ from lightning_merge.study.build import build_recipe, instantiate_trainer
 from lightning_merge.study.compare import check_names, file_name
 from lightning_merge.study.plan import Study, Task, plan
 from lightning_merge.study.provenance import provenance
-from lightning_merge.study.publish import metric_columns, publish
+from lightning_merge.study.publish import RESULTS, metric_columns, publish
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.report import summarise, terminal_table
 from lightning_merge.study.run import run
@@ -59,20 +59,28 @@ def study(words: list[str]) -> None:
     options.console.print(
         f"[bold]{planned.title}[/bold]: {len(tasks)} tasks, {len(done)} already done"
     )
-    run(planned, tasks, store, on_done=_say)
+    run(planned, tasks, store, trainer, on_done=_say)
     _finish(folder, planned, tasks, store, config, words, loggers)
 
 
 def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
-    # The same study goes on in its folder; another one would write over its tables.
+    # The same study, or one that does more, goes on in its folder; another one would write
+    # over its tables.
     kept = folder / "study.json"
-    if kept.is_file() and not overwrite and read_json(kept) != config:
+    if kept.is_file() and not overwrite and not _goes_on(read_json(kept), config):
         raise OutputExistsError(
             f"{folder} holds another study: choose another --output, or add --overwrite (what "
             "both studies share is not computed again)"
         )
-    claim_folder(folder, () if kept.is_file() else ("results.csv", "results.json"), overwrite)
+    claim_folder(folder, () if kept.is_file() else RESULTS, overwrite)
     write_json(kept, config)
+
+
+def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    grows = ("seeds", "recipes")
+    shown = ("title", "barrier")
+    same = all(before.get(key) == now[key] for key in now if key not in (*grows, *shown))
+    return same and all(item in now[key] for key in grows for item in before.get(key, []))
 
 
 def _say(task: Task, result: dict[str, Any], stored: bool) -> None:

@@ -29,7 +29,12 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         figure = Figure(figsize=(8.2, 3.2), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for index, (name, repeated) in enumerate(by_name.items()):
-            look = {"color": CYCLE[index % len(CYCLE)], "marker": MARKERS[index % len(MARKERS)]}
+            look = {
+                "color": CYCLE[index % len(CYCLE)],
+                "marker": MARKERS[index % len(MARKERS)],
+                # Where lines coincide, the upper one lets the lower one be seen.
+                "ls": "--" if index % 2 else "-",
+            }
             for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
                 alpha = np.asarray(repeated[0]["alpha"])
                 values = np.asarray([line[what] for line in repeated])

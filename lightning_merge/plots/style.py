@@ -50,16 +50,20 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
     Args:
         figure: The figure.
-        path: Where to; the ending is replaced by `.png` and `.svg`.
+        path: Where to; `.png` and `.svg` are added, or replace each other.
 
     Returns:
         The two files.
     """
-    path = Path(path)
     return [
-        write_whole(
-            path.with_suffix(suffix),
-            lambda partial: figure.savefig(partial, bbox_inches="tight"),
-        )
-        for suffix in (".png", ".svg")
+        write_whole(file, lambda partial: figure.savefig(partial, bbox_inches="tight"))
+        for file in files(path)
     ]
+
+
+def files(path: str | Path) -> list[Path]:
+    """Where `save` writes a figure of this path."""
+    path = Path(path)
+    # Not `with_suffix`: a name may have dots of its own, as in `val_acc=0.97`.
+    name = path.stem if path.suffix in (".png", ".svg") else path.name
+    return [path.with_name(name + suffix) for suffix in (".png", ".svg")]

@@ -13,6 +13,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import EnsembleModule, MergeModule
 from lightning_merge.modules.merge import Granularity
+from lightning_merge.study.measure import fit
 from lightning_merge.study.pool import Pool
 
 
@@ -136,6 +137,5 @@ class NPMerge(Aggregate):
 
 
 def _fit(module: LightningModule, max_epochs: int, pool: Pool) -> None:
-    trainer = pool.trainer(max_epochs=max_epochs, limit_val_batches=0)
-    trainer.fit(module, datamodule=pool.data)
+    pool.learned_from = fit(module, pool.data, pool.trainer(max_epochs=max_epochs))
     module.eval()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching
+from lightning_merge.errors import ConfigError
 from lightning_merge.progress import tracked
 from lightning_merge.study.measure import evaluate
 from lightning_merge.study.pool import Pool
@@ -55,6 +56,9 @@ def measure_lines(
         matching: How the second one is aligned to the first.
         points: How many points, both ends included.
 
+    Raises:
+        ConfigError: If the module's test reports no loss or no accuracy.
+
     Returns:
         Three lines; with BatchNorm reset at every point in the last one (left out where
         the network has no BatchNorm).
@@ -86,7 +90,12 @@ def _line(
         module = pool.build(interpolate(a, b, alpha))
         if reset:
             pool.reset_batchnorm(module)
-        metrics = evaluate(module, pool.data, trainer)
+        metrics, _ = evaluate(module, pool.data, trainer)
+        if not {"loss", "accuracy"} <= metrics.keys():
+            raise ConfigError(
+                "the barrier needs a test_step that logs test_loss and test_accuracy or test_acc, "
+                f"not only {', '.join(metrics) or 'nothing'}; leave --barrier out"
+            )
         line.alpha.append(alpha)
         line.loss.append(metrics["loss"])
         line.accuracy.append(metrics["accuracy"])

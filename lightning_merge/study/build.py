@@ -1,5 +1,7 @@
 """Objects from plain configuration: modules, data modules, recipes, Trainers."""
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -8,8 +10,15 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import Logger
 
 from lightning_merge.callbacks.progress import FitProgress
-from lightning_merge.checkpoint import Checkpoint, check_ingredients, fit_names, read_checkpoint
+from lightning_merge.checkpoint import (
+    Checkpoint,
+    check_ingredients,
+    fit_names,
+    prefixed,
+    read_checkpoint,
+)
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules import ImageClassifier
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
 
@@ -73,9 +82,11 @@ def open_pool(config: Mapping[str, Any]) -> tuple[Pool, list[Logger]]:
     """
     checkpoints = [read_checkpoint(path) for path in config["checkpoints"]]
     names = [str(checkpoint.path) for checkpoint in checkpoints]
-    check_ingredients([checkpoint.state_dict for checkpoint in checkpoints], names)
     module = build_module(config["model"]) if config.get("model") else module_of(checkpoints[0])
     expected = module.state_dict()
+    check_ingredients(
+        [prefixed(checkpoint.state_dict, expected) for checkpoint in checkpoints], names
+    )
     states = [
         fit_names(checkpoint.state_dict, expected, name)
         for checkpoint, name in zip(checkpoints, names, strict=True)
@@ -101,7 +112,14 @@ def module_of(checkpoint: Checkpoint) -> LightningModule:
     arguments = {name: value for name, value in saved.items() if not name.startswith("_")}
     if "pretrained" in arguments:
         arguments["pretrained"] = False
-    kind = saved.get("_class_path", "lightning_merge.modules.ImageClassifier")
+    known = inspect.signature(ImageClassifier).parameters
+    kind = saved.get("_class_path")
+    if kind is None and not arguments.keys() <= known.keys():
+        raise ConfigError(
+            f"{checkpoint.path} is not of an ImageClassifier (it has {', '.join(arguments)}): say "
+            "what it is of with --model your.module.Class and its --model.init_args..."
+        )
+    kind = kind or "lightning_merge.modules.ImageClassifier"
     return build_module({"class_path": kind, "init_args": arguments})
 
 
@@ -129,7 +147,8 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
-            callbacks=[*own, FitProgress()] if progress else own,
+            # Callbacks have a state, and each run is one of its own.
+            callbacks=[*copy.deepcopy(own), *([FitProgress()] if progress else [])],
         )
         return Trainer(**arguments)
 

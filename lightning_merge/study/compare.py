@@ -12,6 +12,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.study.measure import Measurement, measure
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
+from lightning_merge.study.report import AVERAGE
 
 
 @dataclass
@@ -28,17 +29,23 @@ class Outcome:
 
 
 def check_names(recipes: Sequence[Recipe]) -> None:
-    """Checks that there are recipes and that their names differ.
+    """Checks that there are recipes, and that rows and files can be named by their names.
 
     Raises:
         ConfigError: If not.
     """
-    names = [recipe.name for recipe in recipes]
-    if not names:
+    if not recipes:
         raise ConfigError("there are no recipes: name at least one under `recipes`")
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two recipes are named '{name}': give each a name of its own")
+    taken = {file_name(AVERAGE): AVERAGE}
+    for recipe in recipes:
+        name = file_name(recipe.name)
+        if not name or name in taken or name.startswith("ingredient-"):
+            other = f"; '{taken[name]}' has it" if name in taken else ""
+            raise ConfigError(
+                f"a recipe cannot be named '{recipe.name}': its results would have no name of "
+                f"their own{other}"
+            )
+        taken[name] = recipe.name
 
 
 def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
@@ -51,6 +58,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
     Returns:
         The row, and the merged checkpoint.
     """
+    pool.learned_from = 0
     module, seconds = recipe(pool)
     measurement = measure(
         module,
@@ -60,7 +68,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
         kind="merge" if recipe.aggregate.merges else "ensemble",
         seconds=seconds,
         seed=pool.seed,
-        train_examples=pool.train_examples if recipe.aggregate.learns else 0,
+        train_examples=pool.learned_from,
     )
     content = merged_content(module, recipe, pool) if recipe.aggregate.merges else None
     return Outcome(measurement, content)
@@ -70,7 +78,9 @@ def measure_ingredients(pool: Pool) -> Iterator[Measurement]:
     """A row for each ingredient, as it is."""
     for state, name in zip(pool.states, pool.names, strict=True):
         trainer = pool.trainer(logger=False)
-        yield measure(pool.build(state), pool.data, trainer, name, "ingredient", 0.0, pool.seed, 0)
+        yield measure(
+            pool.build(state), pool.data, trainer, name, "ingredient", None, pool.seed, None
+        )
 
 
 def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[str, Any]:

@@ -5,7 +5,9 @@ import io
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from lightning_merge.batches import inputs_of
 
 
 @dataclass
@@ -18,22 +20,23 @@ class Measurement:
         accuracy: The share of test examples that are classified rightly; None if the
             module reports none.
         seconds: What making it took: alignment, aggregation, recalibration; for an
-            ingredient, its training.
+            ingredient, its training; None if that is not known.
         parameters: How many parameters there are at inference.
         seed: The seed of the ingredients and of the merge.
         test_examples: How many test examples the figures stand on.
-        train_examples: How many labelled examples were learned from; 0 if none.
+        train_examples: How many labelled examples were learned from; 0 if none, None if that
+            is not known.
         metrics: Every metric that the module reports, without the prefix `test_`.
     """
 
     method: str
     kind: str
     accuracy: float | None
-    seconds: float
+    seconds: float | None
     parameters: int
     seed: int
     test_examples: int
-    train_examples: int
+    train_examples: int | None
     metrics: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -49,9 +52,9 @@ def measure(
     trainer: Trainer,
     method: str,
     kind: str,
-    seconds: float,
+    seconds: float | None,
     seed: int,
-    train_examples: int,
+    train_examples: int | None,
 ) -> Measurement:
     """Tests a module and counts its parameters.
 
@@ -61,14 +64,15 @@ def measure(
         trainer: Runs the test.
         method: The row's name.
         kind: `ingredient`, `merge` or `ensemble`.
-        seconds: What making the module took.
+        seconds: What making the module took; None if that is not known.
         seed: The seed that the row belongs to.
-        train_examples: How many labelled examples the module was made with.
+        train_examples: How many labelled examples the module was made with; None if that
+            is not known.
 
     Returns:
         The measurement.
     """
-    metrics = evaluate(module, data, trainer)
+    metrics, examples = evaluate(module, data, trainer)
     return Measurement(
         method=method,
         kind=kind,
@@ -76,7 +80,7 @@ def measure(
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
-        test_examples=len(data.test_dataloader().dataset),
+        test_examples=examples,
         train_examples=train_examples,
         metrics=metrics,
     )
@@ -84,15 +88,59 @@ def measure(
 
 def evaluate(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
-) -> dict[str, float]:
-    """The metrics that a module's test reports, without the prefix `test_` or `test/`."""
+) -> tuple[dict[str, float], int]:
+    """Tests a module.
+
+    Returns:
+        The metrics that its test reports, without the prefix `test_` or `test/` (`acc` is
+        `accuracy`), and how many examples they stand on.
+    """
+    counter = _Counter()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):
         results = trainer.test(module, datamodule=data, verbose=False)
+    trainer.callbacks.remove(counter)  # type: ignore[attr-defined]
     found: dict[str, float] = {}
     for metrics in results:
         for name, value in metrics.items():
             found[name.removeprefix("test_").removeprefix("test/")] = float(value)
-    return found
+    if "acc" in found and "accuracy" not in found:
+        found["accuracy"] = found.pop("acc")
+    return found, counter.tested
+
+
+def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
+    """Fits a module without validation: nothing is chosen by it here, and it costs time.
+
+    Returns:
+        How many labelled examples an epoch has.
+    """
+    counter = _Counter()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    trainer.limit_val_batches = 0
+    trainer.fit(module, datamodule=data)
+    return counter.trained
+
+
+class _Counter(Callback):
+    """Counts the examples that the loops really saw."""
+
+    def __init__(self) -> None:
+        self.tested = 0
+        self.trained = 0
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        del trainer, pl_module, outputs, args
+        self.tested += len(inputs_of(batch))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        del pl_module, outputs, args
+        if trainer.current_epoch == 0:
+            self.trained += len(inputs_of(batch))
 
 
 def parameters_at_inference(module: LightningModule) -> int:

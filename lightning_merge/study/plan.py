@@ -72,13 +72,24 @@ def plan(study: Study) -> list[Task]:
         For each seed the ingredients, the merges in the order of the recipes, the barrier.
 
     Raises:
-        ConfigError: If there are no seeds, or fewer than two ingredients.
+        ConfigError: If there are no seeds, fewer than two ingredients, or one barrier point.
     """
+    check_barrier(study.barrier)
     if not study.seeds or len(set(study.seeds)) != len(study.seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
     if len(study.ingredients) < 2:
         raise ConfigError("a study needs two ingredients or more: list them under `ingredients`")
     return [task for seed in study.seeds for task in _repetition(study, seed)]
+
+
+def check_barrier(points: int) -> None:
+    """Checks that a line has two ends.
+
+    Raises:
+        ConfigError: If `points` is neither 0 (no line) nor 2 or more.
+    """
+    if points == 1 or points < 0:
+        raise ConfigError(f"barrier is {points}: choose 2 points or more, or 0 for no barrier")
 
 
 def _repetition(study: Study, seed: int) -> list[Task]:
@@ -117,7 +128,7 @@ def data_for(data: Plain, seed: int, changes: Mapping[str, Any]) -> Plain:
 
 
 def _determining(trainer: Mapping[str, Any]) -> Plain:
-    shown = ("logger", "callbacks", "enable_progress_bar", "enable_model_summary")
+    shown = ("logger", "enable_progress_bar", "enable_model_summary")
     return {
         name: value for name, value in trainer.items() if name not in shown and value is not None
     }

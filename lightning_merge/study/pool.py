@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lightning_merge.align import Matching, PermutationSpec
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
-from lightning_merge.loaders import example_inputs
+from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -28,6 +27,7 @@ class Pool:
         trainer: Makes a Trainer; takes keyword arguments that override its settings.
         seed: Seeds whatever a merge draws.
         progress: Whether to show progress bars.
+        learned_from: How many labelled examples the last merge has learned from.
 
     Raises:
         MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN.
@@ -40,6 +40,7 @@ class Pool:
     trainer: Callable[..., Trainer]
     seed: int = 0
     progress: bool = True
+    learned_from: int = 0
     _aligned: dict[str, tuple[list[StateDict], float]] = field(default_factory=dict)
     _spec: PermutationSpec | None = None
 
@@ -54,21 +55,15 @@ class Pool:
         """The SHA-256 of each ingredient."""
         return [digest(state) for state in self.states]
 
-    @property
-    def train_examples(self) -> int:
-        """How many labelled examples the training part holds."""
-        return len(self.data.train_dataloader().dataset)
-
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""
         module = copy.deepcopy(self.module)
         module.load_state_dict(state)
         return module
 
-    def statistics(self) -> Any:
-        """A loader of training images without augmentation, if the data module has one."""
-        plain = getattr(self.data, "statistics_dataloader", None)
-        return plain() if plain is not None else self.data.train_dataloader()
+    def statistics(self) -> Transferred:
+        """Training batches on the device, without augmentation if the data module offers it."""
+        return statistics_batches_of(self.data, self.module, self.device)
 
     @property
     def device(self) -> torch.device:

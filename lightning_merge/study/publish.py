@@ -1,6 +1,7 @@
 """What a comparison or a study leaves for people: tables, figures, a report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from lightning_merge.callbacks.alphas import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.files import write_csv, write_json, write_text
 from lightning_merge.loggers import log_figure, log_table
+from lightning_merge.study.measure import Measurement
 from lightning_merge.study.report import markdown_table, summarise
 
 if TYPE_CHECKING:
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-RESULTS = ("results.csv", "results.json", "report.md")
+FIGURES = ("methods", "barrier", "alphas")
+RESULTS = (
+    "results.csv",
+    "results.json",
+    "report.md",
+    "merges",
+    *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
+)
 
 
 def publish(
@@ -44,6 +53,7 @@ def publish(
         The files.
     """
     from lightning_merge.plots import plot_alphas, plot_barrier, plot_methods, save
+    from lightning_merge.plots.style import files
 
     columns = metric_columns(rows)
     summary = summarise(rows, columns)
@@ -59,8 +69,13 @@ def publish(
             {**made_by, **details, "measurements": rows, "summary": summary, "lines": lines},
         ),
     ]
-    for name, figure in figures.items():
-        written += save(figure, folder / name)
+    for name in FIGURES:
+        if name in figures:
+            written += save(figures[name], folder / name)
+        else:
+            # A figure of earlier results would stand beside these.
+            for file in files(folder / name):
+                file.unlink(missing_ok=True)
     report = _report(title, rows, summary, columns, made_by, lines, list(figures))
     written.append(write_text(folder / "report.md", report))
     for logger in loggers:
@@ -74,8 +89,9 @@ def publish(
 
 def metric_columns(rows: Sequence[Row]) -> list[str]:
     """The metrics that a table shows beside accuracy."""
-    known = ("top5", "auroc", "loss")
-    return [name for name in known if any(row.get(name) is not None for row in rows)]
+    own = {field.name for field in fields(Measurement)}
+    found = dict.fromkeys(name for row in rows for name in row if name not in own)
+    return sorted(found, key=lambda name: (name == "loss", list(found).index(name)))
 
 
 def _report(

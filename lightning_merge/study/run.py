@@ -1,7 +1,7 @@
 """Doing a study's tasks, each at most once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
@@ -11,7 +11,7 @@ from lightning_merge.checkpoint import digest
 from lightning_merge.study.barrier import measure_lines
 from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
 from lightning_merge.study.compare import run_recipe
-from lightning_merge.study.measure import measure
+from lightning_merge.study.measure import fit, measure
 from lightning_merge.study.plan import Study, Task
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.store import Store
@@ -23,6 +23,7 @@ def run(
     study: Study,
     tasks: list[Task],
     store: Store,
+    trainer: Mapping[str, Any] | None = None,
     on_done: Report | None = None,
     progress: bool = True,
 ) -> None:
@@ -32,10 +33,11 @@ def run(
         study: The study.
         tasks: Its tasks, in an order in which they can be done (`plan`).
         store: Holds what is finished; each result is put into it at once.
+        trainer: The Trainer's arguments, with callbacks made.
         on_done: Called with each task, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    maker = _Maker(study, store, progress)
+    maker = _Maker(study, store, trainer or {}, progress)
     for task in tasks:
         stored = task.key in store
         if not stored:
@@ -45,8 +47,11 @@ def run(
 
 
 class _Maker:
-    def __init__(self, study: Study, store: Store, progress: bool) -> None:
+    def __init__(
+        self, study: Study, store: Store, trainer: Mapping[str, Any], progress: bool
+    ) -> None:
         self.study = study
+        self.trainer = dict(trainer)
         self.store = store
         self.progress = progress
         self._pool: tuple[tuple[str, ...], Pool] | None = None
@@ -63,12 +68,10 @@ class _Maker:
         module = build_module(settings["model"])
         data = build_data(settings["data"])
         start = time.perf_counter()
-        # Without validation: nothing is chosen by it here, and it would cost time.
-        trainer = self._trainer({**self.study.trainer, **settings["trainer"]})
-        fitting = trainer(limit_val_batches=0)
-        fitting.fit(module, datamodule=data)
+        trainer = self._trainer({**self.trainer, **self.study.training})
+        fitting = trainer()
+        examples = fit(module, data, fitting)
         seconds = time.perf_counter() - start
-        examples = len(data.train_dataloader().dataset)
         row = measure(
             module, data, trainer(), task.name, "ingredient", seconds, task.seed, examples
         )
@@ -114,7 +117,7 @@ class _Maker:
                 states=[self.store.state(key) for key in task.needs],
                 names=[str(self.store.weights(key)) for key in task.needs],
                 data=build_data(settings["data"]),
-                trainer=self._trainer(self.study.trainer),
+                trainer=self._trainer(self.trainer),
                 seed=task.seed,
                 progress=self.progress,
             )

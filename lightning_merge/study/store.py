@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.checkpoint import read_checkpoint, write_checkpoint
-from lightning_merge.files import read_json, write_json
+from lightning_merge.files import read_json, write_json, write_whole
 
 
 class Store:
@@ -47,5 +47,4 @@ class Store:
 
     def export(self, key: str, path: Path) -> None:
         """Copies a task's checkpoint to where a user looks for it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.weights(key), path)
+        write_whole(path, lambda partial: shutil.copyfile(self.weights(key), partial))

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from strangers import Stranger, image_batches, quiet_trainer, randomise
+from torch.utils.data import DataLoader
 
 from lightning_merge.callbacks import BatchNormReset
 from lightning_merge.recalibrate import reset_batchnorm
@@ -62,12 +63,18 @@ def test_without_validation_the_checkpoint_holds_reset_statistics(tmp_path):
     assert equal(wanted, saved)
 
 
+def shuffled():
+    return DataLoader(image_batches().dataset, batch_size=16, shuffle=True)
+
+
 def test_the_weights_that_are_learned_are_the_same_without_it():
+    torch.manual_seed(3)
     plain = randomise(Stranger(), 1)
-    quiet_trainer(max_epochs=2).fit(plain, image_batches(), image_batches(seed=8))
+    quiet_trainer(max_epochs=3).fit(plain, shuffled(), image_batches(seed=8))
+    torch.manual_seed(3)
     reset = randomise(Stranger(), 1)
-    quiet_trainer(max_epochs=2, callbacks=[BatchNormReset()]).fit(
-        reset, image_batches(), image_batches(seed=8)
+    quiet_trainer(max_epochs=3, callbacks=[BatchNormReset()]).fit(
+        reset, shuffled(), image_batches(seed=8)
     )
     for name, value in plain.named_parameters():
         assert torch.equal(value, reset.get_parameter(name))
@@ -98,4 +105,29 @@ def test_fewer_batches():
     )
     twin = copy.deepcopy(module)
     reset_batchnorm(twin, list(image_batches())[:2])
+    assert equal(statistics(module), statistics(twin))
+
+
+def test_a_reset_within_an_epoch_does_not_cut_it_short():
+    module = Stranger()
+    loader = DataLoader(
+        image_batches().dataset, batch_size=16, num_workers=1, persistent_workers=True
+    )
+    trainer = quiet_trainer(max_epochs=1, val_check_interval=0.5, callbacks=[BatchNormReset()])
+    trainer.fit(module, loader, image_batches(seed=8))
+    assert module.calls == 6
+
+
+class Scaling(Stranger):
+    """Normalises where Lightning offers to: after the batch has reached the device."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] * 3 + 5, batch[1]]
+
+
+def test_the_batch_transfer_hooks_apply():
+    module = Scaling()
+    quiet_trainer(max_epochs=1, callbacks=[BatchNormReset()]).fit(module, image_batches())
+    twin = copy.deepcopy(module)
+    reset_batchnorm(twin.net, [images * 3 + 5 for images, _ in image_batches()])
     assert equal(statistics(module), statistics(twin))

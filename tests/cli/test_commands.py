@@ -100,14 +100,16 @@ def test_another_study_does_not_write_over_the_first(tmp_path, capsys):
     main([*STUDY, "--output", str(tmp_path)])
     before = (tmp_path / "results.csv").read_text()
     capsys.readouterr()
-    more = [*STUDY, "--seeds", "[0, 1]", "--output", str(tmp_path)]
+    other = [*STUDY, "--training", "{max_epochs: 3}", "--output", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
-        main(more)
+        main(other)
     assert stopped.value.code == 2
     assert "another study" in capsys.readouterr().err
     assert (tmp_path / "results.csv").read_text() == before
-    main([*more, "--overwrite"])
+    # More seeds of the same study lose nothing.
+    main([*STUDY, "--seeds", "[0, 1]", "--output", str(tmp_path)])
     assert "5 already done" in capsys.readouterr().out
+    assert (tmp_path / "results.csv").read_text().startswith(before)
     assert [row["seed"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 5
 
 
@@ -195,3 +197,85 @@ def test_help_and_version_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
     for command in ("fit", "merge", "compare", "study", "average", "plot"):
         assert f"  {command}" in done.stdout
+
+
+def fit_merge(tmp_path, name, *words):
+    """Fits the alphas of two made ingredients from the command line; gives the checkpoint."""
+    folder = tmp_path / name
+    main(
+        ["fit", "-c", str(CONFIGS / "fit/np_merge_digits.yaml"), "--model.init_args.checkpoints"]
+        + [write_ingredients(tmp_path), "--trainer.default_root_dir", str(folder)]
+        + ["--trainer.limit_train_batches", "3", *words]
+    )
+    return next(folder.rglob("last.ckpt"))
+
+
+def test_a_fit_of_alphas_resumes_from_the_command_line(tmp_path):
+    whole = fit_merge(tmp_path, "whole", "--trainer.max_epochs", "2")
+    half = fit_merge(tmp_path, "half", "--trainer.max_epochs", "1")
+    both = fit_merge(tmp_path, "both", "--trainer.max_epochs", "2", "--ckpt_path", str(half))
+    logits = [
+        torch.load(path, weights_only=True)["lightning_merge"]["alpha_logits"]
+        for path in (whole, half, both)
+    ]
+    assert torch.equal(logits[0], logits[2])
+    assert not torch.equal(logits[0], logits[1])
+    main(["plot", "alphas", str(both), "--output", str(tmp_path / "epoch=1-acc=0.95.ckpt")])
+    assert (tmp_path / "epoch=1-acc=0.95.ckpt.png").is_file()
+
+
+def test_a_merged_checkpoint_is_tested_from_the_command_line(tmp_path, capsys):
+    words = ["merge", "-c", str(CONFIGS / "merge/digits.yaml"), "--output", str(tmp_path / "out")]
+    words += ["--recipe.aggregate.init_args.max_epochs", "1"]
+    main([*words, "--checkpoints", write_ingredients(tmp_path)])
+    accuracy = json.loads((tmp_path / "out/result.json").read_text())["measurement"]["accuracy"]
+    capsys.readouterr()
+    (tmp_path / "config.yaml").write_text("precious: 1")
+    words = ["test", "-c", str(CONFIGS / "fit/digits.yaml"), "--trainer.logger", "false"]
+    words += ["--trainer.default_root_dir", str(tmp_path), "--trainer.callbacks", "null"]
+    main([*words, "--ckpt_path", str(tmp_path / "out/merged.ckpt")])
+    assert f"{accuracy:.6f}" in capsys.readouterr().out
+    assert (tmp_path / "config.yaml").read_text() == "precious: 1"
+
+
+def test_a_studys_callbacks_are_called(tmp_path):
+    words = [*STUDY, "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"]
+    words += ["--trainer.callbacks+=lightning_merge.callbacks.BatchNormReset"]
+    main([*words, "--output", str(tmp_path / "out")])
+    assert len(rows(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--barrier", "1"], "barrier is 1"),
+        (
+            ["--recipes", "[{name: A b, aggregate: Average}, {name: a-B, aggregate: Average}]"],
+            "A b",
+        ),
+        (["--recipes", "[{name: '+', aggregate: Average}]"], "named '\\+'"),
+        (["--recipes", "[{name: Ingredient 1, aggregate: Average}]"], "Ingredient 1"),
+    ],
+)
+def test_a_study_that_would_fail_late_fails_at_once(tmp_path, capsys, words, message):
+    import re
+
+    with pytest.raises(SystemExit) as stopped:
+        main([*STUDY, *words, "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_limited_is_counted(tmp_path):
+    limits = ["--trainer.limit_test_batches", "1", "--trainer.limit_train_batches", "2"]
+    data = "{class_path: DigitsDataModule, init_args: {split: 80-20, batch_size: 32}}"
+    main([*STUDY, "--data", data, *limits, "--output", str(tmp_path)])
+    assert {row["test_examples"] for row in rows(tmp_path)} == {"32"}
+    assert {row["method"]: row["train_examples"] for row in rows(tmp_path)} == {
+        "Ingredient 1": "64",
+        "Ingredient 2": "64",
+        "Mean": "0",
+        "All": "0",
+        "NP": "64",
+    }

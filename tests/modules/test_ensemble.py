@@ -44,3 +44,14 @@ def test_what_cannot_be_an_ensemble_is_refused():
         EnsembleModule([])
     with pytest.raises(ConfigError, match="Stranger, Tied"):
         EnsembleModule([Stranger(), Tied()])
+
+
+class Roundabout(Stranger):
+    def test_step(self, batch, batch_idx):
+        self.metrics.update(self.net(batch[0]), batch[1])
+
+
+def test_steps_that_go_round_the_ensemble_are_refused():
+    ensemble = EnsembleModule([Roundabout(), Roundabout()])
+    with pytest.raises(ConfigError, match=r"call self\(x\)"):
+        quiet_trainer().test(ensemble, image_batches(), verbose=False)

@@ -294,3 +294,34 @@ def test_what_cannot_be_merged_is_refused():
         MergeModule(Stranger(), [state(1), state(2, channels=5)])
     with pytest.raises(ArchitectureMismatchError, match="does not fit the network"):
         MergeModule(Stranger(channels=5), [state(1), state(2)])
+
+
+class Failing(Stranger):
+    def training_step(self, batch, batch_idx):
+        raise RuntimeError("the user's own error")
+
+
+def test_the_users_error_is_what_the_user_sees():
+    module = MergeModule(Failing(), [state(1), state(2)])
+    with pytest.raises(RuntimeError, match="the user's own error"):
+        quiet_trainer(max_epochs=1).fit(module, image_batches())
+    assert isinstance(module.net[0].weight, torch.nn.Parameter)
+
+
+def test_a_copy_trains_as_the_original_does():
+    module = merge()
+    twin = copy.deepcopy(module)
+    for one in (module, twin):
+        quiet_trainer(max_epochs=1).fit(one, image_batches())
+    assert torch.equal(module.alpha_logits, twin.alpha_logits)
+    assert not torch.equal(module.alpha_logits, torch.zeros_like(module.alpha_logits))
+
+
+def test_bare_parts_and_prefixed_states_are_merged_together():
+    bare = {name.removeprefix("net."): value for name, value in state(1).items()}
+    bare.pop("calls")
+    net_only = Stranger()
+    del net_only.calls
+    prefixed = {name: value for name, value in state(2).items() if name != "calls"}
+    module = MergeModule(net_only, [bare, prefixed])
+    assert same(module.ingredients()[0], {n: state(1)[n] for n in module.ingredients()[0]})
