@@ -88,6 +88,7 @@ def _lightning(words: list[str] | None) -> None:
     import lightning_merge.modules  # noqa: F401
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
+    from lightning_merge.terse import Terse
 
     class KeepConfig(SaveConfigCallback):
         """Writes `config.yaml` where a logger gives each run a folder, and to W&B."""
@@ -100,6 +101,9 @@ def _lightning(words: list[str] | None) -> None:
                 elif logger.log_dir:
                     path = Path(logger.log_dir) / "config.yaml"
                     write_text(path, self.parser.dump(self.config, skip_none=False))
+
+    class Parser(Terse, LightningArgumentParser):
+        """Lightning's parser, brief about what is wrong."""
 
     class CLI(LightningCLI):
         def _parse_ckpt_path(self) -> None:
@@ -116,6 +120,7 @@ def _lightning(words: list[str] | None) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
+        parser_class=Parser,
         save_config_callback=KeepConfig,
         save_config_kwargs={"save_to_log_dir": False},
         auto_configure_optimizers=False,

@@ -18,10 +18,15 @@ import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks
 import lightning_merge.study.aggregates  # noqa: F401
+from lightning_merge.terse import Terse
 
 _terminal = Console().is_terminal
 # Where the output goes to a file, tables need not fit a window.
 console = Console(highlight=False, width=None if _terminal else 120)
+
+
+class Parser(Terse, ArgumentParser):
+    """jsonargparse's parser, brief about what is wrong."""
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:
@@ -35,7 +40,7 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
     Returns:
         The parser; other options are still to be added.
     """
-    made = ArgumentParser(prog=f"python -m lightning_merge {command}", description=description)
+    made = Parser(prog=f"python -m lightning_merge {command}", description=description)
     made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
     made.add_argument("--output", type=str, required=True, help=f"folder for {results}")
     made.add_argument(

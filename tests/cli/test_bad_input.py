@@ -139,3 +139,20 @@ def test_a_source_without_the_figure(capsys, tmp_path, good):
     (tmp_path / "results.json").write_text("{}")
     assert "--barrier" in fails(capsys, ["plot", "barrier", str(tmp_path / "results.json")])
     assert "no such file" in fails(capsys, ["plot", "methods", "nowhere.json"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "-c", CONFIG, "--chekpoints", "[a, b]"],
+        ["merge", "-c", "nowhere.yaml"],
+        ["fit", "-c", CONFIG.replace("merge/", "fit/"), "--trainer.max_epochz", "3"],
+    ],
+)
+def test_a_mistyped_option_is_said_in_a_few_lines(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) <= 8
+    assert any(word in "\n".join(said) for word in ("chekpoints", "nowhere.yaml", "max_epochz"))
