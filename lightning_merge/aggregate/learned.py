@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_merge.aggregate.flat import FlatLayout
 
-# Half a megabyte of float32 for each operand: what an operation on the CPU leaves in the
-# cache is there for the next one, so a chain of them moves memory once.
-_CPU_BLOCK = 1 << 17
+# A megabyte of float32 for each operand: what an operation on the CPU leaves in the cache is
+# there for the next one, so a chain of them moves memory once.
+_CPU_BLOCK = 1 << 18
 
 
 def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:

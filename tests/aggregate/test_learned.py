@@ -63,7 +63,7 @@ def test_an_unknown_granularity_is_refused():
         FlatLayout(tensors(0)).segments("row")
 
 
-@pytest.mark.parametrize("block", [1 << 17, 16, 7])
+@pytest.mark.parametrize("block", [1 << 18, 16, 7])
 def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
     monkeypatch.setattr(learned, "_CPU_BLOCK", block)
     layout = FlatLayout(tensors(0, torch.float64))

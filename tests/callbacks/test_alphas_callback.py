@@ -31,7 +31,11 @@ def test_the_means_reach_a_csv_logger(tmp_path):
 
 
 def test_it_works_without_a_logger():
-    quiet_trainer(max_epochs=1, callbacks=[AlphaMonitor()]).fit(merge(), image_batches())
+    module = merge()
+    trainer = quiet_trainer(max_epochs=1, callbacks=[AlphaMonitor()])
+    trainer.fit(module, image_batches())
+    mean = module.alphas()["net.3.weight"].mean()
+    assert trainer.callback_metrics["alpha/net.3.weight"] == pytest.approx(mean.item(), abs=1e-6)
 
 
 def test_a_module_without_alphas_is_refused():
