@@ -325,3 +325,9 @@ def test_bare_parts_and_prefixed_states_are_merged_together():
     prefixed = {name: value for name, value in state(2).items() if name != "calls"}
     module = MergeModule(net_only, [bare, prefixed])
     assert same(module.ingredients()[0], {n: state(1)[n] for n in module.ingredients()[0]})
+
+
+def test_a_strategy_that_would_lose_the_alphas_is_refused():
+    trainer = quiet_trainer(max_epochs=1, strategy="ddp_fork", devices=2)
+    with pytest.raises(Exception, match="cannot hand the alphas back"):
+        trainer.fit(merge(), image_batches())
