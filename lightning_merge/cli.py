@@ -79,13 +79,8 @@ def _lightning(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-    # Imported so that their short names work as `class_path`.
-    import lightning_merge.align.activation
-    import lightning_merge.align.cca
-    import lightning_merge.align.weight
-    import lightning_merge.callbacks
-    import lightning_merge.data
-    import lightning_merge.modules  # noqa: F401
+    # This import also makes the short names of our classes work as `class_path`.
+    from lightning_merge.commands.options import plain
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
     from lightning_merge.terse import Terse
@@ -97,7 +92,7 @@ def _lightning(words: list[str] | None) -> None:
             del pl_module, stage
             for logger in trainer.loggers:
                 if type(logger).__name__ == "WandbLogger":
-                    log_config(logger, _plain(self.parser, self.config))
+                    log_config(logger, plain(self.parser, self.config))
                 elif logger.log_dir:
                     path = Path(logger.log_dir) / "config.yaml"
                     write_text(path, self.parser.dump(self.config, skip_none=False))
@@ -127,10 +122,3 @@ def _lightning(words: list[str] | None) -> None:
         parser_kwargs={"prog": "python -m lightning_merge"},
         args=words,
     )
-
-
-def _plain(parser: Any, config: Any) -> dict[str, Any]:
-    import yaml
-
-    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
-    return plain

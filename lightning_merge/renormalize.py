@@ -6,7 +6,6 @@ Repair". For networks without BatchNorm; with it, `reset_batchnorm` does the sam
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_merge.align.taps import evaluation
 from lightning_merge.batches import inputs_of, to_device_of
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
 from lightning_merge.progress import tracked
@@ -71,7 +71,7 @@ def repair(
     inputs = [inputs_of(batch) for batch in batches]
     if not inputs:
         raise DataError("REPAIR needs at least one batch, there was none")
-    with _evaluation(*models):
+    with evaluation(*models):
         order = _correctable(merged, inputs[0])
         _check_same(order, *models)
         found = [
@@ -261,21 +261,6 @@ def _check_same(layers: Sequence[str], *models: nn.Module) -> None:
             raise ArchitectureMismatchError(
                 f"{name!r} is not the same layer in the merged network and in both parents"
             )
-
-
-@contextmanager
-def _evaluation(*models: nn.Module) -> Iterator[None]:
-    """The models in eval mode without gradients, and every module's own mode afterwards."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        # What is made in inference mode, a new bias say, could not be trained.
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 __all__ = ["Statistics", "measure", "repair"]

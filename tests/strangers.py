@@ -1,7 +1,10 @@
 """LightningModules and networks as people write them who have never heard of us."""
 
+from typing import ClassVar
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy, MetricCollection
@@ -146,3 +149,15 @@ def quiet_trainer(**changes) -> Trainer:
         "num_sanity_val_steps": 0,
     }
     return Trainer(**{**settings, **changes})
+
+
+class KeepPredictions(BasePredictionWriter):
+    """Keeps what a run predicts, where a test finds it."""
+
+    kept: ClassVar[list] = []
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        KeepPredictions.kept = [torch.cat(predictions)]

@@ -84,7 +84,7 @@ def _line(
     reset: bool = False,
 ) -> Line:
     line = Line(name, [], [], [])
-    trainer = pool.trainer(logger=False)
+    trainer = pool.trainer()
     shares = [index / (points - 1) for index in range(points)]
     for alpha in tracked(shares, f"Loss barrier, {name}", pool.progress):
         module = pool.build(interpolate(a, b, alpha))

@@ -63,7 +63,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
     measurement = measure(
         module,
         pool.data,
-        pool.trainer(logger=False),
+        pool.trainer(),
         method=recipe.name,
         kind="merge" if recipe.aggregate.merges else "ensemble",
         seconds=seconds,
@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
 def measure_ingredients(pool: Pool) -> Iterator[Measurement]:
     """A row for each ingredient, as it is."""
     for state, name in zip(pool.states, pool.names, strict=True):
-        trainer = pool.trainer(logger=False)
+        trainer = pool.trainer()
         yield measure(
             pool.build(state), pool.data, trainer, name, "ingredient", None, pool.seed, None
         )

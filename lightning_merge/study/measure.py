@@ -91,8 +91,13 @@ def evaluate(
 ) -> tuple[dict[str, float], int]:
     """Tests a module.
 
+    Args:
+        module: The module.
+        data: Gives the test set.
+        trainer: Runs the test.
+
     Returns:
-        The metrics that its test reports, without the prefix `test_` or `test/` (`acc` is
+        The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is
         `accuracy`), and how many examples they stand on.
     """
     counter = _Counter()
@@ -111,6 +116,11 @@ def evaluate(
 
 def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
     """Fits a module without validation: nothing is chosen by it here, and it costs time.
+
+    Args:
+        module: The module.
+        data: Gives the training set.
+        trainer: Runs the fit, for as many epochs as it was made for.
 
     Returns:
         How many labelled examples an epoch has.

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -50,7 +51,7 @@ class Pool:
         self.data.setup("fit")
         self.data.setup("test")
 
-    @property
+    @cached_property
     def digests(self) -> list[str]:
         """The SHA-256 of each ingredient."""
         return [digest(state) for state in self.states]
@@ -65,10 +66,10 @@ class Pool:
         """Training batches on the device, without augmentation if the data module offers it."""
         return statistics_batches_of(self.data, self.module, self.device)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the Trainer computes."""
-        return self.trainer(logger=False).strategy.root_device
+        return self.trainer().strategy.root_device
 
     def reset_batchnorm(self, module: LightningModule) -> int:
         """Resets a module's BatchNorm on the training images; says how many layers it has."""

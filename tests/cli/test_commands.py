@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_checkpoints import write_ingredient, write_ingredients
 from safetensors.torch import load_file
-from strangers import quiet_trainer
+from strangers import KeepPredictions, quiet_trainer
 
 from lightning_merge import DigitsDataModule, ImageClassifier
 from lightning_merge.cli import main
@@ -280,3 +280,22 @@ def test_what_was_limited_is_counted(tmp_path):
         "All": "0",
         "NP": "64",
     }
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_lightnings_other_commands_take_a_checkpoint(tmp_path, capsys, command):
+    path = write_ingredient(tmp_path / "a.ckpt", 1)
+    words = [command, "-c", str(CONFIGS / "fit/digits.yaml"), "--ckpt_path", str(path)]
+    words += ["--trainer.logger", "false", "--trainer.callbacks", "null"]
+    main([*words, "--trainer.callbacks+=strangers.KeepPredictions"])
+    module = ImageClassifier.load_from_checkpoint(path).eval()
+    data = DigitsDataModule(eval_batch_size=256, split="80-20", part=0)
+    loader = data.val_dataloader() if command == "validate" else data.test_dataloader()
+    images, targets = (torch.cat(part) for part in zip(*loader, strict=True))
+    with torch.no_grad():
+        probabilities = module(images).softmax(1)
+    if command == "predict":
+        assert torch.allclose(KeepPredictions.kept[0], probabilities, atol=1e-4)
+    else:
+        accuracy = (probabilities.argmax(1) == targets).float().mean()
+        assert f"{accuracy:.6f}" in capsys.readouterr().out
