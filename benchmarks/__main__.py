@@ -1,34 +1,77 @@
 """Runs the benchmarks and prints a table: `python -m benchmarks [name ...]`."""
 
-import sys
+import argparse
+import math
+import os
+import shlex
 from importlib import import_module
+from inspect import cleandoc
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.ratio import Ratio
 from lightning_merge.study.provenance import provenance
 
-_ALL = ("np_cost", "matching")
+_ALL = ("np_cost", "alignment", "ensembles")
+_COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs those named, all if none is."""
-    console = Console(highlight=False)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"modules of this folder; {', '.join(_ALL)}")
+    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--peer-python", help="a Python that has timm and rebasin, for alignment")
+    given = parser.parse_args(arguments)
+    names = given.names or list(_ALL)
     made_by = provenance([])
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
-    console.print(f"{versions}; {made_by['device']}")
-    table = Table("benchmark", "ours, ms", "held against, ms", "ratio", "± (quartiles)")
-    for name in names or _ALL:
-        for result in import_module(f"benchmarks.{name}").run():
-            table.add_row(
-                result.name,
-                f"{1000 * result.ours:.1f}",
-                f"{1000 * result.theirs:.1f}",
-                f"{result.ratio:.3f}",
-                f"{result.spread:.3f}",
-            )
+    load = f"load average at the start {os.getloadavg()[0]:.1f}"
+    machine = f"{versions}; {made_by['device']}, {load}"
+    console = Console(highlight=False)
+    console.print(machine)
+    table = Table(*_COLUMNS)
+    lines = []
+    for name in names:
+        options = {"peer_python": given.peer_python} if name == "alignment" else {}
+        for result in import_module(f"benchmarks.{name}").run(**options):
+            cells = _cells(result)
+            table.add_row(*cells)
+            lines.append("| " + " | ".join(cells) + " |")
     console.print(table)
+    if given.write:
+        words = ["python", "-m", "benchmarks", *names, "--write", str(given.write)]
+        words += ["--peer-python", "PYTHON"] if given.peer_python else []
+        about = [cleandoc(import_module(f"benchmarks.{name}").__doc__ or "") for name in names]
+        header = [
+            "| " + " | ".join(_COLUMNS) + " |",
+            "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+        ]
+        text = [f"# {', '.join(names).capitalize()}: speed and memory", "", *about, ""]
+        text += [*header, *lines, "", "`" + shlex.join(words) + "`; " + machine + "."]
+        given.write.write_text("\n".join(text) + "\n")
+
+
+def _cells(result: Ratio) -> tuple[str, ...]:
+    """A row of the table."""
+    return (
+        result.name,
+        _quantity(result.ours, result.unit),
+        result.against,
+        _quantity(result.theirs, result.unit),
+        f"{result.ratio:.3f}",
+        "" if math.isnan(result.spread) else f"{result.spread:.3f}",
+        result.goal,
+    )
+
+
+def _quantity(value: float, unit: str) -> str:
+    if unit == "s" and value < 1:
+        return f"{1000 * value:.1f} ms"
+    return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

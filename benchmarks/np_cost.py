@@ -22,7 +22,8 @@ def run() -> list[Ratio]:
         module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
         optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
         steps.append(_step(module, optimizer, batch))
-    return [measure("NP Merge step / fine-tuning step, ResNet18", *steps, pairs=21)]
+    title = "NP Merge step, ResNet18"
+    return [measure(title, *steps, pairs=21, against="fine-tuning step")]
 
 
 def _step(module, optimizer, batch):  # type: ignore[no-untyped-def]

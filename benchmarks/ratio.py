@@ -12,10 +12,13 @@ class Ratio:
 
     Attributes:
         name: What was measured.
-        ours: The median duration of ours, in seconds.
-        theirs: The median duration of what it is held against, in seconds.
+        ours: The median of ours, in seconds.
+        theirs: The median of what it is held against, in seconds.
         ratio: The median of the ratios of the pairs.
-        spread: Half the distance between the quartiles of the ratios.
+        spread: Half the distance between the quartiles of the ratios; nan if there is one pair.
+        against: What it is held against, where the name does not say so.
+        goal: What was to be reached, if anything.
+        unit: In what `ours` and `theirs` are counted.
     """
 
     name: str
@@ -23,6 +26,9 @@ class Ratio:
     theirs: float
     ratio: float
     spread: float
+    against: str = ""
+    goal: str = ""
+    unit: str = "s"
 
 
 def measure(
@@ -31,6 +37,8 @@ def measure(
     theirs: Callable[[], object],
     pairs: int,
     warm_up: int = 2,
+    against: str = "",
+    goal: str = "",
 ) -> Ratio:
     """Runs both by turns and takes medians."""
     for _ in range(warm_up):
@@ -40,21 +48,24 @@ def measure(
     for index in range(pairs):
         # Each goes first as often as the other: whoever does pays for cold caches.
         order = (ours, theirs) if index % 2 else (theirs, ours)
-        seconds = {action: _seconds(action) for action in order}
-        first.append(seconds[ours])
-        second.append(seconds[theirs])
+        taken = {action: seconds(action) for action in order}
+        first.append(taken[ours])
+        second.append(taken[theirs])
     ratios = [a / b for a, b in zip(first, second, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (0, 0, float("nan"))
     return Ratio(
         name,
         statistics.median(first),
         statistics.median(second),
         statistics.median(ratios),
         (high - low) / 2,
+        against,
+        goal,
     )
 
 
-def _seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object]) -> float:
+    """How long an action takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start

@@ -133,7 +133,8 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
             if ours != theirs:
                 raise ArchitectureMismatchError(
                     f"different architectures: '{key}' is {ours} in {names[0]} and {theirs} in "
-                    f"{name}; merge networks of one architecture"
+                    f"{name}; merge networks of one architecture, or (merge, compare) of different "
+                    "tasks with --heads first"
                 )
     for state, name in zip(states, names, strict=True):
         for key, value in state.items():

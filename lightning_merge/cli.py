@@ -18,13 +18,14 @@ Train, align and merge image classifiers.
   compare    run several recipes and ensembles on the same checkpoints
   study      train the ingredients too, over seeds; can be stopped, and goes on
   average    average checkpoint files; needs no network and no data
+  export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
 
 `python -m lightning_merge COMMAND --help` says more about each.
 """
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
-_OURS = ("merge", "compare", "study", "average", "plot")
+_OURS = ("merge", "compare", "study", "average", "export", "plot")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -69,9 +70,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _mendable(error: BaseException | None) -> MergeError | None:
-    # jsonargparse wraps what a class raises while it is being built from a configuration.
+    # jsonargparse wraps what a class raises while it is being built from a configuration, and
+    # names it as the cause. What goes wrong while a MergeError is handled has none: it is ours.
     while error is not None and not isinstance(error, MergeError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 

@@ -1,16 +1,18 @@
 """The batches on which statistics are taken, as the network would get them from a Trainer."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lightning_merge.batches import inputs_of
+from lightning_merge.distributed import Share, shared_loader
+from lightning_merge.errors import ConfigError
 
 
 @dataclass
@@ -74,8 +76,23 @@ def statistics_batches(trainer: Trainer) -> Transferred:
     )
 
 
+def statistics_share(trainer: Trainer, limit: int | None = None) -> Share:
+    """This rank's share of the training batches, for statistics of all ranks together.
+
+    Args:
+        trainer: A Trainer that is fitting.
+        limit: How many batches there are for all ranks together; all if not given.
+    """
+    batches = statistics_batches(trainer)
+    return Share(replace(batches, loader=shared_loader(batches.loader, limit)))
+
+
 def statistics_batches_of(
-    data: LightningDataModule, module: LightningModule, device: torch.device
+    data: LightningDataModule,
+    module: LightningModule,
+    device: torch.device,
+    examples: int | None = None,
+    seed: int = 0,
 ) -> Transferred:
     """The same, where no Trainer is fitting.
 
@@ -83,8 +100,16 @@ def statistics_batches_of(
         data: The data module.
         module: Whose batch-transfer hooks apply.
         device: Where the batches are to be.
+        examples: How many examples at most, drawn at random; None for all.
+        seed: Determines which.
+
+    Raises:
+        ConfigError: If `examples` are to be drawn from what cannot be indexed.
     """
-    return Transferred(_plain(data) or data.train_dataloader(), module, data, device)
+    loader = _plain(data) or data.train_dataloader()
+    if examples is not None:
+        loader = _some(loader, examples, seed)
+    return Transferred(loader, module, data, device)
 
 
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
@@ -96,6 +121,28 @@ def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor
 def _plain(data: LightningDataModule | None) -> Any:
     make = getattr(data, "statistics_dataloader", None)
     return None if make is None else make()
+
+
+def _some(loader: Any, examples: int, seed: int) -> Any:
+    """A loader of examples drawn from another's; the first ones could be all of one class."""
+    if (
+        not isinstance(loader, DataLoader)
+        or loader.batch_size is None
+        or isinstance(loader.dataset, IterableDataset)
+    ):
+        raise ConfigError(
+            f"{examples} examples cannot be drawn from a {type(loader).__name__} without an index: "
+            "leave statistics_examples out, or give a DataLoader over an indexed data set"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(loader.dataset), generator=generator)[:examples]  # type: ignore[arg-type]
+    return DataLoader(
+        Subset(loader.dataset, chosen.sort().values.tolist()),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
 def _afresh(loader: Any) -> Any:

@@ -1,11 +1,14 @@
 """Tables, figures and configuration, sent to whatever logger there is.
 
-Weights & Biases takes all of them; TensorBoard figures and tables (as text); of the other
-loggers those that have a method of that name. Without a logger nothing happens.
+Weights & Biases takes all of them; TensorBoard figures, histograms and tables (as text); the
+CSV logger tables, as files beside its metrics. Without a logger nothing happens.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lightning_merge.files import write_csv
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -23,6 +26,8 @@ def log_table(logger: "Logger | None", name: str, rows: Sequence[Mapping[str, An
         lines: list[list[Any]] = [columns, ["---"] * len(columns), *cells]
         text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
         logger.experiment.add_text(name, text)  # type: ignore[union-attr]
+    elif kind == "CSVLogger":
+        write_csv(Path(logger.log_dir) / f"{name}.csv", rows)  # type: ignore[union-attr, arg-type]
 
 
 def log_figure(logger: "Logger | None", name: str, figure: "Figure", step: int = 0) -> None:

@@ -34,18 +34,7 @@ def repair(
     The goal of a channel is the mean `alpha m_A + (1 - alpha) m_B` and the standard
     deviation `alpha s_A + (1 - alpha) s_B` of its pre-activations; the scale and shift that
     reach it are multiplied into the layer's weight and bias, so that the network costs no
-    more to run. Layers are corrected in the order in which they run, each measured on all
-    the data behind corrected layers, so the goals are met but for rounding; this takes one
-    run up to each layer, half a forward pass per layer on average. All inputs are held in
-    memory meanwhile: a few thousand examples are plenty.
-
-    Convolutions and linear layers are corrected, except those that make the network's
-    output (the classifier; the layer that runs last, where the output is none's own), that
-    run more than once, that share their weight with another layer, or that compute with
-    something other than their own `weight` (weight standardisation, parametrisations).
-    A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
-    and which a network into which it is to be loaded must have. A channel that never varies
-    in the merged network is only shifted.
+    more to run. `Repair` does the same for more than two parents.
 
     Args:
         merged: The merged network; changed in place.
@@ -59,33 +48,147 @@ def repair(
         How many layers were corrected.
 
     Raises:
-        ConfigError: A network has BatchNorm, whose statistics would undo the correction.
+        ConfigError: A network has BatchNorm, whose statistics would undo the correction, or
+            `alpha` is not from 0 to 1.
         ArchitectureMismatchError: The networks' layers differ.
         DataError: There are no batches.
     """
-    models = (merged, model_a, model_b)
-    if any(isinstance(layer, _BatchNorm) for model in models for layer in model.modules()):
+    check_no_batchnorm(merged)
+    return Repair([model_a, model_b], batches, progress)(merged, [alpha, 1 - alpha], progress)
+
+
+class Repair:
+    """REPAIR of merges of the same parents, whose statistics are measured once.
+
+    Layers are corrected in the order in which they run, each measured on all the data
+    behind corrected layers: correcting one changes the statistics of those after it, so
+    one pass for all would miss the goals. Here they are met but for rounding; it takes one
+    run up to each layer, half a forward pass per layer on average. All inputs are held in
+    memory meanwhile: a few thousand examples are plenty.
+
+    Convolutions and linear layers are corrected, except those that make the network's
+    output (the classifier; the layer that runs last, where the output is none's own), that
+    run more than once, that share their weight with another layer, or that compute with
+    something other than their own `weight` (weight standardisation, parametrisations).
+    A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
+    and which a network into which it is to be loaded must have (`without_bias` names them
+    beforehand). A channel that never varies in the merged network is only shifted.
+
+    Args:
+        parents: The K networks that were merged, as they were merged: *aligned* to the
+            first. One at a time is looked at, so they may be made as they are asked for.
+        batches: What a data loader gives; read once. Moved to the models' devices.
+        progress: Whether to show progress bars.
+
+    Attributes:
+        layers: The names of the layers that are corrected, in the order in which they run.
+        without_bias: Those of them that have no bias.
+        parents: The statistics of each parent, by layer.
+
+    Raises:
+        ConfigError: A parent has BatchNorm, or there is none.
+        ArchitectureMismatchError: The parents' layers differ.
+        DataError: There are no batches.
+    """
+
+    layers: list[str]
+    without_bias: list[str]
+    parents: list[dict[str, "Statistics"]]
+
+    def __init__(
+        self, parents: Iterable[nn.Module], batches: Iterable[Any], progress: bool = False
+    ) -> None:
+        self._inputs: list[Tensor] = []
+        self._shapes: dict[str, tuple[int, ...] | None] = {}
+        self.parents = []
+        for number, parent in enumerate(parents, start=1):
+            check_no_batchnorm(parent)
+            with evaluation(parent):
+                if number == 1:
+                    self._inputs = [inputs_of(batch) for batch in batches]
+                    if not self._inputs:
+                        raise DataError("REPAIR needs at least one batch, there was none")
+                    self.layers = layers_to_repair(parent, self._inputs[0])
+                    self._shapes = _shapes(parent, self.layers)
+                    self.without_bias = [
+                        name for name in self.layers if parent.get_submodule(name).bias is None
+                    ]
+                self._check(parent)
+                inputs = tracked(self._inputs, f"REPAIR: parent {number}", progress)
+                self.parents.append(measure(parent, self.layers, inputs))
+        if not self.parents:
+            raise ConfigError("REPAIR needs the networks that were merged; give at least one")
+
+    def __call__(
+        self, merged: nn.Module, weights: Sequence[float] | None = None, progress: bool = False
+    ) -> int:
+        """Corrects a merge of the parents, in place.
+
+        Args:
+            merged: The merged network.
+            weights: Each parent's share in it, divided by their sum; equal if not given.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            How many layers were corrected.
+
+        Raises:
+            ConfigError: The network has BatchNorm, or the weights are not one non-negative
+                number for each parent.
+            ArchitectureMismatchError: Its layers are not those of the parents.
+        """
+        check_no_batchnorm(merged)
+        shares = _shares(weights, len(self.parents))
+        with evaluation(merged):
+            self._check(merged)
+            for name in tracked(self.layers, "REPAIR: layers", progress):
+                now = measure(merged, [name], self._inputs, stop=True)[name]
+                _correct(merged.get_submodule(name), now, self.goal(name, shares))
+        return len(self.layers)
+
+    def goal(self, layer: str, weights: Sequence[float] | None = None) -> "Statistics":
+        """What a layer's channels are to have: the parents' means and deviations, averaged.
+
+        Args:
+            layer: Its name.
+            weights: Each parent's share, divided by their sum; equal if not given.
+        """
+        shares = _shares(weights, len(self.parents))
+        found = [statistics[layer] for statistics in self.parents]
+        return Statistics(
+            sum((w * one.mean for w, one in zip(shares, found, strict=True)), torch.zeros(())),
+            sum((w * one.std for w, one in zip(shares, found, strict=True)), torch.zeros(())),
+        )
+
+    def _check(self, model: nn.Module) -> None:
+        for name, shape in _shapes(model, self.layers).items():
+            if shape != self._shapes[name]:
+                raise ArchitectureMismatchError(
+                    f"{name!r} is not the same layer in the merged network and in all parents"
+                )
+
+
+def check_no_batchnorm(model: nn.Module) -> None:
+    """Checks that nothing would undo the correction.
+
+    Raises:
+        ConfigError: The network has BatchNorm.
+    """
+    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         raise ConfigError(
             "REPAIR is for networks without BatchNorm, this one has some: use reset_batchnorm"
         )
-    inputs = [inputs_of(batch) for batch in batches]
-    if not inputs:
-        raise DataError("REPAIR needs at least one batch, there was none")
-    with evaluation(*models):
-        order = _correctable(merged, inputs[0])
-        _check_same(order, *models)
-        found = [
-            measure(model, order, tracked(inputs, f"REPAIR: parent {which}", progress))
-            for model, which in ((model_a, "a"), (model_b, "b"))
-        ]
-        for name in tracked(order, "REPAIR: layers", progress):
-            a, b = (statistics[name] for statistics in found)
-            goal = Statistics(
-                alpha * a.mean + (1 - alpha) * b.mean, alpha * a.std + (1 - alpha) * b.std
-            )
-            now = measure(merged, [name], inputs, stop=True)[name]
-            _correct(merged.get_submodule(name), now, goal)
-    return len(order)
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    weights = [1.0] * count if weights is None else list(weights)
+    total = sum(weights)
+    if len(weights) != count or not 0 < total < float("inf") or min(weights) < 0:
+        raise ConfigError(
+            f"REPAIR: the weights {weights} of {count} parents have no deviation to aim at; give "
+            "one for each, none negative, not all 0"
+        )
+    return [weight / total for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -167,8 +270,13 @@ def measure(
     return {name: one.result() for name, one in running.items()}
 
 
-def _correctable(model: nn.Module, x: Tensor) -> list[str]:
-    """The layers to correct, in the order in which they run."""
+def layers_to_repair(model: nn.Module, x: Tensor) -> list[str]:
+    """The names of the layers that REPAIR corrects, in the order in which they run.
+
+    Args:
+        model: The network.
+        x: Inputs of it, to see which layers run.
+    """
     uses = Counter(
         id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
     )
@@ -243,24 +351,16 @@ def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
             layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
 
 
-def _check_same(layers: Sequence[str], *models: nn.Module) -> None:
-    """Whether all networks have these layers, in one shape.
-
-    Raises:
-        ArchitectureMismatchError: One has not.
-    """
+def _shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of layers' weights; None where there is no such layer."""
+    found: dict[str, tuple[int, ...] | None] = {}
     for name in layers:
-        shapes = set()
-        for model in models:
-            try:
-                weight = model.get_submodule(name).weight
-            except AttributeError:
-                weight = None
-            shapes.add(tuple(weight.shape) if isinstance(weight, Tensor) else None)
-        if len(shapes) > 1:
-            raise ArchitectureMismatchError(
-                f"{name!r} is not the same layer in the merged network and in both parents"
-            )
+        try:
+            weight = model.get_submodule(name).weight
+        except AttributeError:
+            weight = None
+        found[name] = tuple(weight.shape) if isinstance(weight, Tensor) else None
+    return found
 
 
-__all__ = ["Statistics", "measure", "repair"]
+__all__ = ["Repair", "Statistics", "check_no_batchnorm", "layers_to_repair", "measure", "repair"]

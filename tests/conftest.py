@@ -1,6 +1,7 @@
 """What all tests share: one thread each, and a place for Lightning's files."""
 
 import os
+import sys
 import warnings
 
 # Several test processes share the cores; threads that wait for each other cost more than
@@ -34,3 +35,12 @@ def cifar(tmp_path, monkeypatch):
     from made_data import write_cifar
 
     return write_cifar(tmp_path, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _no_open_run():
+    """A Weights & Biases run that a test leaves open would take over the next one's logger."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish()

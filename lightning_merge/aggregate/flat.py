@@ -74,7 +74,10 @@ class FlatLayout:
 
     def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """The tensors inside a buffer of shape `(size,)`, sharing its memory."""
-        return tuple(buffer.as_strided(slot.shape, slot.stride, slot.offset) for slot in self.slots)
+        start = buffer.storage_offset()
+        return tuple(
+            buffer.as_strided(slot.shape, slot.stride, start + slot.offset) for slot in self.slots
+        )
 
     def named_views(self, buffer: Tensor) -> dict[str, Tensor]:
         """`views`, by name."""

@@ -126,6 +126,21 @@ def greedy_soup_by_counts(
     ]
 
 
+def hardest_first(hits: Tensor) -> Tensor:
+    """An order of held-out examples in which `greedy_soup_by_counts` drops candidates soonest.
+
+    What most ingredients get wrong, their average gets wrong as a rule; a candidate is dropped
+    once it has as many errors as the soup so far.
+
+    Args:
+        hits: Booleans `(K, N)`: which of N examples each of K ingredients gets right.
+
+    Returns:
+        The examples' indices, `(N,)`; of equally hard ones, the earlier first.
+    """
+    return hits.sum(dim=0).argsort(stable=True)
+
+
 def _search(
     states: Sequence[Source],
     metrics: Sequence[float],

@@ -1,9 +1,11 @@
 """NP Merge's aggregation: W = alpha * A + (1 - alpha) * B with alpha = sigmoid(logits).
 
 Non-Uniform Parameter-Wise Model Merging (2024), Eq. 2 and Sec. III-D. One pass over the
-flat buffers gives the weights, one gives the gradient of the logits.
+flat buffers gives the weights, one gives the gradient of the logits. More than two
+ingredients have a softmax over them in the sigmoid's place.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from lightning_merge.aggregate.flat import FlatLayout
 # A megabyte of float32 for each operand: what an operation on the CPU leaves in the cache is
 # there for the next one, so a chain of them moves memory once.
 _CPU_BLOCK = 1 << 18
+
+# From here on a copy costs more than the call that it saves.
+_LARGE = 1 << 14
 
 
 def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -29,34 +34,88 @@ def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tens
         `out`.
     """
     for part in _blocks(out):
-        alpha = torch.sigmoid(logits[part]).to(a.dtype)
-        torch.lerp(b[part], a[part], alpha, out=out[part])
+        block = out[part]
+        torch.sigmoid(logits[part], out=block)
+        torch.lerp(b[part], a[part], block, out=block)
     return out
 
 
-def logits_gradient_(grad: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Turns the gradient of the weights into that of the logits, in place.
+def combine_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) -> Tensor:
+    """Writes `sum_k softmax(logits)_k * ingredients_k` into `out`.
+
+    Args:
+        out: Where to, of shape `(n,)`.
+        logits: The alphas before the softmax over the K ingredients, of shape `(K, n)`.
+        ingredients: Their weights, K of shape `(n,)`.
+
+    Returns:
+        `out`.
+    """
+    for part in _blocks(out):
+        alphas = torch.softmax(logits[:, part], dim=0).to(out.dtype)
+        torch.mul(alphas[0], ingredients[0][part], out=out[part])
+        for alpha, ingredient in zip(alphas[1:], ingredients[1:], strict=True):
+            out[part].addcmul_(alpha, ingredient[part])
+    return out
+
+
+def logits_gradient_(out: Tensor, grad: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Writes the gradient of the logits into `out`, from that of the weights.
 
     The chain rule of Eq. 2: `grad * (a - b) * alpha * (1 - alpha)`.
 
     Args:
-        grad: The loss's gradient at the merged weights, of shape `(n,)`; written over.
+        out: Where to, of shape `(n,)`; may be `grad`.
+        grad: The loss's gradient at the merged weights, of shape `(n,)`.
         logits: The alphas before the sigmoid, of shape `(n,)`.
         a: The first ingredient's weights, of shape `(n,)`.
         b: The second ingredient's aligned weights, of shape `(n,)`.
 
     Returns:
-        `grad`.
+        `out`.
+    """
+    blocks = _blocks(out)
+    # Memory that is new costs more than what is computed in it: the same for all blocks.
+    scratch = out.new_empty(2, blocks[0].stop if blocks else 0)
+    for part in blocks:
+        block = out[part]
+        difference, alpha = scratch[:, : len(block)]
+        torch.sub(a[part], b[part], out=difference)
+        difference.mul_(grad[part])
+        torch.sigmoid(logits[part], out=alpha)
+        torch.ops.aten.sigmoid_backward.grad_input(difference, alpha, grad_input=block)
+    return out
+
+
+def joint_logits_gradient_(
+    out: Tensor, grad: Tensor, logits: Tensor, ingredients: Sequence[Tensor]
+) -> Tensor:
+    """The same for K ingredients: `grad * alpha_k * (ingredient_k - W)`.
+
+    Args:
+        out: Where to, of shape `(K, n)`; `out[0]` may be `grad`.
+        grad: The loss's gradient at the merged weights W, of shape `(n,)`.
+        logits: The alphas before the softmax, of shape `(K, n)`.
+        ingredients: Their weights, K of shape `(n,)`.
+
+    Returns:
+        `out`.
     """
     for part in _blocks(grad):
-        difference = a[part].sub(b[part]).to(grad.dtype).mul_(grad[part])
-        alpha = torch.sigmoid(logits[part])
-        torch.ops.aten.sigmoid_backward.grad_input(difference, alpha, grad_input=grad[part])
-    return grad
+        alphas = torch.softmax(logits[:, part], dim=0)
+        weights = torch.stack([ingredient[part] for ingredient in ingredients]).to(out.dtype)
+        mean = (alphas * weights).sum(dim=0)
+        out[:, part] = weights.sub_(mean).mul_(alphas).mul_(grad[part])
+    return out
 
 
 def interpolated_weights(
-    logits: Tensor, a: Tensor, b: Tensor, out: Tensor, layout: FlatLayout
+    logits: Tensor,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    layout: FlatLayout,
+    gradient: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The merged weights as views of `out`, through which gradients reach `logits`.
 
@@ -66,41 +125,115 @@ def interpolated_weights(
         b: The second ingredient's aligned weights, of shape `(n,)`; a constant.
         out: The buffer that holds the result, of shape `(n,)`; written over.
         layout: The tensors inside the buffers.
+        gradient: Where the gradient of the logits is to lie, of their shape, step after step;
+            new memory where it is not given, and while `logits.grad` is being accumulated.
 
     Returns:
         One tensor for each slot of `layout`.
     """
-    weights: tuple[Tensor, ...] = _InterpolatedWeights.apply(logits, (a, b, out), layout)
+    weights: tuple[Tensor, ...] = _MergedWeights.apply(logits, ([a, b], out, gradient), layout)
     return weights
 
 
-class _InterpolatedWeights(torch.autograd.Function):
+def combined_weights(
+    logits: Tensor,
+    ingredients: Sequence[Tensor],
+    out: Tensor,
+    layout: FlatLayout,
+    gradient: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """`interpolated_weights` of K ingredients.
+
+    Args:
+        logits: The alphas before the softmax over the ingredients, of shape `(K, n)`.
+        ingredients: Their weights, K of shape `(n,)`; constants.
+        out: The buffer that holds the result, of shape `(n,)`; written over.
+        layout: The tensors inside the buffers.
+        gradient: As for `interpolated_weights`.
+
+    Returns:
+        One tensor for each slot of `layout`.
+    """
+    buffers = (list(ingredients), out, gradient)
+    weights: tuple[Tensor, ...] = _MergedWeights.apply(logits, buffers, layout)
+    return weights
+
+
+class _MergedWeights(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, buffers: tuple[Tensor, Tensor, Tensor], layout: FlatLayout
+        ctx: Any,
+        logits: Tensor,
+        buffers: tuple[list[Tensor], Tensor, Tensor | None],
+        layout: FlatLayout,
     ) -> tuple[Tensor, ...]:
         # The buffers come in a tuple, out of autograd's sight: as arguments, the views
         # returned below would be views of an input, which it tracks and forbids to change.
-        a, b, out = buffers
+        ingredients, out, gradient = buffers
         ctx.save_for_backward(logits)
-        ctx.ingredients = (a, b)
+        ctx.ingredients = ingredients
+        ctx.gradient = gradient
         ctx.layout = layout
         ctx.set_materialize_grads(False)
-        return layout.views(interpolate_flat_(out, logits.detach(), a, b))
+        if logits.dim() == 1:
+            interpolate_flat_(out, logits.detach(), *ingredients)
+        else:
+            combine_flat_(out, logits.detach(), ingredients)
+        return layout.views(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
-        flat = torch.empty_like(logits)
-        for view, grad in zip(ctx.layout.views(flat), grads, strict=True):
-            if grad is None:
-                view.zero_()
+        if ctx.gradient is None or (logits.is_leaf and logits.grad is not None):
+            result = torch.empty_like(logits)
+        else:
+            # A tensor of its own: autograd copies one that somebody else holds.
+            result = ctx.gradient.view_as(logits)
+        joint = logits.dim() == 2
+        for start, stop, grad in _runs(ctx.layout, grads, result[0] if joint else result):
+            part = slice(start, stop)
+            own = [ingredient[part] for ingredient in ctx.ingredients]
+            if joint:
+                joint_logits_gradient_(result[:, part], grad, logits[:, part], own)
             else:
-                view.copy_(grad)
-        return logits_gradient_(flat, logits, *ctx.ingredients), None, None
+                logits_gradient_(result[part], grad, logits[part], *own)
+        return result, None, None
+
+
+def _runs(
+    layout: FlatLayout, grads: Sequence[Tensor | None], buffer: Tensor
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The gradients as flat pieces `(start, stop, piece)` that cover the layout.
+
+    A large gradient is taken where it lies, in the cache perhaps; small ones, and those of
+    another type or memory format, are first gathered in `buffer`.
+    """
+    start = 0
+    for slot, grad in zip(layout.slots, grads, strict=True):
+        stop = slot.offset + slot.size
+        if (
+            grad is not None
+            and slot.size >= _LARGE
+            and grad.device.type == "cpu"
+            and grad.dtype == buffer.dtype
+            and grad.stride() == slot.stride
+        ):
+            if start < slot.offset:
+                yield start, slot.offset, buffer[start : slot.offset]
+            yield slot.offset, stop, grad.as_strided((slot.size,), (1,))
+            start = stop
+            continue
+        view = buffer.as_strided(slot.shape, slot.stride, buffer.storage_offset() + slot.offset)
+        if grad is None:
+            view.zero_()
+        else:
+            view.copy_(grad)
+    if start < layout.size:
+        yield start, layout.size, buffer[start:]
 
 
 def _blocks(buffer: Tensor) -> list[slice]:
+    size = buffer.shape[-1]
     if buffer.device.type != "cpu":
-        return [slice(0, buffer.numel())]
-    return [slice(i, i + _CPU_BLOCK) for i in range(0, buffer.numel(), _CPU_BLOCK)]
+        return [slice(0, size)]
+    return [slice(i, i + _CPU_BLOCK) for i in range(0, size, _CPU_BLOCK)]

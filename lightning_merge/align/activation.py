@@ -4,6 +4,8 @@ Source: Li et al. 2015, "Convergent learning"; called "Permute" by Jordan et al.
 (REPAIR) and by NP Merge.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -14,11 +16,26 @@ from lightning_merge.align.assignment import assign_blocks, assign_wholes
 from lightning_merge.align.group import Permutation
 from lightning_merge.align.matching import Matching
 from lightning_merge.align.moments import Moments
+from lightning_merge.align.shared import by_head, carrier, of_matched_heads
 from lightning_merge.align.spec import PermutationSpec
-from lightning_merge.align.taps import Place, Tap, evaluation, find_taps, samples, watching
+from lightning_merge.align.taps import (
+    Place,
+    Tap,
+    evaluation,
+    find_taps,
+    samples,
+    thinning,
+    watching,
+)
 from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.distributed import Share
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
+
+# Enough examples to tell a batch from a single one.
+_PROBE = 2
+# What values may take at least, in bytes, on a CPU and on a GPU, which needs larger batches.
+_ROOM = (2**26, 2**30)
 
 
 class ActivationMatching(Matching):
@@ -27,9 +44,20 @@ class ActivationMatching(Matching):
     Units are observed after normalisation and activation, where the next layer reads them;
     a residual stream adds up the correlations at all its readers. Attention heads are
     matched as wholes by the best assignment of the units inside them.
+
+    Comparing all pairs of units at every position can cost more than the networks (the hidden
+    units of a transformer's MLP: four times the layer that reads them). There only every k-th
+    position of each example counts, another k-th from batch to batch.
+
+    Args:
+        cost: What the products at a layer may cost, in multiplications, as a multiple of
+            running it once; infinite if every position is to count everywhere.
     """
 
     needs_data: ClassVar[bool] = True
+
+    def __init__(self, cost: float = 1.0) -> None:
+        self.cost = cost
 
     def match(
         self,
@@ -55,7 +83,7 @@ class ActivationMatching(Matching):
         Raises:
             AlignmentError: There are no batches.
         """
-        scores = correlations(spec, model_a, model_b, batches, progress)
+        scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
         return assign_groups(spec, scores)
 
     def align(
@@ -88,7 +116,11 @@ def assign_groups(spec: PermutationSpec, scores: dict[str, Tensor]) -> Permutati
             done.update((group.name, *found))
     for group in spec.groups:
         if group.name not in done and group.name in scores:
-            result[group.name] = assign_blocks(scores[group.name], group.blocks)
+            score = scores[group.name]
+            heads = carrier(spec.groups, group)
+            if heads is not None:
+                score = of_matched_heads(score, result[heads.name])
+            result[group.name] = assign_blocks(score, group.blocks)
     return result
 
 
@@ -98,13 +130,16 @@ def correlations(
     model_b: nn.Module,
     batches: Iterable[Any],
     progress: bool = False,
+    cost: float = math.inf,
 ) -> dict[str, Tensor]:
     """For each group the summed correlations of a's units with b's, `(size, size)`, float64.
+
+    Units that several heads share are there once for each head, `(heads * size, heads * size)`.
 
     Raises:
         AlignmentError: There are no batches, or activations that are not finite.
     """
-    found = observe(spec, model_a, model_b, batches, progress)
+    found = observe(spec, model_a, model_b, batches, progress, cost=cost)
     return {name: summed_correlation(name, moments) for name, moments in found.items()}
 
 
@@ -130,6 +165,7 @@ def observe(
     batches: Iterable[Any],
     progress: bool = False,
     own: bool = False,
+    cost: float = math.inf,
 ) -> dict[str, list[Moments]]:
     """For each group the joint moments of both networks' units, at each of its taps.
 
@@ -137,93 +173,122 @@ def observe(
         spec: The spec of their architecture.
         model_a: One network.
         model_b: The other.
-        batches: Read once.
+        batches: Read once; a `Share` holds those of this rank, and the moments are then
+            those of all ranks' batches.
         progress: Whether to show a progress bar.
         own: Whether to keep the covariances inside each network too.
+        cost: As in `ActivationMatching`.
 
     Raises:
         AlignmentError: There are no batches.
     """
-    observer = _Observer(spec, model_a, model_b, own)
+    observer = _Observer(spec, model_a, model_b, own, cost)
     with evaluation(model_a, model_b):
         for batch in tracked(batches, "Matching activations", progress):
             observer.read(inputs_of(batch))
     if not observer.seen:
         raise AlignmentError("matching activations needs at least one batch, there was none")
+    if isinstance(batches, Share):
+        for listed in observer.moments.values():
+            for moments in listed:
+                moments.sum_over_ranks()
     return observer.moments
 
 
 class _Observer:
-    """Runs both networks, a first, and adds b's values to the moments as soon as they exist."""
+    """Runs both networks, a first, and adds b's values to the moments as soon as they exist.
+
+    What a's layers read is kept until b's have read theirs. It may take as much memory as the
+    networks themselves, and batches that would need more are divided.
+    """
 
     def __init__(
-        self, spec: PermutationSpec, model_a: nn.Module, model_b: nn.Module, own: bool
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        own: bool,
+        cost: float,
     ) -> None:
-        self.model_a, self.model_b, self.own = model_a, model_b, own
+        self.model_a, self.model_b, self.own, self.cost = model_a, model_b, own, cost
         self.taps: dict[Place, list[tuple[str, Tap]]] = {}
         for group in spec.groups:
+            heads = carrier(spec.groups, group)
             for tap in find_taps(group, model_a):
-                self.taps.setdefault(tap.place, []).append((group.name, tap))
+                for one in [tap] if heads is None else by_head(tap, heads):
+                    self.taps.setdefault(tap.place, []).append((group.name, one))
         self.moments: dict[str, list[Moments]] = {}
         self.number: dict[tuple[str, Place], Moments] = {}
         self.changing: set[Place] = set()
+        self.at_once = 0
         self.seen = 0
 
     def read(self, x: Tensor) -> None:
         """Add one batch of inputs."""
-        x = x.clone() if x.is_inference() else x
-        values = self.values_of_a(to_device_of(self.model_a, x))
-        if not self.seen:
-            self.drop_repeated(values)
+        x = to_device_of(self.model_a, x.clone() if x.is_inference() else x)
+        if not self.at_once:
+            self.probe(x[:_PROBE])
+        parts = math.ceil(len(x) / self.at_once)
+        for part in x.split(math.ceil(len(x) / parts)):
+            self.compare(part)
+
+    def compare(self, x: Tensor) -> None:
+        """Run both networks on inputs that are few enough."""
+        values: dict[Place, list[list[Tensor]]] = {place: [] for place in self.taps}
+
+        def keep(place: Place, a: Tensor) -> None:
+            read = [self.samples(a, tap) for _, tap in self.taps[place]]
+            values[place].append([s.clone() for s in read] if place in self.changing else read)
 
         def receive(place: Place, b: Tensor) -> None:
-            a = values[place].pop(0)
-            for name, tap in self.taps[place]:
-                self.moment(name, place).update(samples(a, tap), samples(b, tap))
+            for (name, tap), a in zip(self.taps[place], values[place].pop(0), strict=True):
+                self.moment(name, place).update(a, self.samples(b, tap))
 
+        with watching(self.model_a, self.taps, keep):
+            self.model_a(x)
         with watching(self.model_b, self.taps, receive):
             self.model_b(to_device_of(self.model_b, x))
         self.seen += 1
 
-    def values_of_a(self, x: Tensor) -> dict[Place, list[Tensor]]:
-        """What passes each place in a, in the order of the calls.
+    def samples(self, value: Tensor, tap: Tap) -> Tensor:
+        """What counts of a value at a tap."""
+        every = thinning(value, tap, self.cost)
+        return samples(value, tap, every, self.seen % every)
 
-        A value that a later layer overwrites is kept as a copy; which ones are is seen from
-        the first run, which is then repeated.
-        """
-        values: dict[Place, list[Tensor]] = {place: [] for place in self.taps}
-        versions: list[tuple[Place, Tensor, int]] = []
+    def probe(self, x: Tensor) -> None:
+        """Learn from a few inputs which values are overwritten or repeated, and their memory."""
+        passed: list[tuple[Place, Tensor, int, list[Tensor]]] = []
 
         def receive(place: Place, value: Tensor) -> None:
-            if place in self.changing:
-                value = value.clone()
-            values[place].append(value)
-            versions.append((place, value, value._version))
+            read = [self.samples(value, tap) for _, tap in self.taps[place]]
+            passed.append((place, value, value._version, read))
 
         with watching(self.model_a, self.taps, receive):
             self.model_a(x)
-        changed = {place for place, value, version in versions if value._version != version}
-        if not changed:
-            return values
-        self.changing |= changed
-        return self.values_of_a(x)
+        self.changing = {place for place, value, version, _ in passed if value._version != version}
+        self.drop_repeated([(place, (id(value), version)) for place, value, version, _ in passed])
+        storages = [sample.untyped_storage() for *_, read in passed for sample in read]
+        kept = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        networks = [*self.model_a.parameters(), *self.model_b.parameters()]
+        room = max(sum(p.nbytes for p in networks), _ROOM[x.is_cuda])
+        self.at_once = max(1, room * len(x) // max(1, kept))
 
-    def drop_repeated(self, values: dict[Place, list[Tensor]]) -> None:
-        """Observe a tensor that several layers read only once."""
-        first: dict[int, Place] = {}
-        for place, listed in values.items():
-            if len(listed) != 1:
+    def drop_repeated(self, passed: list[tuple[Place, tuple[int, int]]]) -> None:
+        """Observe a tensor that several layers read, unchanged, only once."""
+        calls = Counter(place for place, _ in passed)
+        first: dict[tuple[int, int], Place] = {}
+        for place, value in passed:
+            if calls[place] > 1:
                 continue
-            earlier = first.setdefault(id(listed[0]), place)
+            earlier = first.setdefault(value, place)
             if earlier == place:
                 continue
             known = self.taps[earlier]
-            rest = [
+            self.taps[place] = [
                 (name, tap)
                 for name, tap in self.taps[place]
                 if not any(name == other and tap.sees_the_same_as(t) for other, t in known)
             ]
-            self.taps[place] = rest
         self.taps = {place: taps for place, taps in self.taps.items() if taps}
 
     def moment(self, name: str, place: Place) -> Moments:

@@ -1,6 +1,7 @@
 """The few moves on layouts from which every operator's rule is made."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,11 +11,12 @@ from lightning_merge.align.layout import (
     Layout,
     atom,
     common_factors,
+    excuse,
     prune,
     size_of,
     split_atoms,
 )
-from lightning_merge.align.units import Ids, Units
+from lightning_merge.align.units import Cause, Ids, Units
 
 
 def restrict(units: Units, label: Label, atoms: Sequence[Atom]) -> Ids:
@@ -50,20 +52,33 @@ def hold(units: Units, label: Label, positions: set[Atom], reason: str) -> None:
     """Freeze a label along those of its atoms that are fixed positions elsewhere."""
     shared = [a for a in label.atoms if a in positions]
     if shared:
-        units.freeze(restrict(units, label, shared), reason)
+        because = excuse(shared)
+        cause = Cause.LOST if because else Cause.POSITION
+        units.freeze(restrict(units, label, shared), because or reason, cause)
 
 
-def freeze(units: Units, layout: Layout, atoms: Sequence[Atom], reason: str) -> Layout:
+def apart(layout: Layout) -> Layout:
+    """Atoms of its own: an outer product of a tensor with itself has two dimensions, not one."""
+    return layout.rename({a: replace(a) for a in layout.atoms})
+
+
+def freeze(
+    units: Units, layout: Layout, atoms: Sequence[Atom], reason: str, cause: Cause = Cause.LOST
+) -> Layout:
     """Hold everything that lies along these atoms in place, and drop its labels there."""
     labels = []
+    given_up: dict[Atom, Atom] = {}
     for label in layout.labels:
-        hold(units, label, set(atoms), reason)
+        held = [a for a in label.atoms if a in atoms]
+        if held:
+            units.freeze(restrict(units, label, held), reason, cause)
+            given_up.update({a: Atom(a.size, a.uniform, reason) for a in held})
         rest = [a for a in label.atoms if a not in atoms]
         if len(rest) == len(label.atoms):
             labels.append(label)
         elif rest:
             labels.append(Label(tuple(rest), restrict(units, label, rest)))
-    return Layout(layout.dims, prune(labels))
+    return Layout(layout.dims, prune(labels)).rename(given_up)
 
 
 def reduce(units: Units, layout: Layout, atoms: Sequence[Atom]) -> tuple[Label, ...]:
@@ -101,7 +116,7 @@ def share(
             current[at] = split_atoms(current[at], current[at].dims[dim], factors)
         for index, size in enumerate(factors):
             members = [current[at].dims[dim][index] for at, dim in places]
-            common = Atom(size, all(a.uniform for a in members))
+            common = Atom(size, all(a.uniform for a in members), _excuse(current, places, members))
             for (at, _), member in zip(places, members, strict=True):
                 names[at][member] = common
     fixed = [
@@ -112,11 +127,24 @@ def share(
     return renamed, fixed
 
 
+def _excuse(
+    layouts: Sequence[Layout], places: Sequence[tuple[int, int]], members: Sequence[Atom]
+) -> str:
+    """Why a shared atom has no units where it has none: a true position needs no excuse."""
+    bare = [
+        member
+        for (at, _), member in zip(places, members, strict=True)
+        if not member.uniform and member not in layouts[at].labelled()
+    ]
+    return excuse(bare) if all(member.because for member in bare) else ""
+
+
 def elementwise(units: Units, layouts: Sequence[Layout], reason: str) -> Layout:
     """The layout of an operation that combines broadcast tensors entry by entry."""
     rank = max(len(layout.dims) for layout in layouts)
     padded = [
-        layout.with_dims(((),) * (rank - len(layout.dims)) + layout.dims) for layout in layouts
+        apart(layout.with_dims(((),) * (rank - len(layout.dims)) + layout.dims))
+        for layout in layouts
     ]
     pairs = []
     for dim in range(rank):
@@ -157,7 +185,7 @@ def contract(
         ]
         if len(places) > 1:
             pairs.append(places)
-    shared, fixed = share(units, layouts, pairs)
+    shared, fixed = share(units, [apart(layout) for layout in layouts], pairs)
     labels = agree(units, shared, fixed, reason)
     atoms: dict[str, tuple[Atom, ...]] = {}
     for letters, layout in zip(indices, shared, strict=True):
@@ -175,7 +203,7 @@ def merge(units: Units, layout: Layout, dim: int) -> tuple[Layout, Atom]:
         return layout, atoms[0]
     touching = [label for label in layout.labels if set(label.atoms) & set(atoms)]
     uniform = all(a.uniform for a in atoms)
-    one = Atom(size_of(atoms), uniform)
+    one = Atom(size_of(atoms), uniform, excuse(atoms))
     dims = (*layout.dims[:dim], (one,), *layout.dims[dim + 1 :])
     if not touching:
         return Layout(dims, layout.labels), one
@@ -193,7 +221,10 @@ def merge(units: Units, layout: Layout, dim: int) -> tuple[Layout, Atom]:
         outside = [a for a in label.atoms if a not in atoms]
         if outside:
             others.append(Label(tuple(outside), restrict(units, label, outside)))
-    hold(units, joint, set(layout.fixed()), "a reshape mixes it with fixed positions")
+    fixed = [a for a in layout.fixed() if a in atoms]
+    if fixed:
+        reason = excuse(fixed) or "a reshape mixes it with fixed positions"
+        units.freeze(restrict(units, joint, fixed), reason)
     merged = Label((one,), joint.ids.reshape(-1))
     return Layout(dims, prune([*others, merged])), one
 
@@ -241,7 +272,7 @@ def reshape(units: Units, layout: Layout, shape: Sequence[int]) -> Layout:
 def take(units: Units, layout: Layout, dim: int, index: Ids) -> Layout:
     """The entries of one dimension at these positions, in this order."""
     layout, old = merge(units, layout, dim) if layout.dims[dim] else (layout, Atom(1, True))
-    new = atom(len(index), old.uniform)
+    new = atom(len(index), old.uniform, old.because)
     labels = []
     for label in layout.labels:
         if old in label.atoms:
@@ -288,7 +319,7 @@ def concatenate(units: Units, layouts: Sequence[Layout], dim: int, reason: str) 
     touched = any(
         end in label.atoms for x, end in zip(shared, ends, strict=True) for label in x.labels
     )
-    new = Atom(sum(end.size for end in ends))
+    new = Atom(sum(end.size for end in ends), because=excuse(ends))
     dims = [
         next((x.dims[d] for x in shared if x.dims[d]), ()) if d != dim else (new,)
         for d in range(rank)

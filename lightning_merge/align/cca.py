@@ -4,9 +4,9 @@ Source: Horoi et al. 2024, "Harmony in Diversity: Merging Neural Networks with C
 Correlation Analysis".
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,28 +14,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.align.activation import assign_groups, observe, summed_correlation
+from lightning_merge.align.canonical import Spectra, Transform
 from lightning_merge.align.group import Group, Member
 from lightning_merge.align.matching import Matching
 from lightning_merge.align.moments import Moments
 from lightning_merge.align.spec import PermutationSpec
 from lightning_merge.errors import AlignmentError
+from lightning_merge.progress import tracked
+
+GAMMAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""The candidates for gamma, relative to the mean variance: from CCA to a rotation."""
+
+Evaluate = Callable[[dict[str, Tensor]], float]
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-# Directions in which units vary less than this share of their mean variance are noise.
-_RANK = 1e-12
 # A norm's ratio below this share of the layer's median is not divided by.
 _SWITCHED_OFF = 1e-2
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A linear map of units and its inverse, `(n, n)` each, float64.
-
-    Observations `y` of b's units, as rows, become `y @ forward`.
-    """
-
-    forward: Tensor
-    inverse: Tensor
 
 
 class CCAMatching(Matching):
@@ -59,18 +53,24 @@ class CCAMatching(Matching):
         gamma: Ridge added to both covariances, relative to their mean variance. 0 is CCA
             itself, which follows noise where there are few data; a large value leaves an
             orthogonal map, the Procrustes rotation of b onto a, times the ratio of their
-            scales. Choose it on examples held out of the training set.
+            scales. None, the default, chooses among the candidates: `align` then needs
+            `evaluate`, which is to score on examples held out of the training set.
+        candidates: What is chosen among; `GAMMAS` if not given.
 
     Raises:
-        AlignmentError: `gamma` is negative or not finite.
+        AlignmentError: A gamma is negative or not finite, or there is no candidate.
     """
 
     needs_data: ClassVar[bool] = True
 
-    def __init__(self, gamma: float = 0.1) -> None:
-        if not 0 <= gamma < float("inf"):
-            raise AlignmentError(f"gamma is {gamma}; it must be 0 or a positive number")
+    def __init__(self, gamma: float | None = None, candidates: list[float] | None = None) -> None:
         self.gamma = gamma
+        self.candidates = list(GAMMAS if candidates is None else candidates)
+        if gamma is None and not self.candidates:
+            raise AlignmentError("there are no candidates for gamma; name some, or give gamma")
+        for value in self.candidates if gamma is None else [gamma]:
+            if not 0 <= value < math.inf:
+                raise AlignmentError(f"gamma is {value}; it must be 0 or a positive number")
 
     def align(
         self,
@@ -79,8 +79,44 @@ class CCAMatching(Matching):
         model_b: nn.Module,
         batches: Iterable[Any],
         progress: bool = False,
+        evaluate: Evaluate | None = None,
     ) -> dict[str, Tensor]:
         """The state dict of b, its units mapped onto a's.
+
+        Args:
+            spec: The spec of their architecture.
+            model_a: The network that stays as it is.
+            model_b: The network to align; it is not changed.
+            batches: Read once, however many candidates there are.
+            progress: Whether to show a progress bar.
+            evaluate: Where gamma is to be chosen: scores the state dict of the aligned b,
+                higher is better. The paper's choice is the accuracy of its average with a,
+                after BatchNorm reset, on examples held out of train.
+
+        Raises:
+            AlignmentError: There are no batches, activations that are not finite, or neither
+                gamma nor `evaluate`.
+        """
+        if self.gamma is None and evaluate is None:
+            raise AlignmentError(
+                "CCAMatching has no gamma, and nothing here to choose it by: give gamma, or "
+                "`evaluate` with examples held out of train"
+            )
+        observed = self.observe(spec, model_a, model_b, batches, progress)
+        if self.gamma is not None:
+            return observed.state_for(self.gamma)
+        assert evaluate is not None
+        return observed.state_for(choose(observed, self.candidates, evaluate, progress)[0])
+
+    def observe(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],
+        progress: bool = False,
+    ) -> "Observation":
+        """What the maps of every gamma are computed from, in one pass of the data.
 
         Args:
             spec: The spec of their architecture.
@@ -100,52 +136,66 @@ class CCAMatching(Matching):
         scores = {n: summed_correlation(n, m) for n, m in found.items() if n not in names}
         state = spec.apply(model_b.state_dict(), assign_groups(spec, scores))
         tensors = {m.tensor for group in mapped for m in group.members}
-        for layer, norm in norms.items():
-            if f"{norm}.running_mean" in tensors:
-                _scale(state, layer, norm, _ratio(state, norm, modules))
-        for group in mapped:
-            moments = _pooled(group.name, found.pop(group.name))
-            _apply(state, group, transform(*moments, self.gamma), modules)
-        state_a = model_a.state_dict()
-        for layer, norm in norms.items():
-            if f"{norm}.running_mean" in tensors:
-                ratio = _floored(_ratio(state_a, norm, modules))
-                _scale(state, layer, norm, 1 / ratio)
-                _take_scale(state, state_a, norm, ratio, modules)
+        scaled = {k: v for k, v in norms.items() if f"{v}.running_mean" in tensors}
+        for layer, norm in scaled.items():
+            _scale(state, layer, norm, _ratio(state, norm, modules))
+        spectra = [(g, Spectra(*_pooled(g.name, found.pop(g.name)))) for g in mapped]
+        return Observation(state, model_a.state_dict(), modules, scaled, spectra)
+
+
+class Observation:
+    """Two networks' covariances, and what a map of b's units is folded into.
+
+    Made by `CCAMatching.observe`; holds on to the weights of both networks.
+    """
+
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        state_a: dict[str, Tensor],
+        modules: Mapping[str, nn.Module],
+        norms: Mapping[str, str],
+        spectra: Sequence[tuple[Group, Spectra]],
+    ) -> None:
+        self._state, self._state_a = state, state_a
+        self._modules, self._norms, self._spectra = modules, norms, spectra
+
+    def state_for(self, gamma: float) -> dict[str, Tensor]:
+        """The state dict of b, mapped with a ridge of `gamma` times the mean variance."""
+        state = dict(self._state)
+        for group, spectra in self._spectra:
+            _apply(state, group, spectra.transform(gamma), self._modules)
+        for layer, norm in self._norms.items():
+            ratio = _floored(_ratio(self._state_a, norm, self._modules))
+            _scale(state, layer, norm, 1 / ratio)
+            _take_scale(state, self._state_a, norm, ratio, self._modules)
         return state
 
 
-def transform(s_aa: Tensor, s_ab: Tensor, s_bb: Tensor, gamma: float) -> Transform:
-    """The regularised CCA map of b's units onto a's.
-
-    With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
-    `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
-    ill-conditioned. Units of which none varies, in either network, are left as they are.
+def choose(
+    observed: Observation,
+    candidates: Sequence[float],
+    evaluate: Evaluate,
+    progress: bool = False,
+) -> tuple[float, dict[float, float]]:
+    """The best gamma for an observed pair of networks.
 
     Args:
-        s_aa: Covariance of a's units, `(n, n)`.
-        s_ab: Covariance of a's units with b's, `(n, n)`.
-        s_bb: Covariance of b's units, `(n, n)`.
-        gamma: Ridge, relative to the mean variance.
+        observed: The pair.
+        candidates: Among which to choose.
+        evaluate: Scores the state dict of the aligned b, higher is better; NaN is worst.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The candidate with the highest score (of several the largest, which follows noise the
+        least), and every candidate's score.
     """
-    if not (s_aa.diagonal().sum() > 0 and s_bb.diagonal().sum() > 0):
-        one = torch.eye(len(s_aa), dtype=torch.float64, device=s_aa.device)
-        return Transform(one, one.clone())
-    root_a, whiten_a = _roots(s_aa.double(), gamma)
-    root_b, whiten_b = _roots(s_bb.double(), gamma)
-    u, _, vt = torch.linalg.svd(whiten_a @ s_ab.double() @ whiten_b)
-    rotation = vt.T @ u.T
-    return Transform(whiten_b @ rotation @ root_a, whiten_a @ rotation.T @ root_b)
-
-
-def _roots(covariance: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """The square root of a regularised covariance, and the inverse of it, `(n, n)` each."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    mean = covariance.diagonal().mean()
-    # Rounding leaves eigenvalues below zero; a floor keeps the map invertible.
-    values = (values + gamma * mean).clamp_min(_RANK * mean)
-    root = values.sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+    scores = {
+        gamma: float(evaluate(observed.state_for(gamma)))
+        for gamma in tracked(candidates, "CCA: choosing gamma", progress)
+    }
+    best = max(scores, key=lambda g: (-math.inf if math.isnan(scores[g]) else scores[g], g))
+    return best, scores
 
 
 def _pooled(name: str, moments: list[Moments]) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,4 +336,4 @@ def _apply(
         state[member.tensor] = new.to(tensor.dtype)
 
 
-__all__ = ["CCAMatching", "Transform", "transform"]
+__all__ = ["GAMMAS", "CCAMatching", "Observation", "choose"]

@@ -5,16 +5,22 @@ from collections import Counter
 import numpy as np
 import torch
 
+from lightning_merge.align.deadline import Deadline
 from lightning_merge.align.group import Group, Member
 from lightning_merge.align.groups import Found, find_groups
 from lightning_merge.align.trace import Exported, Trace, walk
 from lightning_merge.align.units import Ids
 
 
-def derive(exported: Exported) -> tuple[list[Group], list[str]]:
-    """The groups of a network in its own order, and what is frozen."""
-    trace = walk(exported)
-    found, roots = find_groups(trace)
+def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[Group], list[str]]:
+    """The groups of a network in its own order, and what is frozen.
+
+    Raises:
+        AlignmentError: The time is up.
+    """
+    deadline = deadline or Deadline()
+    trace = walk(exported, deadline)
+    found, roots = find_groups(trace, deadline)
     order = {name: index for index, name in enumerate(exported.state)}
     groups = []
     names: Counter[str] = Counter()
@@ -39,7 +45,7 @@ def derive(exported: Exported) -> tuple[list[Group], list[str]]:
         outer = named[parent] if parent is not None else None
         groups.append(Group(name, len(one.columns), members, one.blocks, level, outer))
     groups.sort(key=lambda g: (min(order[m.tensor] for m in g.members), -g.level))
-    return groups, _frozen(trace, found, roots)
+    return groups, _frozen(trace, found, roots, carriers)
 
 
 def _parents(found: list[Found]) -> list[int | None]:
@@ -66,27 +72,44 @@ def _name(one: Found, trace: Trace, carries: bool) -> str:
     return f"{layer}.{suffix}" if suffix else layer
 
 
-def _frozen(trace: Trace, found: list[Found], roots: Ids) -> list[str]:
-    """One line for each run of positions along a tensor's axis that no group moves."""
-    moved = np.zeros(len(roots), dtype=bool)
-    for one in found:
-        moved[one.columns.ravel()] = True
-    reason_of = np.full(len(roots), -1, dtype=np.int64)
-    reasons: list[str] = []
-    for ids, reason in reversed(trace.units.frozen):
-        reason_of[roots[ids]] = len(reasons)
-        reasons.append(reason)
+def _frozen(trace: Trace, found: list[Found], roots: Ids, carriers: set[int | None]) -> list[str]:
+    """One line for each run of positions that no group moves, or only as a part of a block."""
+    moved, alone = (np.zeros(len(roots), dtype=bool) for _ in range(2))
+    for index, one in enumerate(found):
+        units = one.columns.ravel()
+        moved[units] = True
+        if not (one.role == "heads" or index in carriers):
+            alone[units] = True
+    for block in trace.units.blocks:
+        alone[roots[block.parents]] |= moved[roots[block.parents]]
+    reason_of, reasons = _reasons(trace, roots)
     lines = []
     for slot in trace.slots:
         own = roots[slot.ids.ravel()]
-        left = own[~moved[own]]
-        if not len(left):
-            continue
-        counts = Counter(reason_of[left].tolist())
-        for code, count in counts.items():
-            reason = reasons[code] if code >= 0 else "it has no other unit to be exchanged with"
-            if reason == "kernel positions":
-                continue
-            axes = "+".join(map(str, slot.axes))
-            lines.append(f"{slot.tensor} axis {axes}: {count} of {len(own)}: {reason}")
+        for chosen, prefix in (
+            (~moved[own], ""),
+            ((moved & ~alone)[own], "moves as a whole only: "),
+        ):
+            for code, count in Counter(reason_of[own[chosen]].tolist()).items():
+                reason = reasons[code] if code >= 0 else "it has no other unit to be exchanged with"
+                if reason == "kernel positions":
+                    continue
+                axes = "+".join(map(str, slot.axes))
+                lines.append(f"{slot.tensor} axis {axes}: {count} of {len(own)}: {prefix}{reason}")
     return lines
+
+
+def _reasons(trace: Trace, roots: Ids) -> tuple[Ids, list[str]]:
+    """For each unit the number of the reason that holds it, or -1; and the reasons."""
+    reason_of = np.full(len(roots), -1, dtype=np.int64)
+    reasons: list[str] = []
+    for held in reversed(trace.units.frozen):
+        reason_of[roots[held.ids]] = len(reasons)
+        reasons.append(held.reason)
+    for block in trace.units.blocks:
+        # What stands for a whole slice in place keeps each of its units in that slice.
+        children, parents = roots[block.children], roots[block.parents]
+        spread = np.broadcast_to(reason_of[parents][:, None], children.shape)
+        free = (reason_of[children] < 0) & (spread >= 0)
+        reason_of[children[free]] = spread[free]
+    return reason_of, reasons

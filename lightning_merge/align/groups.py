@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lightning_merge.align.closure import Rows
+from lightning_merge.align.deadline import Deadline
 from lightning_merge.align.trace import Slot, Trace
 from lightning_merge.align.units import Ids
 
@@ -47,9 +49,10 @@ class _Facts:
         self.roots = _close(trace)
         count = units.count
         self.frozen = np.zeros(count, dtype=bool)
-        for ids, _ in units.frozen:
-            self.frozen[self.roots[ids]] = True
+        for held in units.frozen:
+            self.frozen[self.roots[held.ids]] = True
         self.rows = [(self.roots[b.children], self.roots[b.parents]) for b in units.blocks]
+        self.partitions = Rows(self.rows, count, self.random)
         self._freeze_blocks()
         self._index_positions()
         self._hash()
@@ -97,6 +100,7 @@ class _Facts:
             np.add.at(signature, parents, as_parent)
             row = draw(len(children))
             np.add.at(colour, children, np.broadcast_to(row[:, None], children.shape))
+        colour += self.partitions.colours()
         # A block is also what its units are.
         for _ in range(2):
             grown = signature.copy()
@@ -116,7 +120,7 @@ def _close(trace: Trace) -> Ids:
     while True:
         roots = units.roots()
         key = random.integers(0, 2**64, size=units.count, dtype=np.uint64)
-        hashes = [key[roots[b.children]].sum(axis=1, dtype=np.uint64) for b in units.blocks]
+        hashes = [_hash_of_set(key, roots[b.children]) for b in units.blocks]
         if not hashes:
             return roots
         parents = np.concatenate([b.parents for b in units.blocks])
@@ -129,7 +133,16 @@ def _close(trace: Trace) -> Ids:
         units.tie(same, parents)
 
 
-def find_groups(trace: Trace) -> tuple[list[Found], Ids]:
+def _hash_of_set(key: Hashes, rows: Ids) -> Hashes:
+    """A hash of the different units in each row, however often each is there."""
+    ordered = np.sort(rows, axis=1)
+    keys = key[ordered]
+    keys[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
+    total: Hashes = keys.sum(axis=1, dtype=np.uint64)
+    return total
+
+
+def find_groups(trace: Trace, deadline: Deadline) -> tuple[list[Found], Ids]:
     """All groups of a network, outermost first, and the representative of each unit."""
     facts = _Facts(trace)
     is_root = facts.roots == np.arange(len(facts.roots))
@@ -144,6 +157,7 @@ def find_groups(trace: Trace) -> tuple[list[Found], Ids]:
         buckets.setdefault(int(facts.signature[unit]), []).append(unit)
     found = []
     for members in buckets.values():
+        deadline.check("finding the groups")
         found.extend(_divide(facts, np.array(members, dtype=np.int64), parents))
     return sorted(found, key=lambda group: (not group.wholes, int(group.columns.min()))), (
         facts.roots
@@ -162,6 +176,8 @@ def _divide(facts: _Facts, members: Ids, parents: npt.NDArray[np.bool_]) -> list
         chosen = [c for c in np.argsort(first) if sizes[c] == size]
         units = np.concatenate([members[inverse == c] for c in chosen])
         columns = _columns(facts, units, parents)
+        if columns is not None:
+            columns = _lifted(facts, columns, parents)
         if columns is None:
             continue
         places = _places(facts, columns)
@@ -210,6 +226,25 @@ def _columns(
                 return None
             nested.append(inner)
     return _correspond(np.concatenate(nested, axis=1)) if len(nested) > 1 else reduced
+
+
+def _lifted(facts: _Facts, columns: Ids, parents: npt.NDArray[np.bool_]) -> Ids | None:
+    """Take along what stands for units that all move, until there is no more."""
+    for _ in range(4):
+        more = facts.partitions.lifted(columns)
+        if more is None or not more.shape[1]:
+            return None if more is None else columns
+        nested: list[Ids] = [columns]
+        for column in more.T:
+            inner = _columns(facts, column, parents)
+            if inner is None:
+                return None
+            nested.append(inner)
+        together = _correspond(np.concatenate(nested, axis=1))
+        if together is None or together.shape[1] == columns.shape[1]:
+            return together
+        columns = together
+    return columns
 
 
 def _correspond(columns: Ids) -> Ids | None:

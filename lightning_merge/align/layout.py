@@ -6,7 +6,7 @@ several dimensions. An atom without a label is either *uniform* (all its entries
 as after `expand`: no permutation can touch it) or fixed in place (pixels, tokens).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,17 @@ from lightning_merge.align.units import Ids
 
 @dataclass(frozen=True, eq=False)
 class Atom:
-    """An indivisible part of a dimension; two atoms are the same only if they are one object."""
+    """An indivisible part of a dimension; two atoms are the same only if they are one object.
+
+    Attributes:
+        size: The number of entries.
+        uniform: Whether all entries are equal.
+        because: Why units that once lay here were given up; empty for true positions.
+    """
 
     size: int
     uniform: bool = False
+    because: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +98,19 @@ def size_of(atoms: Sequence[Atom]) -> int:
     return int(np.prod([atom.size for atom in atoms])) if atoms else 1
 
 
-def atom(size: int, uniform: bool = False) -> tuple[Atom, ...]:
+def atom(size: int, uniform: bool = False, because: str = "") -> tuple[Atom, ...]:
     """A dimension of one fresh atom; a dimension of size 1 has none."""
-    return (Atom(size, uniform),) if size != 1 else ()
+    return (Atom(size, uniform, because),) if size != 1 else ()
 
 
-def plain(shape: Sequence[int], uniform: bool = False) -> Layout:
+def plain(shape: Sequence[int], uniform: bool = False, because: str = "") -> Layout:
     """A tensor along which no units lie."""
-    return Layout(tuple(atom(size, uniform) for size in shape))
+    return Layout(tuple(atom(size, uniform, because) for size in shape))
+
+
+def excuse(atoms: Iterable[Atom]) -> str:
+    """Why units were given up along some of these atoms, if they were."""
+    return next((a.because for a in atoms if a.because), "")
 
 
 def labelled(shape: Sequence[int], ids: Sequence[Ids | None]) -> Layout:
@@ -141,7 +153,9 @@ def split_atoms(layout: Layout, atoms: Sequence[Atom], factors: Sequence[int]) -
             sizes.append(remaining.pop(0))
             product *= sizes[-1]
         if len(sizes) > 1:
-            layout = layout.substitute(old, [Atom(size, old.uniform) for size in sizes])
+            layout = layout.substitute(
+                old, [Atom(size, old.uniform, old.because) for size in sizes]
+            )
     return layout
 
 

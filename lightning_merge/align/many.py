@@ -5,18 +5,23 @@ et al. 2024, "Cycle-Consistent Multi-Model Merging".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from lightning_merge.align.assignment import assign_blocks
-from lightning_merge.align.group import Group, Permutation, outermost_first
+from lightning_merge.align.group import Group, Permutation
 from lightning_merge.align.matching import Matching
+from lightning_merge.align.mixing import factors_of, is_interlocked, mix_tensor, plan_of
 from lightning_merge.align.spec import PermutationSpec
 from lightning_merge.align.weight import WeightMatching, moved_parameters
 from lightning_merge.errors import AlignmentError
+from lightning_merge.progress import tracked
 
 # What the objective must rise by, relative to its largest possible value, to be a step.
 _TOLERANCE = 1e-7
@@ -88,9 +93,17 @@ class MergeMany:
         self.seed, self.sweeps = seed, sweeps
 
     def match(
-        self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]
+        self,
+        spec: PermutationSpec,
+        states: Sequence[Mapping[str, Tensor]],
+        progress: bool = False,
     ) -> list[Permutation]:
         """The permutation of each network into the order of the first.
+
+        Args:
+            spec: The spec of their architecture.
+            states: Their state dicts; none is changed.
+            progress: Whether to show progress bars.
 
         Raises:
             AlignmentError: There are fewer than two networks, or one is of another spec.
@@ -104,7 +117,8 @@ class MergeMany:
         least = _TOLERANCE * _largest(spec, states)
         for _ in range(self.sweeps):
             before = best
-            for index in torch.randperm(len(states), generator=generator).tolist():
+            order = torch.randperm(len(states), generator=generator).tolist()
+            for index in tracked(order, "Matching each to the mean of the others", progress):
                 others = [state for i, state in enumerate(current) if i != index]
                 mean = _mean(spec, others)
                 permutation = matching.match(spec, mean, current[index])
@@ -130,9 +144,7 @@ class CycleConsistentMatching:
     the first by their weights, and returns that where rounding falls below it. Going from
     network to network around any cycle leads back to the identity, by construction.
 
-    A step costs about as much as a few sweeps of weight matching over all networks. The
-    groups of grouped convolutions, as wholes, stay as the start has placed them (see
-    `is_interlocked`).
+    A step costs about as much as one sweep of weight matching over all networks.
 
     Args:
         steps: At most so many steps.
@@ -144,9 +156,17 @@ class CycleConsistentMatching:
         self.steps, self.tolerance, self.seed = steps, tolerance, seed
 
     def match(
-        self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]
+        self,
+        spec: PermutationSpec,
+        states: Sequence[Mapping[str, Tensor]],
+        progress: bool = False,
     ) -> list[Permutation]:
         """The permutation of each network into the order of the first.
+
+        Args:
+            spec: The spec of their architecture.
+            states: Their state dicts; none is changed.
+            progress: Whether to show progress bars.
 
         Raises:
             AlignmentError: There are fewer than two networks, or one is of another spec.
@@ -154,27 +174,28 @@ class CycleConsistentMatching:
         _check(spec, states)
         matching = WeightMatching(self.seed)
         start = [spec.identity()]
-        start += [matching.match(spec, states[0], state) for state in states[1:]]
+        others = tracked(states[1:], "Matching each to the first", progress)
+        start += [matching.match(spec, states[0], state) for state in others]
         placed = [spec.apply(s, p) for s, p in zip(states, start, strict=True)]
-        changes = self._ascend(spec, placed)
+        changes = self._ascend(spec, placed, progress)
         moved = [spec.apply(s, p) for s, p in zip(placed, changes, strict=True)]
         if agreement(spec, moved) > agreement(spec, placed):
             start = [spec.compose(p, c) for p, c in zip(start, changes, strict=True)]
         return to_first(spec, start)
 
     def _ascend(
-        self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]
+        self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]], progress: bool
     ) -> list[Permutation]:
         """The permutations to which Frank-Wolfe leads from where the networks are."""
         names = moved_parameters(spec)
-        weights = [{name: state[name].detach().double() for name in names} for state in states]
+        weights = [{name: state[name].detach() for name in names} for state in states]
         groups = [group for group in spec.groups if not is_interlocked(group)]
         identity = {g.name: torch.eye(g.size, dtype=torch.float64) for g in groups}
         soft = [dict(identity) for _ in states]
-        for _ in range(self.steps):
+        for _ in tracked(range(self.steps), "Matching all at once", progress):
             value, slopes = _slopes(groups, weights, soft)
             corners = [_corner(groups, slope) for slope in slopes]
-            step, rise = _best_step(groups, weights, soft, corners, value)
+            step, rise = _best_step(groups, weights, soft, corners)
             if rise <= self.tolerance * abs(value):
                 break
             soft = [_between(a, b, step) for a, b in zip(soft, corners, strict=True)]
@@ -224,124 +245,102 @@ def _corner(groups: Sequence[Group], slope: Mapping[str, Tensor]) -> dict[str, T
     }
 
 
-def is_interlocked(group: Group) -> bool:
-    """Whether a group moves one tensor along two sets of axes that share one.
-
-    So the groups of a grouped convolution do, as wholes, with their outputs and their
-    inputs: one permutation of the shared axis, which two matrices cannot stand for. They
-    stay as the weight matching at the start has placed them.
-    """
-    places = list({member.place for member in group.members})
-    return any(
-        one[0] == other[0] and set(one[2]) & set(other[2])
-        for index, one in enumerate(places)
-        for other in places[:index]
-    )
-
-
-def _between(a: dict[str, Tensor], b: dict[str, Tensor], step: float) -> dict[str, Tensor]:
+def _between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], step: float) -> dict[str, Tensor]:
     return {name: torch.lerp(a[name], b[name], step) for name in a}
 
 
-def mix(
-    groups: Sequence[Group], weights: Mapping[str, Tensor], matrices: Mapping[str, Tensor]
-) -> StateDict:
-    """The parameters with each group's units mixed by a matrix; what a permutation's does too."""
-    result = dict(weights)
-    for group in outermost_first(groups):
-        for member in group.members:
-            if member.tensor not in result:
-                continue
-            tensor = result[member.tensor]
-            count = len(member.axes)
-            moved = tensor.reshape(member.shape).movedim(member.axes, tuple(range(count)))
-            rows = moved.reshape(member.length, -1)
-            index = member.index.to(tensor.device)
-            matrix = matrices[group.name].to(tensor.device)
-            mixed = (matrix @ rows[index].flatten(1)).reshape(-1, rows.shape[1])
-            new = rows.index_copy(0, index.reshape(-1), mixed).reshape(moved.shape)
-            result[member.tensor] = new.movedim(tuple(range(count)), member.axes).reshape(
-                tensor.shape
-            )
-    return result
-
-
-def _value(
-    groups: Sequence[Group],
-    weights: Sequence[Mapping[str, Tensor]],
-    soft: Sequence[Mapping[str, Tensor]],
-) -> Tensor:
-    """The agreement of all networks, each mixed by its matrices."""
-    mixed = [mix(groups, w, m) for w, m in zip(weights, soft, strict=True)]
-    total = torch.zeros((), dtype=torch.float64)
-    for name in mixed[0]:
-        tensors = [state[name] for state in mixed]
-        own = torch.stack([tensor.square().sum() for tensor in tensors]).sum()
-        together = torch.stack(tensors).sum(0).square().sum()
-        total = total + ((together - own) / 2).cpu()
-    return total
+def _value(tensors: Sequence[Tensor]) -> Tensor:
+    """The inner products of all pairs of the networks' tensors, summed."""
+    together = torch.stack(list(tensors)).sum(0).square().sum()
+    return (together - torch.stack([t.square().sum() for t in tensors]).sum()) / 2
 
 
 def _slopes(
     groups: Sequence[Group],
     weights: Sequence[Mapping[str, Tensor]],
-    soft: Sequence[dict[str, Tensor]],
+    soft: Sequence[Mapping[str, Tensor]],
 ) -> tuple[float, list[dict[str, Tensor]]]:
     """The agreement, and its derivative by every entry of every matrix."""
+    plan = plan_of(groups)
+    slopes = [{name: torch.zeros_like(m) for name, m in matrices.items()} for matrices in soft]
+    total = 0.0
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = [
-            {name: matrix.clone().requires_grad_() for name, matrix in matrices.items()}
-            for matrices in soft
-        ]
-        value = _value(groups, weights, leaves)
-        flat = [matrix for matrices in leaves for matrix in matrices.values()]
-        slopes = torch.autograd.grad(value, flat, allow_unused=True)
-    by_id = dict(zip(map(id, flat), slopes, strict=True))
-    result = []
-    for matrices in leaves:
-        found = {name: by_id[id(matrix)] for name, matrix in matrices.items()}
-        result.append(
-            {n: torch.zeros_like(matrices[n]) if s is None else s for n, s in found.items()}
-        )
-    return value.item(), result
+        factors = [factors_of(matrices) for matrices in soft]
+        # One tensor at a time, so that only its intermediate results are held.
+        for name in weights[0]:
+            touching = dict.fromkeys(group for group, *_ in plan.get(name, []))
+            leaves = [{g: f[g].leaf() for g in touching} for f in factors]
+            value = _value(
+                [
+                    mix_tensor(plan.get(name, []), state[name].to(torch.float64, copy=True), own)
+                    for state, own in zip(weights, leaves, strict=True)
+                ]
+            )
+            total += value.item()
+            flat = [own[g].matrix for own in leaves for g in touching]
+            found = iter(torch.autograd.grad(value, flat) if flat else ())
+            for slope in slopes:
+                for g in touching:
+                    slope[g] += next(found)
+    return total, slopes
 
 
 def _best_step(
     groups: Sequence[Group],
     weights: Sequence[Mapping[str, Tensor]],
-    soft: Sequence[dict[str, Tensor]],
-    corners: Sequence[dict[str, Tensor]],
-    value: float,
+    soft: Sequence[Mapping[str, Tensor]],
+    corners: Sequence[Mapping[str, Tensor]],
 ) -> tuple[float, float]:
     """The step between 0 and 1 that raises the agreement most, and by how much.
 
-    A tensor of two groups enters a product of two networks with degree four; five values
-    give that polynomial exactly. Deeper nesting (heads and the units in them) has a higher
-    degree, so the step that is returned is one that was evaluated.
+    A tensor on which `d` groups act is a polynomial of degree `d` of the step: its values at
+    `d + 1` steps, and their inner products, give the agreement as a polynomial exactly.
     """
-    known = {0.0: value}
+    plan = plan_of(groups)
+    at = lru_cache(None)(
+        lambda step: [factors_of(_between(a, b, step)) for a, b in zip(soft, corners, strict=True)]
+    )
+    products: dict[int, Tensor] = {}
     with torch.no_grad():
-        for step in (0.25, 0.5, 0.75, 1.0):
-            known[step] = _at(groups, weights, soft, corners, step)
-        curve = np.polynomial.Polynomial.fit(list(known), list(known.values()), 4)
-        turns = [float(r.real) for r in curve.deriv().roots() if abs(r.imag) < 1e-9]
-        inside = [turn for turn in turns if 0 < turn < 1]
-        if inside:
-            best = max(inside, key=lambda turn: float(curve(turn)))
-            known[best] = _at(groups, weights, soft, corners, best)
-    step = max(known, key=lambda s: known[s])
-    return step, known[step] - value
+        for name in weights[0]:
+            acting = plan.get(name, [])
+            mixed = torch.stack(
+                [
+                    torch.stack(
+                        [
+                            mix_tensor(acting, state[name].double(), own).reshape(-1)
+                            for state, own in zip(weights, at(step), strict=True)
+                        ]
+                    )
+                    for step in _steps(len(acting))
+                ]
+            )
+            together, flat = mixed.sum(1), mixed.flatten(1)
+            both = (together @ together.T - flat @ flat.T).cpu() / 2
+            products[len(acting)] = products.get(len(acting), torch.zeros(())) + both
+    curve = Polynomial([0.0])
+    for degree, both in products.items():
+        basis = [_lagrange(_steps(degree), index) for index in range(degree + 1)]
+        for (i, p), (j, q) in product(enumerate(basis), repeat=2):
+            curve = curve + float(both[i, j]) * p * q
+    turns = [float(r.real) for r in curve.deriv().roots() if abs(r.imag) < 1e-9]
+    steps = [0.0, 1.0, *(turn for turn in turns if 0 < turn < 1)]
+    best = max(steps, key=lambda step: float(curve(step)))
+    return best, float(curve(best) - curve(0.0))
 
 
-def _at(
-    groups: Sequence[Group],
-    weights: Sequence[Mapping[str, Tensor]],
-    soft: Sequence[dict[str, Tensor]],
-    corners: Sequence[dict[str, Tensor]],
-    step: float,
-) -> float:
-    between = [_between(a, b, step) for a, b in zip(soft, corners, strict=True)]
-    return float(_value(groups, weights, between))
+def _steps(degree: int) -> list[float]:
+    """Where a polynomial of this degree is evaluated."""
+    return [float(step) for step in np.linspace(0, 1, degree + 1)]
+
+
+def _lagrange(steps: Sequence[float], index: int) -> Polynomial:
+    """The polynomial that is 1 at one of the steps and 0 at the others."""
+    result = Polynomial([1.0])
+    for other, step in enumerate(steps):
+        if other != index:
+            result = result * Polynomial([-step, 1.0]) / (steps[index] - step)
+    return result
 
 
 __all__ = [
@@ -349,7 +348,5 @@ __all__ = [
     "MergeMany",
     "agreement",
     "all_to_one",
-    "is_interlocked",
-    "mix",
     "to_first",
 ]

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from lightning_merge.distributed import ranks, sum_over_ranks
+
 # Products are summed in float32 within a batch. About zero they lose as many digits as the
 # mean is larger than the deviation; beyond this ratio a shift is worth its copy.
 _OFF_CENTRE = 4.0
+_IN_CACHE = 512
 
 
 class Moments:
@@ -34,7 +37,7 @@ class Moments:
             (self.sum_b, self.square_b, b),
         ):
             sums += value.sum(2).double().sum(0)
-            squares += torch.linalg.vector_norm(value, dim=2).double().square().sum(0)
+            squares += _squares(value)
         self.product += _products(a, b)
         if self.own:
             self.product_a += _products(a, a)
@@ -52,6 +55,38 @@ class Moments:
         self.product = zeros(n, m)
         if self.own:
             self.product_a, self.product_b = zeros(n, n), zeros(m, m)
+
+    def sum_over_ranks(self) -> None:
+        """Makes the moments those of all ranks' observations; every rank has had some."""
+        if ranks()[1] == 1:
+            return
+        shifts = [
+            torch.zeros_like(sums) if shift is None else shift.double()
+            for shift, sums in ((self.shift_a, self.sum_a), (self.shift_b, self.sum_b))
+        ]
+        common = [total / ranks()[1] for total in sum_over_ranks(shifts)]
+        # Each rank's sums are about its own shift; about the common one they can be added.
+        a, b = (own - other for own, other in zip(shifts, common, strict=True))
+        n, sum_a, sum_b = self.count, self.sum_a, self.sum_b
+        held = [
+            torch.tensor([n], device=sum_a.device),
+            sum_a + n * a,
+            sum_b + n * b,
+            self.square_a + 2 * a * sum_a + n * a.square(),
+            self.square_b + 2 * b * sum_b + n * b.square(),
+            _moved(self.product, a, b, sum_a, sum_b, n),
+        ]
+        if self.own:
+            held.append(_moved(self.product_a, a, a, sum_a, sum_a, n))
+            held.append(_moved(self.product_b, b, b, sum_b, sum_b, n))
+        count, self.sum_a, self.sum_b, self.square_a, self.square_b, *products = sum_over_ranks(
+            held
+        )
+        self.count = int(count)
+        self.shift_a, self.shift_b = common
+        self.product = products[0]
+        if self.own:
+            self.product_a, self.product_b = products[1:]
 
     def covariance(self) -> Tensor:
         """Covariances of a's units with b's, `(n, n)`."""
@@ -90,7 +125,7 @@ def _shift(value: Tensor) -> Tensor | None:
     """The first batch's means, `(n,)`, if some unit lies far from zero."""
     count = value.shape[0] * value.shape[2]
     mean = value.sum((0, 2)) / count
-    square = torch.linalg.vector_norm(value, dim=(0, 2)).square() / count
+    square = _squares(value) / count
     # In this form it is true of a unit that never varies, too.
     off = mean.square() * (1 + _OFF_CENTRE**2) > square * _OFF_CENTRE**2
     return mean if bool((off & (mean != 0)).any()) else None
@@ -98,6 +133,20 @@ def _shift(value: Tensor) -> Tensor | None:
 
 def _shifted(value: Tensor, shift: Tensor | None) -> Tensor:
     return value if shift is None else value - shift[:, None]
+
+
+def _moved(product: Tensor, a: Tensor, b: Tensor, sum_a: Tensor, sum_b: Tensor, n: int) -> Tensor:
+    """Sums of products where `a` and `b` are added to each of the `n` observations."""
+    return product + torch.outer(a, sum_b) + torch.outer(sum_a, b) + n * torch.outer(a, b)
+
+
+def _squares(value: Tensor) -> Tensor:
+    """Sums of squares over examples and positions, `(n,)`, float64."""
+    if value.stride(1) > 1 or value.is_cuda:
+        return torch.linalg.vector_norm(value, dim=2).double().square().sum(0)
+    # Norms down the columns of a matrix are slow on a CPU; squares that stay in its cache are not.
+    parts = [part.square().sum((0, 2)) for part in value.split(_IN_CACHE, dim=2)]
+    return torch.stack(parts).sum(0, dtype=torch.float64)
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_merge.align import algebra
 from lightning_merge.align.layout import Layout, plain
-from lightning_merge.align.units import Units
+from lightning_merge.align.units import Cause, Units
 
 
 class Unsupported(Exception):  # noqa: N818 - a signal between rule and trace, never shown
@@ -126,7 +126,7 @@ def positions(call: Call) -> list[Layout] | Layout:
     """Coordinates: positions that nothing may permute."""
     if any(layout.labels for layout in call.layouts):
         raise Unsupported
-    layouts = [plain(shape) for shape in call.shapes]
+    layouts = [plain(shape, because="coordinates lie along it") for shape in call.shapes]
     return layouts if call.operator == "meshgrid" else layouts[0]
 
 
@@ -166,7 +166,11 @@ def convolution(call: Call) -> Layout:
         call.units, x, [a for d in spatial for a in x.dims[d]], "spatial positions are convolved"
     )
     weight = algebra.freeze(
-        call.units, weight, [a for dim in weight.dims[2:] for a in dim], "kernel positions"
+        call.units,
+        weight,
+        [a for dim in weight.dims[2:] for a in dim],
+        "kernel positions",
+        Cause.KERNEL,
     )
     batch, (out, inside) = x.dims[0], weight.dims[:2]
     x_in = x.with_dims((batch, x.dims[1]))

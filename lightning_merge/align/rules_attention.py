@@ -1,7 +1,7 @@
 """Rules of matrix products and attention: heads as wholes, units inside heads."""
 
 from lightning_merge.align import algebra
-from lightning_merge.align.layout import Layout
+from lightning_merge.align.layout import Layout, atom
 from lightning_merge.align.rules import Call, Unsupported, rule
 
 LETTERS = "abcdefghijklm"
@@ -59,18 +59,11 @@ def addmm(call: Call) -> Layout:
     return algebra.elementwise(call.units, [bias, y], call.reason)
 
 
-@rule("einsum")
-def einsum(call: Call) -> Layout:
-    """Any contraction that is written without an ellipsis."""
-    equation = call["equation"].replace(" ", "")
-    operands = call["tensors"]
-    if "." in equation or "->" not in equation:
-        raise Unsupported
-    inputs, output = equation.split("->")
-    indices = inputs.split(",")
-    if any(len(set(letters)) != len(letters) for letters in indices):
-        raise Unsupported
-    return algebra.contract(call.units, operands, indices, output, call.reason)
+def _repeated(x: Layout, heads: int) -> Layout:
+    """Grouped queries: several heads of the query read one head of the key."""
+    copies = heads // x.shape[-3]
+    shared = (*x.dims[-3], *atom(copies, uniform=True))
+    return x.with_dims((*x.dims[:-3], shared, *x.dims[-2:]))
 
 
 @rule("scaled_dot_product_attention")
@@ -78,7 +71,7 @@ def attention(call: Call) -> Layout:
     """Tie the heads of query, key, value and mask, and the units of q and k inside them."""
     query, key, value = _broadcast([call["query"], call["key"], call["value"]])
     if call.get("enable_gqa"):
-        raise Unsupported
+        key, value = (_repeated(x, query.shape[-3]) for x in (key, value))
     _roles(call, query, "qk")
     _roles(call, value, "v")
     batch = LETTERS[: len(query.dims) - 2]

@@ -3,8 +3,9 @@
 import numpy as np
 
 from lightning_merge.align import algebra
-from lightning_merge.align.layout import Atom, Layout, plain
+from lightning_merge.align.layout import Atom, Layout, excuse, plain
 from lightning_merge.align.rules import Call, Unsupported, dimension, rule
+from lightning_merge.align.units import Cause
 
 
 @rule("reshape", "view", "flatten", "unflatten", "_unsafe_view", "reshape_as", "view_as")
@@ -280,10 +281,15 @@ def index(call: Call) -> Layout:
     if used != list(range(used[0], used[-1] + 1)):
         raise Unsupported
     atoms = [a for d in used for a in x.dims[d]]
-    x = algebra.freeze(call.units, x, atoms, "gathered by position")
+    x = algebra.freeze(call.units, x, atoms, "gathered by position", Cause.GATHERED)
     rest = len(x.dims) - used[-1] - 1
-    middle = plain(call.shape[used[0] : len(call.shape) - rest])
+    middle = plain(call.shape[used[0] : len(call.shape) - rest], because=_lost(x, used))
     return x.with_dims(x.dims[: used[0]] + middle.dims + x.dims[used[-1] + 1 :])
+
+
+def _lost(x: Layout, dims: list[int]) -> str:
+    """Why there are no units along what is gathered, if there were any before."""
+    return excuse([a for d in dims for a in x.dims[d]])
 
 
 @rule("index_select", "embedding")
@@ -295,7 +301,7 @@ def index_select(call: Call) -> Layout:
         x, dim = call["self"], dimension(call["self"], call["dim"])
     if call.layouts[-1].labels:
         raise Unsupported
-    x = algebra.freeze(call.units, x, x.dims[dim], "gathered by position")
+    x = algebra.freeze(call.units, x, x.dims[dim], "gathered by position", Cause.GATHERED)
     rest = len(x.dims) - dim - 1
-    middle = plain(call.shape[dim : len(call.shape) - rest])
+    middle = plain(call.shape[dim : len(call.shape) - rest], because=_lost(x, [dim]))
     return x.with_dims(x.dims[:dim] + middle.dims + x.dims[dim + 1 :])

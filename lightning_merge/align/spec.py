@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.align.deadline import Deadline
 from lightning_merge.align.derive import derive
+from lightning_merge.align.described import Entry, groups_from, refute
 from lightning_merge.align.group import (
     Group,
     Permutation,
@@ -51,6 +53,7 @@ class PermutationSpec:
         example_inputs: Tensor | Sequence[Tensor],
         freeze: Iterable[str] = (),
         merge: Iterable[Sequence[str]] = (),
+        time_limit: float | None = None,
     ) -> "PermutationSpec":
         """Derive the spec of a network and verify it numerically.
 
@@ -62,26 +65,72 @@ class PermutationSpec:
             example_inputs: A batch as the network takes it, or a tuple of its arguments.
             freeze: Names of groups to leave alone.
             merge: Sets of names of groups of equal size that shall share one permutation.
+            time_limit: Seconds after which to give up; the export itself is not interrupted.
 
         Raises:
-            AlignmentError: The network cannot be exported, or a group's name is unknown.
+            AlignmentError: The network cannot be exported, a group's name is unknown, or
+                the time is up.
         """
         single = isinstance(example_inputs, Tensor)
         inputs = (example_inputs,) if single else tuple(example_inputs)
+        deadline = Deadline(time_limit)
         exported = export(model, [_short(x) for x in inputs])
         key = _structure(exported)
         if key not in _VERIFIED:
-            groups, frozen = derive(exported)
-            groups, failed = verify(exported, groups)
+            groups, frozen = derive(exported, deadline)
+            groups, failed = verify(exported, groups, deadline)
             for line in failed:
                 warnings.warn(f"{type(model).__name__}: {line}", stacklevel=2)
             _VERIFIED[key] = groups, frozen + failed
         groups, frozen = _VERIFIED[key]
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
-        spec = cls(list(groups), list(frozen), shapes, buffers)
+        spec = cls(list(groups), list(frozen), *_tensors_of(model))
         spec._alias(model)
         return spec._without(freeze)._merged(merge)
+
+    @classmethod
+    def from_groups(
+        cls,
+        groups: Mapping[str, Sequence[Entry]] | Iterable[Group],
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Tensor],
+    ) -> "PermutationSpec":
+        """A spec of your own, verified on the network as it runs.
+
+        For networks that `torch.export` cannot follow, and for fewer or other groups than
+        the derived ones. What is not listed stays as it is. List running statistics too.
+
+            PermutationSpec.from_groups(
+                {"conv": [("conv.weight", 0), ("conv.bias", 0), ("fc.weight", 1, 0, 49)]},
+                network,
+                images,
+            )
+
+        Each group, and all of them together, must leave the output unchanged under random
+        permutations, in float64 with noise on every tensor, and must matter; one that fails
+        is frozen and named in a warning.
+
+        Args:
+            groups: By name, `(tensor, axis)` for every axis along which the group's units
+                lie; `(tensor, axis, offset, repeat)` where they are a part of it, or where
+                each has several neighbouring positions, as after a flatten. Or `Group`s, for
+                those that have blocks.
+            model: The network, which need not be exportable.
+            example_inputs: A batch as the network takes it, or a tuple of its arguments.
+
+        Raises:
+            AlignmentError: A group does not fit the network's tensors, two of them list one
+                position, or the network does not run in float64.
+        """
+        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+        state = model.state_dict()
+        listed = groups_from(groups, state) if isinstance(groups, Mapping) else list(groups)
+        spec = cls(listed, [], *_tensors_of(model))
+        spec.check(state)
+        spec.groups, spec.frozen = refute(listed, model, [_short(x) for x in inputs])
+        for line in spec.frozen:
+            warnings.warn(f"{type(model).__name__}: {line}", stacklevel=2)
+        spec._alias(model)
+        return spec
 
     def identity(self) -> Permutation:
         """The permutation that changes nothing."""
@@ -204,14 +253,26 @@ class PermutationSpec:
         self.groups = [
             replace(
                 group,
+                # A user may have listed several of the names already.
                 members=tuple(
-                    replace(member, tensor=name)
-                    for member in group.members
-                    for name in same.get(member.tensor, [member.tensor])
+                    {
+                        (name, member.place[1:], tuple(member.index.ravel().tolist())): replace(
+                            member, tensor=name
+                        )
+                        for member in group.members
+                        for name in same.get(member.tensor, [member.tensor])
+                    }.values()
                 ),
             )
             for group in self.groups
         ]
+
+
+def _tensors_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+    """The shapes of a network's tensors, and which of them are buffers."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
+    return shapes, buffers
 
 
 def _short(tensor: Tensor) -> Tensor:
@@ -219,10 +280,21 @@ def _short(tensor: Tensor) -> Tensor:
     return tensor[:2] if tensor.ndim > 1 and tensor.shape[0] > 2 else tensor
 
 
+def _digest(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    entries = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(entries.tobytes()).hexdigest()}"
+
+
 def _structure(exported: Exported) -> str:
     """A hash of the graph and of the names and shapes of all tensors."""
     lines = [str(exported.module.graph), repr(sorted(exported.tensors.items()))]
     lines += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in exported.state.items()]
+    # What may move depends on the values of constants: on which of their entries are equal.
+    lines += [f"{name} {_digest(value)}" for name, value in exported.constants.items()]
+    constants = dict(exported.module.named_buffers())
+    lines += [f"{n} {_digest(t)}" for n, t in constants.items() if n not in exported.state]
     for node in exported.module.graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):

@@ -1,8 +1,9 @@
 """Taps: where a network's units can be observed, and how what passes there is read."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Place = tuple[str, bool]
 
+# However costly its products, a map keeps so many positions of each example.
+_FEWEST = 16
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -25,12 +29,15 @@ class Tap:
         output: Whether its output is watched, or its input.
         dim: The dimension along which the units lie.
         index: The units' positions along it, `(size, repeat)`.
+        products: The products of pairs of units for one observation, as a multiple of the
+            layer's own multiplications at one position.
     """
 
     module: str
     output: bool
     dim: int
     index: Tensor = field(repr=False)
+    products: float = 0.0
 
     @property
     def place(self) -> Place:
@@ -52,32 +59,43 @@ class Tap:
 def find_taps(group: Group, model: nn.Module) -> list[Tap]:
     """Where to observe a group: the inputs of the layers that read it, else its makers' outputs."""
     modules = dict(model.named_modules())
-    readers, makers = [], []
+    readers: list[Tap] = []
+    makers: list[Tap] = []
     for member in group.members:
         path, _, leaf = member.tensor.rpartition(".")
         module = modules.get(path)
         if leaf != "weight" or not isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             continue
         dim = -1 if isinstance(module, nn.Linear) else 1
+        products = group.size**2 / module.weight.numel()
         grouped = isinstance(module, _CONVOLUTIONS) and module.groups > 1
         if member.axes == (1,) and not grouped:
-            readers.append(Tap(path, False, dim, member.index))
+            readers.append(Tap(path, False, dim, member.index, products))
         elif grouped and member.axes in ((0, 2), (0,)):
             depthwise = module.groups == module.in_channels
             if member.axes == (0, 2) or depthwise:
-                readers.append(Tap(path, False, dim, member.index))
+                readers.append(Tap(path, False, dim, member.index, products))
         elif member.axes in ((0,), (0, 1)):
-            makers.append(Tap(path, True, dim, member.index))
+            makers.append(Tap(path, True, dim, member.index, products))
     return readers or makers
 
 
-def samples(value: Tensor, tap: Tap) -> Tensor:
+def samples(value: Tensor, tap: Tap, every: int = 1, first: int = 0) -> Tensor:
     """The observations at a tap, `(N, size, P)`, at least float32 and mostly without a copy.
 
     `N` and `P` together count observations: examples and positions where units are a
     tensor's channels, one and examples where they lie along its last, contiguous dimension.
+
+    Args:
+        value: What passes the tap.
+        tap: The tap.
+        every: Only every so-manyth of each example's positions (pixels, tokens) counts.
+        first: The first one that does.
     """
     size, repeat = tap.index.shape
+    if every > 1:
+        value = value.movedim(tap.dim, -1).flatten(1, -2)[:, first::every]
+        tap = replace(tap, dim=-1)
     if value.ndim > 2 and tap.dim == 1 and value.stride(1) == 1:
         value = value.movedim(1, -1)
         dim = value.ndim - 1
@@ -94,6 +112,18 @@ def samples(value: Tensor, tap: Tap) -> Tensor:
     if dim == value.ndim - 1:
         return value.reshape(-1, size).T[None]
     return value.movedim(dim, 1).flatten(2)
+
+
+def thinning(value: Tensor, tap: Tap, cost: float) -> int:
+    """Of how many positions one is to count, that products cost no more than `cost` layers.
+
+    Args:
+        value: What passes the tap.
+        tap: The tap.
+        cost: What the products may cost, as a multiple of running the layer.
+    """
+    positions = value[0].numel() // value.shape[tap.dim]
+    return max(1, min(math.ceil(tap.products / cost), positions // _FEWEST))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ ATen operator is enough for every way of writing a network.
 """
 
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lightning_merge.align import rules_attention, rules_shape  # noqa: F401 - register rules
-from lightning_merge.align.layout import Atom, Label, Layout, labelled, plain
+from lightning_merge.align import (  # noqa: F401 - register rules
+    rules_attention,
+    rules_einsum,
+    rules_recurrent,
+    rules_shape,
+    rules_window,
+)
+from lightning_merge.align.deadline import Deadline
+from lightning_merge.align.layout import Atom, Label, Layout, atom, excuse, labelled, plain
 from lightning_merge.align.rules import RULES, Call, Unsupported, layouts_in
-from lightning_merge.align.units import Ids, Units
+from lightning_merge.align.units import Cause, Ids, Units
 from lightning_merge.errors import AlignmentError
 
 OUTPUT = "the network's output"
@@ -70,7 +78,9 @@ def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+            # The exporter warns of attributes that it sets and restores by itself.
+            warnings.simplefilter("ignore")
             program = torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:  # torch.export has no common base of its errors
         raise AlignmentError(
@@ -78,6 +88,9 @@ def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
             f"{describe(error)}"
         ) from error
     finally:
+        # Networks that keep tables computed in eval mode throw them away when they are trained;
+        # those kept during the export hold no numbers.
+        model.train()
         for module, training in modes.items():
             module.training = training
     signature = program.graph_signature
@@ -120,7 +133,7 @@ def describe(error: BaseException) -> str:
     return f"{place}{lines[0] if lines else type(error).__name__}"[:500]
 
 
-def walk(exported: Exported) -> Trace:
+def walk(exported: Exported, deadline: Deadline) -> Trace:
     """Give units to all parameters and carry them through the graph."""
     units = Units()
     slots: list[Slot] = []
@@ -128,17 +141,20 @@ def walk(exported: Exported) -> Trace:
     unknown: dict[str, int] = {}
     groups = _grouped_weights(exported)
     for node in exported.module.graph.nodes:
+        deadline.check("tracing the network")
         if node.op == "placeholder":
             values[node.name] = _placeholder(exported, node, units, slots, groups)
         elif node.op == "get_attr":
             value = getattr(exported.module, str(node.target), None)
-            values[node.name] = plain(value.shape) if isinstance(value, Tensor) else value
+            values[node.name] = (
+                constant(value, str(node.target)) if isinstance(value, Tensor) else value
+            )
         elif node.op == "call_function":
             values[node.name] = _call(node, values, units, unknown)
         elif node.op == "output":
             for layout in layouts_in(_fill(node.args, values)):
                 for label in layout.labels:
-                    units.freeze(label.ids, OUTPUT)
+                    units.freeze(label.ids, OUTPUT, Cause.OUTPUT)
     return Trace(units, slots, values, unknown)
 
 
@@ -156,7 +172,11 @@ def _placeholder(
     shape = tuple(int(size) for size in value.shape)
     name = exported.tensors.get(node.name)
     if name is None or not value.is_floating_point() or not node.users:
-        return plain(shape)
+        given = exported.constants.get(node.name)
+        if isinstance(given, Tensor):
+            return constant(given, node.name)
+        because = "" if node.name in exported.inputs else f"the constant {name} differs along it"
+        return plain(shape, because=because)
     if groups.get(node.name, 1) > 1:
         return _grouped(name, shape, groups[node.name], units, slots)
     ids = [units.fresh((size,)) if size > 1 else None for size in shape]
@@ -164,6 +184,15 @@ def _placeholder(
         if one is not None:
             slots.append(Slot(name, shape, (axis,), one))
     return labelled(shape, ids)
+
+
+def constant(value: Tensor, name: str) -> Layout:
+    """A tensor that nothing permutes: only where all its entries agree may units move."""
+    dims = []
+    for dim, size in enumerate(value.shape):
+        equal = bool((value == value.narrow(dim, 0, 1)).all()) if size > 1 else True
+        dims.append(atom(size, equal, "" if equal else f"the constant {name} differs along it"))
+    return Layout(tuple(dims))
 
 
 def _grouped(
@@ -247,12 +276,15 @@ def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str
         if got != shapes:
             raise Unsupported
     except Unsupported:
-        if any(layout.labels for layout in call.layouts):
+        because = f"the operator {name} has no rule for this use"
+        labels = [label for layout in call.layouts for label in layout.labels]
+        for label in labels:
+            units.freeze(label.ids, because)
+        if labels:
             unknown[name] = unknown.get(name, 0) + 1
-        for layout in call.layouts:
-            for label in layout.labels:
-                units.freeze(label.ids, f"the operator {name} has no rule for this use")
-        layouts = [plain(shape) for shape in shapes]
+        else:
+            because = excuse([a for layout in call.layouts for a in layout.atoms])
+        layouts = [plain(shape, because=because) for shape in shapes]
         result = layouts if isinstance(meta, list | tuple) else layouts[0]
     if _in_place(node) and isinstance(result, Layout):
         # Later readers of the mutated value see the result.

@@ -7,11 +7,31 @@ one attention head). All three only ever add facts, so the order of the walk is 
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+
+
+class Cause(Enum):
+    """What kind of thing holds a unit in place; only LOST says something about this engine."""
+
+    LOST = "lost"  # nobody knows how to move it
+    POSITION = "position"  # it indexes pixels, tokens or the network's own inputs
+    GATHERED = "gathered"  # it is looked up by its position, as in a table
+    KERNEL = "kernel"  # it indexes the window of a convolution
+    OUTPUT = "output"  # it is an output of the network
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Units that are held in place, and why."""
+
+    ids: Ids
+    reason: str
+    cause: Cause
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Units:
 
     def __init__(self) -> None:
         self.count = 0
-        self.frozen: list[tuple[Ids, str]] = []
+        self.frozen: list[Frozen] = []
         self.blocks: list[Blocks] = []
         self.pieces: list[Ids] = []
         self.roles: list[tuple[Ids, str]] = []
@@ -51,9 +71,9 @@ class Units:
         if left is not right:
             self._ties.append((left.ravel(), right.ravel()))
 
-    def freeze(self, ids: Ids, reason: str) -> None:
+    def freeze(self, ids: Ids, reason: str, cause: Cause = Cause.LOST) -> None:
         """Hold units in place, for a reason that a reader of `spec.frozen` believes."""
-        self.frozen.append((ids.ravel(), reason))
+        self.frozen.append(Frozen(ids.ravel(), reason, cause))
 
     def piece(self, ids: Ids) -> None:
         """Tell units that a slice has taken out from those that it has left behind."""

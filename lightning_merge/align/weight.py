@@ -21,10 +21,13 @@ from lightning_merge.align.group import (
 )
 from lightning_merge.align.matching import Matching
 from lightning_merge.align.spec import PermutationSpec
+from lightning_merge.progress import tracked
 
 # A step counts if it raises the objective by this share of |a| |b|. One misplaced unit of a
 # hundred thousand weighs a hundred times more.
 _TOLERANCE = 1e-7
+# How many numbers are held in float64 at a time.
+_BLOCK = 2**21
 
 
 class WeightMatching(Matching):
@@ -49,7 +52,11 @@ class WeightMatching(Matching):
         self.seed = seed
 
     def match(
-        self, spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
+        self,
+        spec: PermutationSpec,
+        state_a: Mapping[str, Tensor],
+        state_b: Mapping[str, Tensor],
+        progress: bool = False,
     ) -> Permutation:
         """The permutation of b that brings its parameters closest to those of a.
 
@@ -57,13 +64,15 @@ class WeightMatching(Matching):
             spec: The spec of their architecture.
             state_a: State dict of the network that stays as it is.
             state_b: State dict of the network whose permutation is sought.
+            progress: Whether to show a progress bar.
 
         Raises:
             AlignmentError: A state dict does not belong to the spec.
         """
         spec.check(state_a)
         spec.check(state_b)
-        return _Descent(spec, state_a, state_b).run(torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        return _Descent(spec, state_a, state_b).run(generator, progress)
 
     def align(
         self,
@@ -71,11 +80,11 @@ class WeightMatching(Matching):
         model_a: nn.Module,
         model_b: nn.Module,
         batches: Iterable[Any],  # noqa: ARG002 - weights say it all
-        progress: bool = False,  # noqa: ARG002 - it takes seconds
+        progress: bool = False,
     ) -> dict[str, Tensor]:
         """The state dict of b, its units in the order of a's; `batches` is not read."""
         state_b = model_b.state_dict()
-        return spec.apply(state_b, self.match(spec, model_a.state_dict(), state_b))
+        return spec.apply(state_b, self.match(spec, model_a.state_dict(), state_b, progress))
 
 
 def objective(
@@ -83,7 +92,7 @@ def objective(
 ) -> float:
     """The inner product of all parameters that some group moves, in float64."""
     names = moved_parameters(spec)
-    return sum(float((state_a[n].double() * state_b[n].double()).sum()) for n in names)
+    return sum(_inner(state_a[n].detach(), state_b[n].detach()) for n in names)
 
 
 def moved_parameters(spec: PermutationSpec) -> list[str]:
@@ -93,24 +102,28 @@ def moved_parameters(spec: PermutationSpec) -> list[str]:
 
 
 class _Descent:
-    """b's parameters in their current order, and what was solved since they last changed."""
+    """b's parameters in their current order, and what was solved since they last changed.
+
+    The parameters stay in their own precision; products are taken in float64, a block at a
+    time. The scores of a group are kept, and follow what its neighbours change.
+    """
 
     def __init__(
         self, spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
     ) -> None:
         self.spec = spec
         names = moved_parameters(spec)
-        self.a = {name: state_a[name].detach().double() for name in names}
-        self.b = {name: state_b[name].detach().to(self.a[name]) for name in names}
+        self.a = {name: state_a[name].detach() for name in names}
+        self.b = {name: state_b[name].detach().to(self.a[name].device) for name in names}
         self.families = families(spec)
         self.total: dict[Place, Tensor] = {}
-        self.energy = {n: float(self.a[n].norm() * self.b[n].norm()) for n in names}
-        norm = sum(self.energy.values())
-        self.tolerance = _TOLERANCE * norm
+        self.energy = {n: _norm(self.a[n]) * _norm(self.b[n]) for n in names}
+        self.tolerance = _TOLERANCE * sum(self.energy.values())
         self.readers: dict[str, set[int]] = {name: set() for name in names}
         for number, family in enumerate(self.families):
             for name in self.tensors(family):
                 self.readers[name].add(number)
+        self.kept: dict[int, Tensor] = {}
 
     def tensors(self, family: Sequence[Group]) -> set[str]:
         """The parameters that a family moves."""
@@ -140,27 +153,44 @@ class _Descent:
 
     def value(self) -> float:
         """The objective."""
-        return sum(float((self.a[n] * self.b[n]).sum()) for n in self.a)
+        return sum(_inner(self.a[n], self.b[n]) for n in self.a)
 
-    def run(self, generator: torch.Generator) -> Permutation:
+    def run(self, generator: torch.Generator, progress: bool) -> Permutation:
         """Sweep over the groups until nothing changes."""
         self.start()
         clock, changed = 0, dict.fromkeys(self.a, 0)
         solved = [-1] * len(self.families)
         while True:
             before = clock
-            for number in torch.randperm(len(self.families), generator=generator).tolist():
+            order = torch.randperm(len(self.families), generator=generator).tolist()
+            for number in tracked(order, "Matching weights", progress):
                 family = self.families[number]
                 tensors = self.tensors(family)
                 if tensors and solved[number] >= max(changed[name] for name in tensors):
                     continue
-                if self.move(family, self.solve(family, tensors), self.tolerance):
+                if self.step(number, tensors):
                     clock += 1
                     changed.update(dict.fromkeys(tensors, clock))
                 # A group that reads one tensor along two axes is its own neighbour.
                 solved[number] = clock if not self.is_quadratic(family) else clock - 1
             if clock == before:
                 return from_sources(self.spec.groups, self.total)
+
+    def step(self, number: int, tensors: set[str]) -> bool:
+        """Solve a family and move it if that raises the objective; whether it did."""
+        family = self.families[number]
+        if len(family) > 1 or self.is_quadratic(family):
+            return self.move(family, self.solve(family, tensors), self.tolerance)
+        if number not in self.kept:
+            self.kept[number] = self.scores(family[0], tensors)
+        scores = self.kept.pop(number)
+        p = assign_blocks(scores, family[0].blocks)
+        gain = float((scores.gather(1, p[:, None])[:, 0] - scores.diagonal()).sum())
+        if gain > self.tolerance:
+            self.move(family, {family[0].name: p})
+            scores = scores[:, p]
+        self.kept[number] = scores
+        return gain > self.tolerance
 
     def solve(self, family: Sequence[Group], tensors: set[str]) -> Permutation:
         """The best permutations of a family as far as these tensors tell."""
@@ -181,14 +211,30 @@ class _Descent:
             if place[0] in self.a:
                 by_tensor.setdefault(place[0], []).append((place, source))
         new = {name: gather(self.b[name], listed) for name, listed in by_tensor.items()}
-        gain = sum(float((self.a[n] * (new[n] - self.b[n])).sum()) for n in new)
-        if not sources or (least is not None and gain <= least):
+        if not sources:
             return False
+        if least is not None:
+            before = sum(_inner(self.a[n], self.b[n]) for n in new)
+            if sum(_inner(self.a[n], new[n]) for n in new) - before <= least:
+                return False
+        for name, tensor in new.items():
+            self.follow(name, tensor)
         self.b.update(new)
         for place, source in sources.items():
-            before = self.total.get(place)
-            self.total[place] = source if before is None else before[source]
+            earlier = self.total.get(place)
+            self.total[place] = source if earlier is None else earlier[source]
         return True
+
+    def follow(self, name: str, new: Tensor) -> None:
+        """Change the scores that are kept by what changes in one of b's tensors."""
+        for number in self.readers[name] & self.kept.keys():
+            for member in self.families[number][0].members:
+                if member.tensor == name:
+                    one, two, old = (
+                        rows(tensor, member, member.index)
+                        for tensor in (self.a[name], new, self.b[name])
+                    )
+                    _add_products(self.kept[number], one, two, old)
 
     def is_quadratic(self, family: Sequence[Group]) -> bool:
         """Whether a family lies along two axes of one tensor, so that one solve may not do."""
@@ -211,12 +257,34 @@ class _Descent:
             if index.numel() == 0:
                 continue
             left = rows(self.a[member.tensor], member, index)
-            right = rows(self.b[member.tensor], member, index)
-            if total.device == left.device:
-                total.addmm_(left, right.T)
-            else:
-                total += (left @ right.T).cpu()
+            _add_products(total, left, rows(self.b[member.tensor], member, index))
         return total
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors in float64."""
+    parts = zip(a.reshape(-1).split(_BLOCK), b.reshape(-1).split(_BLOCK), strict=True)
+    return sum(float(torch.dot(one.double(), two.to(one.device).double())) for one, two in parts)
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor, minus: Tensor | None = None) -> None:
+    """Adds `left @ (right - minus).T` to float64 scores, skipping columns without a difference."""
+    width = max(1, _BLOCK // max(1, len(left)))
+    for start in range(0, left.shape[1], width):
+        part = slice(start, start + width)
+        one, two = left[:, part], right[:, part].double()
+        if minus is not None:
+            two -= minus[:, part]
+            changed = two.any(0)
+            one, two = one[:, changed], two[:, changed]
+        if total.device == two.device:
+            total.addmm_(one.double(), two.T)
+        else:
+            total += (one.double() @ two.T).to(total.device)
 
 
 def families(spec: PermutationSpec) -> list[list[Group]]:

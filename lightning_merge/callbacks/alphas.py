@@ -14,7 +14,8 @@ class AlphaMonitor(Callback):
     At the end of each training epoch the mean alpha of each layer is logged as
     `alpha/<layer>` (every logger), and the distribution as a histogram (Weights & Biases,
     TensorBoard). When training ends, a table with mean, standard deviation, minimum,
-    maximum and the share of alphas above one half (Weights & Biases, TensorBoard).
+    maximum and the share of alphas above one half (Weights & Biases, TensorBoard; `alphas.csv`
+    beside the metrics of a CSV logger).
 
     Raises:
         ConfigError: When fitting starts, if the module has no alphas.

@@ -1,12 +1,11 @@
 """BatchNorm statistics that are fresh whenever somebody looks at the weights."""
 
-from itertools import islice
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_merge.loaders import statistics_batches
+from lightning_merge.loaders import statistics_share
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -19,11 +18,13 @@ class BatchNormReset(Callback):
     always calls last). The sanity check is left alone. Statistics do not enter training,
     so the weights that are learned are the same with and without this callback.
 
-    Every rank resets on all of the training batches, so that all hold the same statistics.
+    The batches are divided among the ranks, each of them whole, and the statistics averaged over
+    all: every rank holds those of a single process (relative 1e-5). Training batches that come
+    in an order of their own (`statistics_dataloader` with a sampler) are all read by each rank.
 
     Args:
         every: `epoch`, or `end` for once after the last epoch only.
-        limit_batches: How many batches to use; all if not given.
+        limit_batches: How many batches to use, on all ranks together; all if not given.
     """
 
     def __init__(
@@ -49,6 +50,5 @@ class BatchNormReset(Callback):
             return
         # Loaders draw random numbers; training must not notice.
         with isolate_rng():
-            batches = islice(statistics_batches(trainer), self.limit_batches)
-            reset_batchnorm(pl_module, batches)
+            reset_batchnorm(pl_module, statistics_share(trainer, self.limit_batches))
         self._reset_in = trainer.current_epoch

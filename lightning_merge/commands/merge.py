@@ -28,6 +28,7 @@ def merge(words: list[str]) -> None:
     )
     options.add_checkpoints_and_model(parser)
     parser.add_argument("--recipe", type=Recipe, required=True)
+    options.add_statistics(parser)
     options.add_data_and_trainer(parser)
     parsed = parser.parse_args(words)
     config = options.plain(parser, parsed)
@@ -39,9 +40,10 @@ def merge(words: list[str]) -> None:
         )
     folder = claim_folder(config["output"], ("merged.ckpt", "result.json"), config["overwrite"])
     pool, _ = open_pool(config)
+    options.say_heads(pool.heads)
     outcome = run_recipe(recipe, pool)
     assert outcome.content is not None
-    row = outcome.measurement.row()
+    row = outcome.row()
     write_checkpoint(folder / "merged.ckpt", outcome.content)
     result = {
         **provenance(["merge", *words]),
@@ -49,8 +51,11 @@ def merge(words: list[str]) -> None:
         "ingredients": dict(zip(pool.names, pool.digests, strict=True)),
         "split_hash": getattr(pool.data, "split_hash", None),
         "measurement": row,
+        "choices": outcome.choices,
     }
     write_json(folder / "result.json", result)
     columns = metric_columns([row])
     options.console.print(terminal_table(summarise([row], columns), recipe.name, columns))
+    if outcome.chosen:
+        options.console.print(outcome.chosen, soft_wrap=True)
     options.console.print(f"{folder / 'merged.ckpt'}", soft_wrap=True)

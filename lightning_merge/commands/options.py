@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -57,7 +58,7 @@ def add_data_and_trainer(to: ArgumentParser) -> None:
 
 
 def add_checkpoints_and_model(to: ArgumentParser) -> None:
-    """Adds `--checkpoints`, `--model` and `--seed`."""
+    """Adds `--checkpoints`, `--model`, `--seed` and `--heads`."""
     to.add_argument(
         "--checkpoints",
         type=list[str],
@@ -71,6 +72,41 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         help="the ingredients' LightningModule, where the checkpoints do not say it",
     )
     to.add_argument("--seed", type=int, default=0, help="seeds whatever a merge draws")
+    to.add_argument(
+        "--heads",
+        type=str | None,
+        default=None,
+        help="for ingredients of different tasks: `first` gives all of them the first one's head "
+        "(the layer whose shapes differ), a regular expression the tensors whose names it matches",
+    )
+
+
+def add_statistics(to: ArgumentParser) -> None:
+    """Adds `--statistics_examples`."""
+    to.add_argument(
+        "--statistics_examples",
+        type=int | None,
+        default=None,
+        help="how many training examples, drawn at random, to read activations, BatchNorm "
+        "statistics and REPAIR's from; all if not given",
+    )
+
+
+def add_landscape(to: ArgumentParser) -> None:
+    """Adds `--barrier` and `--triangle`."""
+    to.add_argument(
+        "--barrier",
+        type=int,
+        default=0,
+        help="at how many points between the first two ingredients to measure the loss, for each "
+        "alignment and recalibration among the recipes",
+    )
+    to.add_argument(
+        "--triangle",
+        type=int,
+        default=0,
+        help="the same over the triangle between the first three, with so many points on each side",
+    )
 
 
 def add_model(to: ArgumentParser) -> None:
@@ -83,6 +119,12 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(of.dump(config, skip_none=False))
     found.pop("config", None)
     return found
+
+
+def say_heads(heads: Sequence[str]) -> None:
+    """Prints which tensors are the first ingredient's in all of them, if any are."""
+    if heads:
+        console.print(f"  kept from the first ingredient: {', '.join(heads)}", soft_wrap=True)
 
 
 def quiet() -> None:

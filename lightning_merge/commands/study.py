@@ -8,11 +8,13 @@ from lightning_merge.commands import options
 from lightning_merge.errors import OutputExistsError
 from lightning_merge.files import claim_folder, read_json, write_json
 from lightning_merge.loggers import log_config
-from lightning_merge.study.build import build_recipe, instantiate_trainer
+from lightning_merge.study.barrier import check_triangle
+from lightning_merge.study.build import build_module, build_recipe, instantiate_trainer
 from lightning_merge.study.compare import check_names, file_name
 from lightning_merge.study.plan import Study, Task, plan
+from lightning_merge.study.pool import check_statistics_examples
 from lightning_merge.study.provenance import provenance
-from lightning_merge.study.publish import RESULTS, metric_columns, publish
+from lightning_merge.study.publish import RESULTS, keep_only, metric_columns, publish
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.report import summarise, terminal_table
 from lightning_merge.study.run import run
@@ -38,7 +40,8 @@ def study(words: list[str]) -> None:
     parser.add_argument("--training", type=dict[str, Any], default={})
     parser.add_argument("--seeds", type=list[int], default=[0])
     parser.add_argument("--recipes", type=list[Recipe], required=True)
-    parser.add_argument("--barrier", type=int, default=0)
+    options.add_landscape(parser)
+    options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Study")
     options.add_data_and_trainer(parser)
     parsed = parser.parse_args(words)
@@ -47,8 +50,14 @@ def study(words: list[str]) -> None:
     folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
     trainer = instantiate_trainer(config["trainer"])
     planned = Study(**config)
-    check_names([build_recipe(recipe) for recipe in planned.recipes])
+    recipes = [build_recipe(recipe) for recipe in planned.recipes]
+    check_names(recipes)
+    check_triangle(planned.triangle, len(planned.ingredients))
+    check_statistics_examples(planned.statistics_examples)
     tasks = plan(planned)
+    module = build_module(planned.model)
+    for recipe in recipes:
+        recipe.check(module)
     _claim(folder, config, overwrite)
     loggers = trainer.pop("loggers")
     for logger in loggers:
@@ -78,7 +87,7 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
 
 def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
     grows = ("seeds", "recipes")
-    shown = ("title", "barrier")
+    shown = ("title", "barrier", "triangle")
     same = all(before.get(key) == now[key] for key in now if key not in (*grows, *shown))
     return same and all(item in now[key] for key in grows for item in before.get(key, []))
 
@@ -88,7 +97,9 @@ def _say(task: Task, result: dict[str, Any], stored: bool) -> None:
     row = result.get("row")
     if row is not None and row["accuracy"] is not None:
         text += f": {row['accuracy']:.4f} ({row['seconds']:.1f} s)"
-    options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""))
+    if row is not None and row.get("chosen"):
+        text += f"; {row['chosen']}"
+    options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
 
 
 def _finish(
@@ -103,12 +114,15 @@ def _finish(
     results = {task.key: store.result(task.key) for task in tasks}
     rows = [result["row"] for result in results.values() if "row" in result]
     lines = [line for result in results.values() for line in result.get("lines", [])]
+    triangles = [one for result in results.values() for one in result.get("triangles", [])]
     alphas = None
+    kept: set[Path] = set()
     for task in tasks:
         if task.kind != "merge" or not store.weights(task.key).is_file():
             continue
         path = folder / "merges" / f"seed{task.seed}" / f"{file_name(task.name)}.ckpt"
         store.export(task.key, path)
+        kept.add(path)
         origin = read_checkpoint(path).content["lightning_merge"]
         alphas = origin.get("alphas", alphas)
     columns = metric_columns(rows)
@@ -122,9 +136,16 @@ def _finish(
             task.key: result.get("split_hash")
             for task, result in zip(tasks, results.values(), strict=True)
         },
+        "statistics_examples": planned.statistics_examples,
+        "choices": {
+            f"{task.name}, seed {task.seed}": results[task.key]["choices"]
+            for task in tasks
+            if results[task.key].get("choices")
+        },
     }
     made_by = provenance(["study", *words])
-    publish(folder, planned.title, rows, made_by, details, lines, alphas, loggers)
+    keep_only(folder, kept)
+    publish(folder, planned.title, rows, made_by, details, lines, triangles, alphas, loggers)
     options.console.print(
         f"{folder}: results.csv, results.json, report.md, figures, merges/", soft_wrap=True
     )

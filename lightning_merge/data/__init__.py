@@ -1,21 +1,40 @@
-"""Data modules for digits, MedMNIST and CIFAR, and the splits among ingredients."""
+"""Data modules for image classification, the splits among ingredients, and corruptions."""
 
+from lightning_merge.data.celeba import CelebADataModule
+from lightning_merge.data.chest_xray import ChestXrayDataModule
 from lightning_merge.data.cifar import CIFARDataModule
+from lightning_merge.data.corruptions import CORRUPTIONS, Corruption
 from lightning_merge.data.digits import DigitsDataModule
-from lightning_merge.data.images import ImageDataset, LabelledImages, Normalisation
+from lightning_merge.data.folders import ImageFolderDataModule
+from lightning_merge.data.handwritten import MNISTDataModule, USPSDataModule
+from lightning_merge.data.huggingface import HuggingFaceDataModule
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import ImageDataset, Images, LabelledImages, Normalisation
 from lightning_merge.data.medmnist import MedMNISTDataModule
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
 from lightning_merge.data.splits import examples_per_class, hold_out, split_indices
+from lightning_merge.data.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
+    "CORRUPTIONS",
     "CIFARDataModule",
+    "CelebADataModule",
+    "ChestXrayDataModule",
     "ClassificationDataModule",
+    "Corruption",
     "DigitsDataModule",
+    "HuggingFaceDataModule",
     "ImageDataset",
+    "ImageFiles",
+    "ImageFolderDataModule",
+    "Images",
     "LabelledImages",
+    "MNISTDataModule",
     "MedMNISTDataModule",
     "Normalisation",
     "OfficialSplits",
+    "TinyImageNetDataModule",
+    "USPSDataModule",
     "examples_per_class",
     "hold_out",
     "split_indices",

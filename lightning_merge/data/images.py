@@ -1,13 +1,27 @@
-"""Labelled images in memory: one uint8 tensor, fetched, augmented and normalised by batch."""
+"""Labelled images, in memory or on disk, fetched, augmented and normalised by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_merge.data.augment import random_crop, random_flip
+from lightning_merge.data.corruptions import Corruption
+from lightning_merge.progress import tracked
+
+
+class Images(Protocol):
+    """Images that are fetched by their positions: a tensor is one, `ImageFiles` another.
+
+    `images[positions]` takes long `(M,)` and gives uint8 `(M, C, H, W)`.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -15,11 +29,11 @@ class LabelledImages:
     """One official split of a data set.
 
     Attributes:
-        images: `(N, C, H, W)`, uint8.
+        images: N images of uint8: a tensor `(N, C, H, W)`, or what reads them when asked.
         targets: Classes `(N,)`, long; or `(N, L)`, float zeros and ones (multi-label).
     """
 
-    images: Tensor
+    images: Images
     targets: Tensor
 
 
@@ -31,7 +45,14 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> "Normalisation":
+    def imagenet(cls, channels: int) -> "Normalisation":
+        """ImageNet's statistics, usual for photographs; their mean where images are grey."""
+        if channels == 1:
+            return cls((0.449,), (0.226,))
+        return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    @classmethod
+    def of(cls, images: Images) -> "Normalisation":
         """The exact statistics of uint8 images `(N, C, H, W)`, whatever the machine.
 
         They come from counts of the 256 values, which are integers: no order of summation
@@ -39,8 +60,8 @@ class Normalisation:
         """
         values = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
-        for channel in images.unbind(1):
-            counts = torch.bincount(channel.flatten(), minlength=256).double()
+        for count in _count_values(images):
+            counts = count.double()
             mean = (counts @ values) / counts.sum()
             std = ((counts @ (values - mean).square()) / counts.sum()).sqrt()
             means.append(mean.item())
@@ -52,6 +73,19 @@ class Normalisation:
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
+
+
+def _count_values(images: Images) -> Tensor:
+    """How often each value occurs in each channel, `(C, 256)`, from a pass over all images."""
+    pieces = torch.arange(len(images)).split(1024)
+    counts = [
+        torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in piece])
+        for piece in (
+            images[positions].unbind(1)
+            for positions in tracked(pieces, "Reading statistics", not isinstance(images, Tensor))
+        )
+    ]
+    return torch.stack(counts).sum(0)
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -66,6 +100,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         normalisation: What brings pixels to the network's range.
         padding: Pixels by which a random crop may shift; 0 for none.
         flip: Whether half of the images, at random, are mirrored.
+        corruption: What is done to every image first, by its position in the source.
     """
 
     def __init__(
@@ -75,12 +110,14 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         indices: Tensor | None = None,
         padding: int = 0,
         flip: bool = False,
+        corruption: Corruption | None = None,
     ) -> None:
         self.source = source
         self.normalisation = normalisation
         self.indices = torch.arange(len(source.targets)) if indices is None else indices
         self.padding = padding
         self.flip = flip
+        self.corruption = corruption
 
     @property
     def targets(self) -> Tensor:
@@ -95,7 +132,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         chosen = self.indices[torch.as_tensor(indices)]
-        images = random_crop(self.source.images[chosen], self.padding)
+        images = self.source.images[chosen]
+        if self.corruption is not None:
+            images = self.corruption(images, chosen)
+        images = random_crop(images, self.padding)
         if self.flip:
             images = random_flip(images)
         targets = self.source.targets[chosen]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lightning_merge.data.corruptions import Corruption
 from lightning_merge.data.images import ImageDataset, LabelledImages, Normalisation
 from lightning_merge.data.splits import (
     Indices,
@@ -37,14 +38,16 @@ class ClassificationDataModule(LightningDataModule, ABC):
 
     A subclass reads the files in `load_splits`, downloads in `prepare_data`, and sets
     `num_classes`, `in_chans`, `image_size`, `task` and `class_names` when constructed.
-    Everything is held in memory; under DDP each process has its own copy.
+    Small sets are held in memory, where under DDP each process has its own copy; large ones
+    give `Images` that read from disk, and are divided by their targets alone.
 
     The order is: a held-out part is taken off train, the rest is divided into parts, and
     from this module's part (or, without one, from all the rest) come the examples. All
     parts, and the held-out part, are the same wherever `split_seed` is the same.
 
-    Batches are `(image, target)`: float32 `(N, C, H, W)`, normalised by the statistics of
-    the whole train split, and long `(N,)`, or float `(N, L)` where the task is multi-label.
+    Batches are `(image, target)`: float32 `(N, C, H, W)`, normalised by published
+    statistics or else those of the whole train split, and long `(N,)`, or float `(N, L)` where
+    the task is multi-label.
 
     Args:
         batch_size: Images in a training batch.
@@ -60,6 +63,9 @@ class ClassificationDataModule(LightningDataModule, ABC):
         num_workers: Processes that load; 0 is fastest for small images.
         eval_batch_size: Images in any other batch; None for `batch_size`.
         pin_memory: Whether batches are put where a GPU copies them faster.
+        corruption: A corruption of the test images (only), such as `gaussian_noise`, see
+            `Corruption`; None for the images as they are.
+        severity: Of the corruption, 1 to 5.
 
     Attributes:
         num_classes: Classes, or labels where the task is multi-label.
@@ -106,6 +112,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         eval_batch_size: int | None = None,
         pin_memory: bool = False,
+        corruption: str | None = None,
+        severity: int = 3,
     ) -> None:
         super().__init__()
         check_split(split, parts, split_seed)
@@ -133,10 +141,11 @@ class ClassificationDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.pin_memory = pin_memory
+        self.corruption = None if corruption is None else Corruption(corruption, severity)
 
     @abstractmethod
     def load_splits(self) -> OfficialSplits:
-        """Read the data set into memory.
+        """Read the data set: its targets, and its images or where they are.
 
         Raises:
             DataError: If a file is missing or damaged; the message says how to get it.
@@ -167,7 +176,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
             self.val_set = self._plain(official.train, held_out)
         elif official.val is not None:
             self.val_set = self._plain(official.val)
-        self.test_set = self._plain(official.test)
+        self.test_set = ImageDataset(official.test, self.normalisation, corruption=self.corruption)
         self.split_hash = _hash(train, held_out, labels)
 
     @property

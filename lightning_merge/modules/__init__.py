@@ -1,7 +1,15 @@
-"""LightningModules: a classifier, the merge of two modules, the ensemble of many."""
+"""LightningModules: a classifier, the merge of two modules, ensembles of many."""
 
 from lightning_merge.modules.classifier import ImageClassifier
-from lightning_merge.modules.ensemble import EnsembleModule
+from lightning_merge.modules.ensemble import EnsembleModule, FeatureEnsembleModule
 from lightning_merge.modules.merge import MergeModule
+from lightning_merge.modules.successive import merge_in_pairs, successive_pairs
 
-__all__ = ["EnsembleModule", "ImageClassifier", "MergeModule"]
+__all__ = [
+    "EnsembleModule",
+    "FeatureEnsembleModule",
+    "ImageClassifier",
+    "MergeModule",
+    "merge_in_pairs",
+    "successive_pairs",
+]

@@ -16,7 +16,8 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     Args:
         lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of one length). Lines
             of one name, from several seeds, become a mean and a band of one standard
-            deviation.
+            deviation. Names that begin alike, up to ` + `, share a colour: an alignment
+            with a recalibration is drawn solid, without one dashed.
         title: What to head the figure with.
 
     Returns:
@@ -25,19 +26,18 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for line in lines:
         by_name[line["name"]].append(line)
+    alignments = list(dict.fromkeys(name.partition(" + ")[0] for name in by_name))
     with style():
-        figure = Figure(figsize=(8.2, 3.2), layout="constrained")
+        columns = min(len(by_name), 4)
+        rows = -(-len(by_name) // columns)
+        figure = Figure(figsize=(8.2, 3.0 + 0.2 * rows), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        for index, (name, repeated) in enumerate(by_name.items()):
-            look = {
-                "color": CYCLE[index % len(CYCLE)],
-                "marker": MARKERS[index % len(MARKERS)],
-                # Where lines coincide, the upper one lets the lower one be seen.
-                "ls": "--" if index % 2 else "-",
-            }
+        for name, repeated in by_name.items():
+            look = _look(name, alignments)
             for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
                 alpha = np.asarray(repeated[0]["alpha"])
-                values = np.asarray([line[what] for line in repeated])
+                # A loss that is not finite is stored as null: a gap.
+                values = np.asarray([line[what] for line in repeated], dtype=float)
                 axes.plot(alpha, values.mean(0), label=name, **look)
                 if len(values) > 1:
                     mean, deviation = values.mean(0), values.std(0, ddof=1)
@@ -45,11 +45,34 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
                         alpha, mean - deviation, mean + deviation, color=look["color"], alpha=0.15
                     )
         loss.set_ylabel("test loss")
+        if _is_outlying([line["loss"] for line in lines]):
+            # On a linear scale one line would leave nothing to be seen of the others.
+            loss.set_yscale("log")
+            loss.set_ylabel("test loss (log scale)")
         accuracy.set_ylabel("test accuracy")
         accuracy.set_ylim(0, 1.02)
         for axes in (loss, accuracy):
             axes.set_xlabel("α   (0: B,  1: A)")
         loss.set_title(title or "Along the line from B to A")
         handles, labels = loss.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8)
     return figure
+
+
+def _is_outlying(losses: Sequence[Sequence[float | None]]) -> bool:
+    values = np.asarray(losses, dtype=float)
+    highest = np.nanmax(values, axis=1, initial=0.0)
+    return bool(np.nanmin(values, initial=1.0) > 0 and highest.max() > 8 * np.median(highest))
+
+
+def _look(name: str, alignments: Sequence[str]) -> dict[str, Any]:
+    alignment, _, recalibration = name.partition(" + ")
+    index = alignments.index(alignment)
+    look: dict[str, Any] = {
+        "color": CYCLE[index % len(CYCLE)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+    if recalibration:
+        return look
+    # Where dashed lines coincide, each shows in the gaps of the others.
+    return {**look, "ls": (4 * index, (4, 4)), "markerfacecolor": "white"}

@@ -9,10 +9,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from lightning_merge.aggregate.heads import share_head
 from lightning_merge.callbacks.progress import FitProgress
 from lightning_merge.checkpoint import (
     Checkpoint,
     check_ingredients,
+    digest,
     fit_names,
     prefixed,
     read_checkpoint,
@@ -72,7 +74,8 @@ def open_pool(config: Mapping[str, Any]) -> tuple[Pool, list[Logger]]:
     """The pool that the options of `merge` and `compare` describe, and their loggers.
 
     Args:
-        config: `checkpoints`, `model` (or None), `data`, `trainer` and `seed`.
+        config: `checkpoints`, `model` (or None), `data`, `trainer`, `seed`,
+            `statistics_examples` (or None) and `heads` (or None).
 
     Returns:
         The pool and the loggers.
@@ -84,17 +87,26 @@ def open_pool(config: Mapping[str, Any]) -> tuple[Pool, list[Logger]]:
     names = [str(checkpoint.path) for checkpoint in checkpoints]
     module = build_module(config["model"]) if config.get("model") else module_of(checkpoints[0])
     expected = module.state_dict()
-    check_ingredients(
-        [prefixed(checkpoint.state_dict, expected) for checkpoint in checkpoints], names
-    )
-    states = [
-        fit_names(checkpoint.state_dict, expected, name)
-        for checkpoint, name in zip(checkpoints, names, strict=True)
-    ]
+    own = [prefixed(checkpoint.state_dict, expected) for checkpoint in checkpoints]
+    shared, heads = share_head(own, names, config["heads"]) if config["heads"] else (own, [])
+    check_ingredients(shared, names)
+    states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
     trainer = instantiate_trainer(config["trainer"])
     loggers = trainer.pop("loggers")
     data = build_data(config["data"])
-    return Pool(module, states, names, data, trainer_maker(trainer), config["seed"]), loggers
+    pool = Pool(
+        module,
+        states,
+        names,
+        data,
+        trainer_maker(trainer),
+        seed=config["seed"],
+        statistics_examples=config["statistics_examples"],
+        heads=heads,
+    )
+    # Of what the files hold, not of what the pool made of them.
+    pool.digests = [digest(state) for state in own]
+    return pool, loggers
 
 
 def module_of(checkpoint: Checkpoint) -> LightningModule:

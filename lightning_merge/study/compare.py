@@ -1,7 +1,7 @@
 """Several recipes on one pool of ingredients: a row for each, and the merged weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -9,6 +9,8 @@ from lightning.pytorch import __version__ as lightning_version
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.study.gamma import GammaChoice
+from lightning_merge.study.greedy_choice import GreedyChoice
 from lightning_merge.study.measure import Measurement, measure
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
@@ -22,10 +24,20 @@ class Outcome:
     Attributes:
         measurement: Its row.
         content: The checkpoint of the merged network; None for an ensemble.
+        choices: What was chosen on validation data on the way (`GammaChoice.plain`,
+            `GreedyChoice.plain`).
+        chosen: The same in words, for the row and the terminal; empty if nothing was.
     """
 
     measurement: Measurement
     content: dict[str, Any] | None = None
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    chosen: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The measurement's row, with what was chosen where something was."""
+        row = self.measurement.row()
+        return {**row, "chosen": self.chosen} if self.chosen else row
 
 
 def check_names(recipes: Sequence[Recipe]) -> None:
@@ -58,7 +70,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
     Returns:
         The row, and the merged checkpoint.
     """
-    pool.learned_from = 0
+    pool.learned_from, pool.selected = 0, []
     module, seconds = recipe(pool)
     measurement = measure(
         module,
@@ -70,8 +82,14 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
         seed=pool.seed,
         train_examples=pool.learned_from,
     )
+    choices = _choices(recipe, pool)
     content = merged_content(module, recipe, pool) if recipe.aggregate.merges else None
-    return Outcome(measurement, content)
+    return Outcome(
+        measurement,
+        content,
+        [choice.plain() for choice in choices],
+        "; ".join(dict.fromkeys(str(choice) for choice in choices)),
+    )
 
 
 def measure_ingredients(pool: Pool) -> Iterator[Measurement]:
@@ -98,6 +116,9 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
     """
     state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": pool.digests}
+    choices = _choices(recipe, pool)
+    if choices:
+        origin["choices"] = [choice.plain() for choice in choices]
     alphas = getattr(module, "alphas", None)
     if callable(alphas):
         origin["alphas"] = {name: value.cpu().clone() for name, value in alphas().items()}
@@ -109,6 +130,10 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
         "hyper_parameters": dict(pool.module.hparams),
         "lightning_merge": origin,
     }
+
+
+def _choices(recipe: Recipe, pool: Pool) -> list[GammaChoice | GreedyChoice]:
+    return [*pool.choices(recipe.align), *pool.selected]
 
 
 def file_name(method: str) -> str:

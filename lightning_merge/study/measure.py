@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_merge.batches import inputs_of
+from lightning_merge.study.cost import flops, parameters_at_inference
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Measurement:
         test_examples: How many test examples the figures stand on.
         train_examples: How many labelled examples were learned from; 0 if none, None if that
             is not known.
+        flops: The operations of one prediction (a multiply-add is two); None if the module
+            cannot be asked by its input alone.
         metrics: Every metric that the module reports, without the prefix `test_`.
     """
 
@@ -37,6 +41,7 @@ class Measurement:
     seed: int
     test_examples: int
     train_examples: int | None
+    flops: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def measure(
     seed: int,
     train_examples: int | None,
 ) -> Measurement:
-    """Tests a module and counts its parameters.
+    """Tests a module, and counts its parameters and operations.
 
     Args:
         module: The module; its `test_step` says what is measured.
@@ -72,7 +77,8 @@ def measure(
     Returns:
         The measurement.
     """
-    metrics, examples = evaluate(module, data, trainer)
+    counter = _Counter()
+    metrics = _test(module, data, trainer, counter)
     return Measurement(
         method=method,
         kind=kind,
@@ -80,8 +86,9 @@ def measure(
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
-        test_examples=examples,
+        test_examples=counter.tested,
         train_examples=train_examples,
+        flops=_flops(module, counter.example),
         metrics=metrics,
     )
 
@@ -101,6 +108,12 @@ def evaluate(
         `accuracy`), and how many examples they stand on.
     """
     counter = _Counter()
+    return _test(module, data, trainer, counter), counter.tested
+
+
+def _test(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer, counter: "_Counter"
+) -> dict[str, float]:
     trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):
         results = trainer.test(module, datamodule=data, verbose=False)
@@ -111,7 +124,17 @@ def evaluate(
             found[name.removeprefix("test_").removeprefix("test/")] = float(value)
     if "acc" in found and "accuracy" not in found:
         found["accuracy"] = found.pop("acc")
-    return found, counter.tested
+    return found
+
+
+def _flops(module: LightningModule, example: Tensor | None) -> int | None:
+    if example is None:
+        return None
+    try:
+        return flops(module, example)
+    except (NotImplementedError, TypeError):
+        # A module that has no `forward`, or one that wants more than the input.
+        return None
 
 
 def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
@@ -133,17 +156,20 @@ def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) ->
 
 
 class _Counter(Callback):
-    """Counts the examples that the loops really saw."""
+    """Counts the examples that the loops really saw, and keeps one that was tested."""
 
     def __init__(self) -> None:
         self.tested = 0
+        self.example: Tensor | None = None
         self.trained = 0
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         del trainer, pl_module, outputs, args
-        self.tested += len(inputs_of(batch))
+        inputs = inputs_of(batch)
+        self.tested += len(inputs)
+        self.example = inputs[:1]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
@@ -151,10 +177,3 @@ class _Counter(Callback):
         del pl_module, outputs, args
         if trainer.current_epoch == 0:
             self.trained += len(inputs_of(batch))
-
-
-def parameters_at_inference(module: LightningModule) -> int:
-    """How many numbers must be held to predict; the alphas of a merge are not among them."""
-    return sum(
-        parameter.numel() for name, parameter in module.named_parameters() if name != "alpha_logits"
-    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.study.lines import lines_of
 
 Plain = dict[str, Any]
 """Nested dicts, lists, numbers and strings, as a YAML file holds them."""
@@ -26,7 +27,11 @@ class Study:
             batches, and the split where the data module has a `split_seed`.
         trainer: The Trainer's arguments for everything, `precision` for example.
         barrier: At how many points of the line between the first two ingredients to
-            measure the loss; 0 for none.
+            measure the loss, for each alignment and recalibration that the recipes name; 0
+            for none.
+        triangle: How many points each side has of the triangle between the first three
+            ingredients, for the same; 0 for none.
+        statistics_examples: How many training examples statistics are read from; None for all.
         title: What tables and figures are headed with.
     """
 
@@ -38,16 +43,18 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     trainer: Plain = field(default_factory=dict)
     barrier: int = 0
+    triangle: int = 0
+    statistics_examples: int | None = None
     title: str = "study"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training, merge or barrier.
+    """One training, merge, barrier or triangle.
 
     Attributes:
         key: Hash of all that determines the outcome.
-        kind: `ingredient`, `merge` or `barrier`.
+        kind: `ingredient`, `merge`, `barrier` or `triangle`.
         name: What to call it.
         seed: The repetition that it belongs to.
         settings: What determines the outcome.
@@ -69,7 +76,8 @@ def plan(study: Study) -> list[Task]:
         study: The study.
 
     Returns:
-        For each seed the ingredients, the merges in the order of the recipes, the barrier.
+        For each seed the ingredients, the merges in the order of the recipes, the barrier,
+        the triangle.
 
     Raises:
         ConfigError: If there are no seeds, fewer than two ingredients, or one barrier point.
@@ -110,12 +118,17 @@ def _repetition(study: Study, seed: int) -> list[Task]:
         "trainer": _determining(study.trainer),
         "seed": seed,
     }
+    if study.statistics_examples is not None:
+        common["statistics_examples"] = study.statistics_examples
     for recipe in study.recipes:
         settings = {**common, "recipe": recipe}
         tasks.append(_task("merge", recipe["name"], seed, settings, needs))
     if study.barrier:
-        settings = {**common, "points": study.barrier}
+        settings = {**common, "points": study.barrier, "lines": lines_of(study.recipes)}
         tasks.append(_task("barrier", "Loss barrier", seed, settings, needs))
+    if study.triangle:
+        settings = {**common, "points": study.triangle, "lines": lines_of(study.recipes)}
+        tasks.append(_task("triangle", "Triangle", seed, settings, needs))
     return tasks
 
 

@@ -5,15 +5,34 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_merge.align import Matching, PermutationSpec
+from lightning_merge.align import CCAMatching, Matching, PermutationSpec
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
+from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
 from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.study.gamma import GammaChoice, check_held_out, choose_gamma
+from lightning_merge.study.greedy_choice import GreedyChoice
+
+
+@dataclass
+class Alignment:
+    """What aligning a pool's ingredients gave.
+
+    Attributes:
+        states: The ingredients, each aligned to the first one.
+        seconds: What that took.
+        choices: What was chosen on the way, on validation data.
+    """
+
+    states: list[StateDict]
+    seconds: float = 0.0
+    choices: list[GammaChoice] = field(default_factory=list)
 
 
 @dataclass
@@ -28,10 +47,18 @@ class Pool:
         trainer: Makes a Trainer; takes keyword arguments that override its settings.
         seed: Seeds whatever a merge draws.
         progress: Whether to show progress bars.
+        statistics_examples: How many training examples, drawn at random by the seed, are used
+            wherever statistics are read: activations, BatchNorm, REPAIR; None for all.
         learned_from: How many labelled examples the last merge has learned from.
+        heads: The names of tensors that are the first ingredient's in every one, where they
+            are of different tasks (`share_head`); aligning leaves them as they are.
+        selected: What the last merge has chosen on validation data, beside its alignment.
+        searches: What greedy searches of this pool have found.
+        reused_seconds: What the last merge would have taken longer without an earlier search.
 
     Raises:
-        MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN.
+        MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN,
+            or if `statistics_examples` are none.
     """
 
     module: LightningModule
@@ -41,11 +68,17 @@ class Pool:
     trainer: Callable[..., Trainer]
     seed: int = 0
     progress: bool = True
+    statistics_examples: int | None = None
     learned_from: int = 0
-    _aligned: dict[str, tuple[list[StateDict], float]] = field(default_factory=dict)
+    heads: Sequence[str] = ()
+    selected: list[GreedyChoice] = field(default_factory=list)
+    searches: dict[Any, Any] = field(default_factory=dict)
+    reused_seconds: float = 0.0
+    _aligned: dict[str, Alignment] = field(default_factory=dict)
     _spec: PermutationSpec | None = None
 
     def __post_init__(self) -> None:
+        check_statistics_examples(self.statistics_examples)
         check_ingredients(self.states, self.names)
         self.data.prepare_data()
         self.data.setup("fit")
@@ -64,7 +97,9 @@ class Pool:
 
     def statistics(self) -> Transferred:
         """Training batches on the device, without augmentation if the data module offers it."""
-        return statistics_batches_of(self.data, self.module, self.device)
+        return statistics_batches_of(
+            self.data, self.module, self.device, self.statistics_examples, self.seed
+        )
 
     @cached_property
     def device(self) -> torch.device:
@@ -85,24 +120,70 @@ class Pool:
         Returns:
             The aligned state dicts, and the seconds that aligning them took.
         """
+        found = self._alignment(matching)
+        return list(found.states), found.seconds
+
+    def check(self, matching: Matching | None) -> None:
+        """Checks that the data can give what a matching needs, before anything is computed.
+
+        Raises:
+            ConfigError: If CCA's gamma is to be chosen, and nothing is held out to do it by.
+        """
+        if _chooses(matching):
+            check_held_out(self.data)
+
+    def choices(self, matching: Matching | None) -> list[GammaChoice]:
+        """What an alignment has chosen on validation data: CCA's gamma, where it was not given."""
+        return self._alignment(matching).choices
+
+    def _alignment(self, matching: Matching | None) -> Alignment:
         if matching is None:
-            return list(self.states), 0.0
-        key = f"{type(matching).__name__} {sorted(vars(matching).items())}"
+            return Alignment(list(self.states))
+        kind = type(matching)
+        key = f"{kind.__module__}.{kind.__qualname__} {sorted(vars(matching).items())}"
         if key not in self._aligned:
             start = time.perf_counter()
-            self._aligned[key] = (self._align(matching), time.perf_counter() - start)
+            found = self._align(matching)
+            found.seconds = time.perf_counter() - start
+            self._aligned[key] = found
         return self._aligned[key]
 
-    def _align(self, matching: Matching) -> list[StateDict]:
+    def _align(self, matching: Matching) -> Alignment:
+        self.check(matching)
         device = self.device
         first = self.build(self.states[0]).to(device).eval()
         batches = self.statistics()
         if self._spec is None:
             self._spec = PermutationSpec.from_model(first, example_inputs(batches, device))
-        aligned = [dict(self.states[0])]
-        for state in self.states[1:]:
-            other = self.build(state).to(device).eval()
+        result = Alignment([dict(self.states[0])])
+        for state, name in zip(self.states[1:], self.names[1:], strict=True):
+            # A head of another task must not say which units correspond.
+            headless = {**state, **{head: torch.zeros_like(state[head]) for head in self.heads}}
+            pair = self._spec, first, self.build(headless).to(device).eval(), batches
             with torch.no_grad():
-                found = matching.align(self._spec, first, other, batches, progress=self.progress)
-            aligned.append({name: value.cpu() for name, value in found.items()})
-        return aligned
+                if _chooses(matching):
+                    observed = matching.observe(*pair, progress=self.progress)
+                    found, choice = choose_gamma(
+                        observed, matching.candidates, self.states[0], name, self
+                    )
+                    result.choices.append(choice)
+                else:
+                    found = matching.align(*pair, progress=self.progress)
+            aligned = {name: value.cpu() for name, value in found.items()}
+            heads = {head: self.states[0][head] for head in self.heads}
+            result.states.append({**aligned, **heads})
+        return result
+
+
+def _chooses(matching: Matching | None) -> TypeGuard[CCAMatching]:
+    return isinstance(matching, CCAMatching) and matching.gamma is None
+
+
+def check_statistics_examples(examples: int | None) -> None:
+    """Checks that there is something to read statistics from.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if examples is not None and examples < 2:
+        raise ConfigError(f"statistics_examples is {examples}: choose 2 or more, or none for all")

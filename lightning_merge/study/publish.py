@@ -1,5 +1,7 @@
 """What a comparison or a study leaves for people: tables, figures, a report."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-FIGURES = ("methods", "barrier", "alphas")
+FIGURES = ("methods", "barrier", "triangle", "alphas")
 RESULTS = (
     "results.csv",
     "results.json",
@@ -34,6 +36,7 @@ def publish(
     made_by: Mapping[str, Any],
     details: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]] = (),
+    triangles: Sequence[Mapping[str, Any]] = (),
     alphas: StateDict | None = None,
     loggers: Sequence["Logger"] = (),
 ) -> list[Path]:
@@ -46,13 +49,14 @@ def publish(
         made_by: Command, versions and device (`provenance`).
         details: What else the JSON is to hold: configuration, ingredients' hashes.
         lines: The lines of the loss barrier (`Line.plain`), of all seeds.
+        triangles: Likewise between three ingredients (`Triangle.plain`).
         alphas: Learned alphas by parameter name.
         loggers: Where tables and figures are sent as well.
 
     Returns:
         The files.
     """
-    from lightning_merge.plots import plot_alphas, plot_barrier, plot_methods, save
+    from lightning_merge.plots import plot_alphas, plot_barrier, plot_methods, plot_triangle, save
     from lightning_merge.plots.style import files
 
     columns = metric_columns(rows)
@@ -60,13 +64,22 @@ def publish(
     figures = {"methods": plot_methods(summary, title)}
     if lines:
         figures["barrier"] = plot_barrier(lines, title)
+    if triangles:
+        figures["triangle"] = plot_triangle(triangles, title)
     if alphas:
         figures["alphas"] = plot_alphas(alphas, f"{title}: learned alphas by layer")
     written = [
         write_csv(folder / "results.csv", rows),
         write_json(
             folder / "results.json",
-            {**made_by, **details, "measurements": rows, "summary": summary, "lines": lines},
+            {
+                **made_by,
+                **details,
+                "measurements": rows,
+                "summary": summary,
+                "lines": lines,
+                "triangles": triangles,
+            },
         ),
     ]
     for name in FIGURES:
@@ -76,7 +89,9 @@ def publish(
             # A figure of earlier results would stand beside these.
             for file in files(folder / name):
                 file.unlink(missing_ok=True)
-    report = _report(title, rows, summary, columns, made_by, lines, list(figures))
+    landscapes = [*_barriers(lines), *_triangles(triangles)]
+    examples = details.get("statistics_examples")
+    report = _report(title, rows, summary, columns, made_by, landscapes, list(figures), examples)
     written.append(write_text(folder / "report.md", report))
     for logger in loggers:
         log_table(logger, "comparison", rows)
@@ -87,9 +102,21 @@ def publish(
     return written
 
 
+def keep_only(folder: Path, merges: set[Path]) -> None:
+    """Removes merged checkpoints of earlier results, which would lie beside these.
+
+    Args:
+        folder: The output folder; only its `merges` is looked at.
+        merges: The checkpoints that belong to these results.
+    """
+    for path in (folder / "merges").rglob("*.ckpt"):
+        if path not in merges:
+            path.unlink()
+
+
 def metric_columns(rows: Sequence[Row]) -> list[str]:
     """The metrics that a table shows beside accuracy."""
-    own = {field.name for field in fields(Measurement)}
+    own = {field.name for field in fields(Measurement)} | {"chosen"}
     found = dict.fromkeys(name for row in rows for name in row if name not in own)
     return sorted(found, key=lambda name: (name == "loss", list(found).index(name)))
 
@@ -100,8 +127,9 @@ def _report(
     summary: Sequence[Row],
     columns: Sequence[str],
     made_by: Mapping[str, Any],
-    lines: Sequence[Mapping[str, Any]],
+    landscapes: Sequence[str],
     figures: Sequence[str],
+    statistics_examples: int | None,
 ) -> str:
     seeds = sorted({row["seed"] for row in rows})
     examples = sorted({row["test_examples"] for row in rows})
@@ -114,26 +142,54 @@ def _report(
         f"{_listed('seed', seeds)}; {_listed('test example count', examples)}; merges that learn "
         f"saw {', '.join(str(count) for count in learned) or 'no'} labelled training examples. "
         "Mean ± standard deviation over seeds; seconds are those of making the model (training "
-        "for an ingredient; alignment, aggregation and recalibration for a merge).\n",
+        "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
+        "those of one prediction, a multiply-add counting as two.\n",
         markdown_table(summary, columns),
     ]
-    if lines:
-        parts.append(_barriers(lines))
+    chosen = [
+        f"* {row['method']}, seed {row['seed']}: {row['chosen']}"
+        for row in rows
+        if row.get("chosen")
+    ]
+    if chosen:
+        parts.append("\n".join(chosen) + "\n")
+    if statistics_examples is not None:
+        parts.append(
+            "Activations, BatchNorm statistics and REPAIR's were read from "
+            f"{statistics_examples:,} training examples, drawn at random.\n"
+        )
+    parts += landscapes
     parts += [f"![{name}]({name}.png)\n" for name in figures]
     return "\n".join(parts)
 
 
-def _barriers(lines: Sequence[Mapping[str, Any]]) -> str:
-    from statistics import fmean
-
-    names = list(dict.fromkeys(line["name"] for line in lines))
+def _barriers(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     text = "| line from B to A | loss barrier | accuracy at α = 0.5 |\n| --- | ---: | ---: |\n"
-    for name in names:
-        same = [line for line in lines if line["name"] == name]
-        middle = fmean(line["accuracy"][len(line["accuracy"]) // 2] for line in same)
-        barrier = fmean(line["barrier"] for line in same)
-        text += f"| {name} | {barrier:.4f} | {middle:.4f} |\n"
-    return text
+    for name, same in _by_name(lines).items():
+        middle = [line["accuracy"][len(line["accuracy"]) // 2] for line in same]
+        text += f"| {name} | {_mean([line['barrier'] for line in same])} | {_mean(middle)} |\n"
+    return [text] if lines else []
+
+
+def _triangles(triangles: Sequence[Mapping[str, Any]]) -> list[str]:
+    text = "| triangle A, B, C | loss barrier | lowest accuracy |\n| --- | ---: | ---: |\n"
+    for name, same in _by_name(triangles).items():
+        lowest = [min(triangle["accuracy"]) for triangle in same]
+        text += f"| {name} | {_mean([one['barrier'] for one in same])} | {_mean(lowest)} |\n"
+    return [text] if triangles else []
+
+
+def _by_name(landscapes: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for one in landscapes:
+        found.setdefault(one["name"], []).append(one)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    # The mean of some seeds would look like that of all.
+    return f"{statistics.fmean(known):.4f}" if len(known) == len(values) else "-"
 
 
 def _listed(what: str, values: Sequence[int]) -> str:

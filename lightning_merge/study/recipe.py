@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_merge.align import Matching
-from lightning_merge.study.aggregates import Aggregate
+from lightning_merge.errors import ConfigError
+from lightning_merge.study.aggregates import Aggregate, Average
 from lightning_merge.study.pool import Pool
+from lightning_merge.study.recalibration import Kind, Recalibration, check_recalibration
 
 
 @dataclass
@@ -20,14 +21,47 @@ class Recipe:
         aggregate: How aligned ingredients are combined, for example `Average` or `NPMerge`.
         align: How the others are aligned to the first one, for example
             `ActivationMatching`; None leaves them as they are.
-        recalibrate: `batchnorm` resets BatchNorm statistics on the training images; None
-            leaves what aggregation gave.
+        recalibrate: `batchnorm` resets BatchNorm statistics on the training images; `repair`
+            (REPAIR, for an `Average` of networks without BatchNorm) gives the units the
+            means and deviations that they have in the ingredients; None leaves what
+            aggregation gave.
     """
 
     name: str
     aggregate: Aggregate
     align: Matching | None = None
-    recalibrate: Literal["batchnorm"] | None = None
+    recalibrate: Kind | None = None
+
+    def __post_init__(self) -> None:
+        self.aggregate.recalibrate = self.recalibrate
+
+    def check(self, module: LightningModule) -> None:
+        """Checks that the recipe suits a network, before anything is computed.
+
+        Args:
+            module: The ingredients' module; its weights do not matter.
+
+        Raises:
+            ConfigError: If the recalibration does not go with the network, or with how the
+                recipe aggregates.
+        """
+        check_recalibration(self.recalibrate, module, self.name)
+        if self.recalibrate == "repair" and not isinstance(self.aggregate, Average):
+            raise ConfigError(
+                f"recipe '{self.name}': `recalibrate: repair` aims at the ingredients' statistics, "
+                f"weighted as their average is, and {type(self.aggregate).__name__} has no such "
+                "weights: use `aggregate: Average`, or leave `recalibrate` out"
+            )
+
+    def check_pool(self, pool: Pool) -> None:
+        """Checks that the recipe suits a pool's network and data.
+
+        Raises:
+            ConfigError: If not.
+        """
+        self.check(pool.module)
+        pool.check(self.align)
+        self.aggregate.check(pool)
 
     def __call__(self, pool: Pool) -> tuple[LightningModule, float]:
         """Makes the module.
@@ -36,13 +70,19 @@ class Recipe:
             pool: The ingredients and their data.
 
         Returns:
-            The module, and the seconds that all three steps took (the alignment's own
-            time is counted whole where an earlier recipe of the pool had done it).
+            The module, and the seconds that all three steps took (an alignment
+            or greedy search counts whole where an earlier recipe of the pool had done it).
+
+        Raises:
+            ConfigError: If the recipe does not suit the network or the data.
         """
+        self.check_pool(pool)
         states, seconds = pool.align(self.align)
         seed_everything(pool.seed, verbose=False)
+        pool.reused_seconds = 0.0
         start = time.perf_counter()
         module = self.aggregate(states, pool)
-        if self.recalibrate == "batchnorm":
-            pool.reset_batchnorm(module)
-        return module, seconds + time.perf_counter() - start
+        weights = self.aggregate.weights if isinstance(self.aggregate, Average) else None
+        Recalibration(self.recalibrate, states, pool, self.name)(module, weights)
+        seconds += time.perf_counter() - start + pool.reused_seconds
+        return module, seconds

@@ -45,25 +45,28 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     table.add_column("method", no_wrap=True)
     # The loss is in the files; a terminal is narrow.
     shown = [column for column in _shown(summary, columns) if column != "loss"]
-    for column in [*shown, "seconds", "parameters"]:
+    for column in [*shown, "seconds", "parameters", "MFLOPs"]:
         table.add_column(column, justify="right", no_wrap=True)
     best = _best(summary)
     for row in summary:
         cells = [_number(row, column) for column in shown]
         style = "bold green" if row["method"] == best else None
-        cells += [_seconds(row), _count(row["parameters"])]
+        cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
         table.add_row(row["method"], *cells, style=style)
+    if any(row.get("flops") is not None for row in summary):
+        table.caption = "MFLOPs: for one image; a multiply-add counts as two"
+        table.caption_justify = "left"
     return table
 
 
 def markdown_table(summary: Sequence[Row], columns: Sequence[str] = ()) -> str:
     """The summary as a Markdown table."""
     shown = _shown(summary, columns)
-    lines = ["| method | " + " | ".join([*shown, "seconds", "parameters"]) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(shown) + 2))
+    lines = ["| method | " + " | ".join([*shown, "seconds", "parameters", "MFLOPs"]) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(shown) + 3))
     for row in summary:
         cells = [_number(row, column) for column in shown]
-        cells += [_seconds(row), _count(row["parameters"])]
+        cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
         lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -94,11 +97,13 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
         "method": method,
         "kind": rows[0]["kind"],
         "parameters": rows[0]["parameters"],
+        "flops": rows[0].get("flops"),
         "seeds": len(rows),
     }
     for column in ["accuracy", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
-        summary[column] = statistics.fmean(values) if values else None
+        # NaN is stored as null: a mean of the other seeds would hide the one that failed.
+        summary[column] = statistics.fmean(values) if len(values) == len(rows) else None
         summary[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     return summary
 
@@ -112,6 +117,10 @@ def _number(row: Row, column: str) -> str:
 
 def _seconds(row: Row) -> str:
     return "-" if row.get("seconds") is None else f"{row['seconds']:.1f}"
+
+
+def _mflops(row: Row) -> str:
+    return "-" if row.get("flops") is None else f"{row['flops'] / 1e6:,.1f}"
 
 
 def _count(number: int) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 
-from lightning_merge.align import ActivationMatching
 from lightning_merge.checkpoint import digest
-from lightning_merge.study.barrier import measure_lines
+from lightning_merge.study.barrier import measure_lines, measure_triangles
 from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.measure import fit, measure
@@ -57,7 +56,12 @@ class _Maker:
         self._pool: tuple[tuple[str, ...], Pool] | None = None
 
     def do(self, task: Task) -> None:
-        {"ingredient": self._train, "merge": self._merge, "barrier": self._barrier}[task.kind](task)
+        {
+            "ingredient": self._train,
+            "merge": self._merge,
+            "barrier": self._barrier,
+            "triangle": self._triangle,
+        }[task.kind](task)
 
     def _trainer(self, settings: dict[str, Any]) -> Callable[..., Trainer]:
         return trainer_maker(settings, self.progress)
@@ -89,7 +93,8 @@ class _Maker:
         pool = self._pool_of(task)
         outcome = run_recipe(build_recipe(task.settings["recipe"]), pool)
         result = {
-            "row": outcome.measurement.row(),
+            "row": outcome.row(),
+            "choices": outcome.choices,
             "ingredients": pool.digests,
             "split_hash": getattr(pool.data, "split_hash", None),
             "settings": task.settings,
@@ -98,10 +103,20 @@ class _Maker:
 
     def _barrier(self, task: Task) -> None:
         pool = self._pool_of(task)
-        lines = measure_lines(pool, ActivationMatching(), task.settings["points"])
+        recipes = [build_recipe(line) for line in task.settings["lines"]]
+        lines = measure_lines(pool, recipes, task.settings["points"])
+        self._put_landscape(task, pool, lines=[line.plain() for line in lines])
+
+    def _triangle(self, task: Task) -> None:
+        pool = self._pool_of(task)
+        recipes = [build_recipe(line) for line in task.settings["lines"]]
+        triangles = measure_triangles(pool, recipes, task.settings["points"])
+        self._put_landscape(task, pool, triangles=[one.plain() for one in triangles])
+
+    def _put_landscape(self, task: Task, pool: Pool, **measured: list[dict[str, Any]]) -> None:
         result = {
             "seed": task.seed,
-            "lines": [line.plain() for line in lines],
+            **measured,
             "ingredients": pool.digests,
             "settings": task.settings,
         }
@@ -120,6 +135,7 @@ class _Maker:
                 trainer=self._trainer(self.trainer),
                 seed=task.seed,
                 progress=self.progress,
+                statistics_examples=settings.get("statistics_examples"),
             )
             self._pool = (task.needs, pool)
         return self._pool[1]

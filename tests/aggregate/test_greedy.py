@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_merge.aggregate import average, greedy_soup, greedy_soup_by_counts
+from lightning_merge.aggregate.greedy import hardest_first
 from lightning_merge.errors import ConfigError
 
 
@@ -130,6 +131,34 @@ def test_pruned_search_gives_the_plain_result_on_200_random_cases_with_less_work
         saved += sum(60 - trial.examples for trial in trace[1:])
         all_examples += 60 * (models - 1)
     assert saved > 0.2 * all_examples
+
+
+def test_hard_examples_first_give_the_same_soup_with_less_work():
+    generator = torch.Generator().manual_seed(1)
+    as_they_come, hard_first = 0, 0
+    for case in range(200):
+        data = torch.randn(60, 5, generator=generator)
+        truth = torch.randn(3, 5, generator=generator)
+        labels = (data @ truth.T).argmax(dim=1)
+        states = [
+            {"w": truth + torch.randn(3, 5, generator=generator)} for _ in range(2 + case % 7)
+        ]
+        hits = torch.stack([(data @ state["w"].T).argmax(dim=1) == labels for state in states])
+        order = hardest_first(hits)
+        assert sorted(order.tolist()) == list(range(60))
+        assert hits.sum(0)[order].diff().ge(0).all()
+        results = [
+            greedy_soup_by_counts(states, count_in_batches(data[i], labels[i], 5), total=60)
+            for i in (torch.arange(60), order)
+        ]
+        (soup, trace), (other_soup, other_trace) = results
+        assert torch.equal(soup["w"], other_soup["w"])
+        assert [(t.candidate, t.kept) for t in trace] == [
+            (t.candidate, t.kept) for t in other_trace
+        ]
+        as_they_come += sum(trial.examples for trial in trace)
+        hard_first += sum(trial.examples for trial in other_trace)
+    assert hard_first < 0.8 * as_they_come
 
 
 def test_a_candidate_is_dropped_at_the_first_batch_that_settles_it():

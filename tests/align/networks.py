@@ -122,6 +122,90 @@ class Grouped(nn.Module):
         return self.out(F.relu(x).mean((2, 3)))
 
 
+class Rotary(nn.Module):
+    """Rotary positions: rotating pairs of q and k by angles that no permutation may exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 12)
+        self.qkv = nn.Linear(12, 36)
+        angles = torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.3]))
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
+        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+        self.register_buffer("ones", torch.ones(12), persistent=False)
+        self.proj = nn.Linear(12, 12)
+        self.out = nn.Linear(12, 3)
+
+    def rotated(self, x: Tensor) -> Tensor:
+        turned = torch.cat([-x[..., 2:], x[..., :2]], -1)
+        return x * self.cos + turned * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) * self.ones
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(self.rotated(q), self.rotated(k), v)
+        return self.out((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class GroupedQueries(nn.Module):
+    """Four heads of queries that read two heads of keys and values, written with einsum."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.fused = fused
+        self.embed = nn.Linear(5, 12)
+        self.q, self.kv, self.proj = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q = self.q(x).unflatten(-1, (4, 3)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, 2, 3)).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        else:
+            q = q.unflatten(1, (2, 2))
+            scores = torch.einsum("bgrnd,bgmd->bgrnm", q, k).softmax(-1)
+            y = torch.einsum("...rnm, ...md->...rnd", scores, v).flatten(1, 2)
+        return self.out((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Recurrent(nn.Module):
+    """Two layers of a recurrent network in both directions."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 6)
+        self.rnn = kind(6, 4, num_layers=2, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(self.embed(x))[0].mean(1))
+
+
+class Windows(nn.Module):
+    """Windows cut out and put back, and a convolution that widens again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.mix = nn.Linear(6 * 9, 6 * 9)
+        self.inner = nn.Linear(6, 5)
+        self.up = nn.ConvTranspose2d(6, 7, 2, stride=2)
+        self.deep = nn.ConvTranspose2d(7, 7, 3, groups=7)
+        self.out = nn.Linear(7 + 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        windows = x.unfold(2, 3, 2).unfold(3, 3, 2)
+        inner = self.inner(windows.amax((4, 5)).permute(0, 2, 3, 1)).relu().mean((1, 2))
+        columns = F.unfold(x, 3, padding=1)
+        columns = self.mix(columns.transpose(1, 2)).relu().transpose(1, 2)
+        x = self.up(F.fold(columns, x.shape[2:], 3, padding=1))
+        return self.out(torch.cat([self.deep(F.relu(x)).mean((2, 3)), inner], 1))
+
+
 class Sorting(nn.Module):
     """An operator that no rule knows, between two layers."""
 

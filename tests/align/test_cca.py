@@ -7,7 +7,8 @@ from networks import Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec
-from lightning_merge.align.cca import transform
+from lightning_merge.align.canonical import transform
+from lightning_merge.align.cca import choose
 from lightning_merge.errors import AlignmentError
 
 
@@ -144,7 +145,7 @@ def test_a_norm_behind_a_sum_has_its_units_permuted() -> None:
     a, b = randomised(PreActivation(), 1), randomised(PreActivation(), 2)
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(8))
     spec = PermutationSpec.from_model(a, x)
-    state = CCAMatching().align(spec, a, b, [x])
+    state = CCAMatching(gamma=0.1).align(spec, a, b, [x])
     expected = ActivationMatching().align(spec, a, b, [x])
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
@@ -167,7 +168,7 @@ def test_what_no_linear_map_passes_is_permuted() -> None:
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     spec = PermutationSpec.from_model(a, x)
     spec.groups = [group for group in spec.groups if "mlp" not in group.name]
-    state = CCAMatching().align(spec, a, b, [x])
+    state = CCAMatching(gamma=0.1).align(spec, a, b, [x])
     expected = ActivationMatching().align(spec, a, b, [x])
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
@@ -178,7 +179,7 @@ def test_units_that_never_vary_are_left_alone() -> None:
         b.one.bias.fill_(-100.0)
     x = torch.randn(32, 5, generator=torch.Generator().manual_seed(6))
     spec = PermutationSpec.from_model(a, x)
-    state = CCAMatching().align(spec, a, b, [x])
+    state = CCAMatching(gamma=0.1).align(spec, a, b, [x])
     assert torch.equal(state["one.weight"], b.one.weight)
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
@@ -187,3 +188,78 @@ def test_units_that_never_vary_are_left_alone() -> None:
 def test_gamma_must_be_a_ridge(gamma: float) -> None:
     with pytest.raises(AlignmentError, match="gamma"):
         CCAMatching(gamma=gamma)
+
+
+def observed_pair(seed: int = 9):
+    """Two networks with BatchNorm, their spec and batches that can be counted."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = randomised(ResNet20(width=3), 1), randomised(ResNet20(width=3), 2)
+    batches = [torch.randn(12, 3, 16, 16, generator=generator) for _ in range(2)]
+    return PermutationSpec.from_model(a, batches[0]), a, b, batches
+
+
+def test_one_observation_serves_every_gamma() -> None:
+    spec, a, b, batches = observed_pair()
+    read = []
+
+    def once():
+        for batch in batches:
+            read.append(batch)
+            yield batch
+
+    observed = CCAMatching().observe(spec, a, b, once())
+    for gamma in (1e-3, 10.0, 1e-3):
+        state = observed.state_for(gamma)
+        expected = CCAMatching(gamma=gamma).align(spec, a, b, batches)
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert len(read) == len(batches)
+
+
+def test_gamma_is_the_candidate_that_scores_best() -> None:
+    spec, a, b, batches = observed_pair()
+    planted = CCAMatching(gamma=0.5).align(spec, a, b, batches)["conv1.weight"]
+    read = []
+
+    def closeness(state):
+        return -float((state["conv1.weight"] - planted).norm())
+
+    def once():
+        for batch in batches:
+            read.append(batch)
+            yield batch
+
+    matching = CCAMatching(candidates=[0.01, 0.5, 0.05])
+    state = matching.align(spec, a, b, once(), evaluate=closeness)
+    assert torch.equal(state["conv1.weight"], planted)
+    assert len(read) == len(batches)
+    # Choosing leaves the matching as it was: it is used for other pairs too.
+    assert matching.gamma is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({0.1: 0.5, 0.2: 0.7, 0.3: 0.6}, 0.2),
+        ({0.1: 0.7, 0.2: 0.7, 0.3: 0.6}, 0.2),
+        ({0.1: float("nan"), 0.2: -5.0, 0.3: -7.0}, 0.2),
+        ({0.1: 0.9, 0.2: float("nan"), 0.3: 0.1}, 0.1),
+    ],
+)
+def test_ties_go_to_the_larger_ridge_and_nan_never_wins(scores, best) -> None:
+    class Fixed:
+        def state_for(self, gamma):
+            return gamma
+
+    chosen, found = choose(Fixed(), list(scores), scores.__getitem__)
+    assert chosen == best
+    assert list(found) == list(scores)
+
+
+def test_without_a_gamma_there_must_be_something_to_choose_by() -> None:
+    spec, a, b, _ = observed_pair()
+    with pytest.raises(AlignmentError, match="give gamma, or `evaluate`"):
+        CCAMatching().align(spec, a, b, iter(()))
+    with pytest.raises(AlignmentError, match="no candidates"):
+        CCAMatching(candidates=[])
+    with pytest.raises(AlignmentError, match="gamma is -1"):
+        CCAMatching(candidates=[0.1, -1.0])

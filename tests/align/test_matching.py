@@ -8,10 +8,10 @@ import torch
 from networks import Attention, Grouped, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
-from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
+from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching, activation
 from lightning_merge.align.activation import observe
 from lightning_merge.align.moments import Moments
-from lightning_merge.align.weight import objective
+from lightning_merge.align.weight import _Descent, objective
 from lightning_merge.errors import AlignmentError
 
 CASES = {
@@ -161,7 +161,8 @@ def test_correlations_do_not_depend_on_the_memory_format(layout: torch.memory_fo
     a.blocks[1].conv1.register_forward_pre_hook(lambda _m, i: tapped.append(i[0].detach()))
     batch = x.to(memory_format=layout)
     found = observe(spec, a, b, [batch])["conv1"][1].correlation()
-    rows = [t.double().movedim(1, 0).flatten(1) for t in tapped]
+    # Earlier, a few of the inputs have told how much memory a's values take.
+    rows = [t.double().movedim(1, 0).flatten(1) for t in tapped[-2:]]
     expected = torch.corrcoef(torch.cat(rows)).nan_to_num()[:4, 4:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -172,3 +173,120 @@ def test_activations_that_are_not_finite_name_their_group() -> None:
         twin.two.bias[0] = float("nan")
     with pytest.raises(AlignmentError, match=r"'two'.*not finite"):
         ActivationMatching().match(spec, model, twin, batches)
+
+
+@pytest.mark.parametrize("case", ["resnet20", "vit"])
+def test_weight_matching_leaves_no_exchange_of_two_units_that_would_help(case: str) -> None:
+    build, shape = CASES[case]
+    spec = PermutationSpec.from_model(build(), torch.zeros(shape))
+    a, b = (randomised(build(), seed).state_dict() for seed in (1, 2))
+    aligned = spec.apply(b, WeightMatching().match(spec, a, b))
+    best = objective(spec, a, aligned)
+    generator = torch.Generator().manual_seed(0)
+    for group in spec.groups:
+        width = group.size // group.blocks
+        for _ in range(3):
+            block = int(torch.randint(group.blocks, (), generator=generator)) * width
+            one, other = (block + torch.randperm(width, generator=generator)[:2]).tolist()
+            p = group.identity()
+            p[[one, other]] = p[[other, one]]
+            assert objective(spec, a, spec.apply(aligned, {group.name: p})) <= best + 1e-3
+
+
+def test_scores_that_follow_their_neighbours_are_those_of_the_weights() -> None:
+    spec = PermutationSpec.from_model(ResNet20(), torch.zeros(2, 3, 16, 16))
+    a, b = (randomised(ResNet20(), seed).state_dict() for seed in (1, 2))
+    descent = _Descent(spec, a, b)
+    descent.run(torch.Generator().manual_seed(0), progress=False)
+    assert len(descent.kept) == len(spec.groups)
+    for number, kept in descent.kept.items():
+        group = descent.families[number][0]
+        fresh = descent.scores(group, set(descent.a))
+        torch.testing.assert_close(kept, fresh, rtol=1e-9, atol=1e-9)
+    assert all(tensor.dtype == torch.float32 for tensor in descent.b.values())
+
+
+def test_batches_that_take_too_much_memory_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = randomised(ResNet20(), 1), randomised(ResNet20(), 2)
+    x = torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    spec = PermutationSpec.from_model(a, x)
+    whole = activation.correlations(spec, a, b, [x])
+    monkeypatch.setattr(activation, "_ROOM", (0, 0))
+    sizes: list[int] = []
+    b.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
+    parts = activation.correlations(spec, a, b, [x])
+    assert len(sizes) > 1
+    assert sum(sizes) == len(x)
+    for name, expected in whole.items():
+        torch.testing.assert_close(parts[name], expected, atol=2e-5, rtol=0)
+
+
+def test_only_positions_whose_products_are_worth_it_count() -> None:
+    # 64 tokens of 16 channels, 64 hidden units: all pairs of them cost four times the layer.
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fc1 = nn.Linear(5, 16), nn.Linear(16, 64)
+            self.fc2, self.out = nn.Linear(64, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.fc2(self.fc1(self.embed(x)).relu()).mean(1))
+
+    a, b = randomised(Mixer(), 1), randomised(Mixer(), 2)
+    batches = [torch.randn(20, 64, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    spec = PermutationSpec.from_model(a, batches[0])
+    every = observe(spec, a, b, batches)["fc1"][0]
+    assert every.count == 2 * 20 * 64
+    assert observe(spec, a, b, batches, cost=4.0)["fc1"][0].count == every.count
+    found = observe(spec, a, b, batches, cost=2.0)["fc1"][0]
+    assert found.count == every.count // 2
+    # The even positions of the first batch, the odd ones of the second.
+    hidden = []
+    for model in (a, b):
+        maps = [model.fc1(model.embed(x)).relu().detach().double() for x in batches]
+        hidden.append(torch.cat([m[:, i::2].reshape(-1, 64) for i, m in enumerate(maps)], 0))
+    expected = torch.corrcoef(torch.cat(hidden, 1).T).nan_to_num()[:64, 64:]
+    torch.testing.assert_close(found.correlation(), expected, atol=1e-5, rtol=0)
+    # The layers that cost no more than they are worth see everything.
+    assert observe(spec, a, b, batches, cost=0.5)["embed"][0].count == every.count
+
+
+def test_a_tensor_that_changes_between_two_readers_is_observed_twice() -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 8), nn.Linear(8, 4)
+            self.three, self.out = nn.Linear(8, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x)
+            y = self.two(h)
+            return self.out(y + self.three(h.relu_()))
+
+    a, b = randomised(Changing(), 1), randomised(Changing(), 2)
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    spec = PermutationSpec.from_model(a, x)
+    before, after = observe(spec, a, b, [x])["one"]
+    values = [model.one(x).detach().double() for model in (a, b)]
+    for found, units in ((before, values), (after, [v.relu() for v in values])):
+        expected = torch.corrcoef(torch.cat(units, 1).T).nan_to_num()[:8, 8:]
+        torch.testing.assert_close(found.correlation(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("units_last", [True, False])
+def test_moments_of_large_batches_are_those_of_float64(units_last: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator)
+    a = 3 + torch.randn(4, 1500, 6, generator=generator) @ mixing
+    b = a + torch.randn(4, 1500, 6, generator=generator)
+    moments = Moments()
+    for left, right in ((a[:2], b[:2]), (a[2:], b[2:])):
+        if units_last:
+            moments.update(left.reshape(-1, 6).T[None], right.reshape(-1, 6).T[None])
+        else:
+            moments.update(left.mT.contiguous(), right.mT.contiguous())
+    both = torch.cat([a.reshape(-1, 6), b.reshape(-1, 6)], 1).double().T
+    expected = torch.corrcoef(both)[:6, 6:]
+    torch.testing.assert_close(moments.correlation(), expected, atol=1e-5, rtol=0)
+    expected = torch.cov(both, correction=0)[:6, 6:]
+    torch.testing.assert_close(moments.covariance(), expected, atol=1e-4, rtol=0)

@@ -5,7 +5,6 @@ import warnings
 from collections import Counter
 
 import pytest
-import timm
 import torch
 import torchvision
 from networks import (
@@ -92,33 +91,6 @@ def build_like(model: nn.Module, build: type) -> nn.Module:
     twin = build().double()
     twin.load_state_dict(model.state_dict())
     return twin
-
-
-@pytest.mark.parametrize(
-    ("name", "count", "size"),
-    [
-        ("resnet18", 12, 32),
-        ("resnet34", 20, 32),
-        ("resnet50", 37, 32),
-        ("vit_tiny_patch16_224", 49, 32),
-        ("deit_tiny_distilled_patch16_224", 49, 32),
-        pytest.param("densenet121", 120, 32, marks=pytest.mark.slow),
-        pytest.param("resnet101", 71, 32, marks=pytest.mark.slow),
-        pytest.param("resnet152", 105, 32, marks=pytest.mark.slow),
-        pytest.param("densenet169", 168, 32, marks=pytest.mark.slow),
-        pytest.param("densenet201", 200, 32, marks=pytest.mark.slow),
-        pytest.param("vit_base_patch16_224", 49, 32, marks=pytest.mark.slow),
-        pytest.param("vgg11", 10, 32, marks=pytest.mark.slow),
-        pytest.param("vgg19_bn", 18, 32, marks=pytest.mark.slow),
-    ],
-)
-def test_group_counts(name: str, count: int, size: int) -> None:
-    options = {"img_size": size} if name.startswith(("vit", "deit")) else {}
-    model = timm.create_model(name, num_classes=5, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        spec = PermutationSpec.from_model(model, torch.randn(1, 3, size, size))
-    assert len(spec.groups) == count
 
 
 def test_resnet20_sizes() -> None:

@@ -7,12 +7,34 @@ import pytest
 import yaml
 from made_checkpoints import write_ingredients
 from made_data import classes, write_medmnist
+from made_folders import (
+    write_celeba,
+    write_chest_xray,
+    write_class_folders,
+    write_mnist,
+    write_parquet,
+    write_tiny_imagenet,
+)
 
 from lightning_merge.cli import main
+from lightning_merge.data.celeba import ATTRIBUTES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 SHAPES = {"pneumoniamnist": ((28, 28), 2), "retinamnist": ((28, 28, 3), 5)}
+WRITERS = {
+    "CelebADataModule": lambda root: write_celeba(root, ATTRIBUTES),
+    "ChestXrayDataModule": lambda root: write_chest_xray(root, patients=12),
+    "ImageFolderDataModule": lambda root: write_class_folders(
+        root, ["train", "val"], ["n01443537", "n01629819"], count=4
+    ),
+    "MNISTDataModule": write_mnist,
+    "TinyImageNetDataModule": write_tiny_imagenet,
+}
+NETWORKS = {
+    "compare/alignment_resnet20.yaml": {"num_classes": 2},
+    "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
+}
 FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
 
 
@@ -30,6 +52,17 @@ def data_options(name, tmp_path, request):
         shape, count = SHAPES[flag]
         write_medmnist(tmp_path, flag, shape, classes(count))
         return ["--data.init_args.root", str(tmp_path)]
+    if data["class_path"] == "HuggingFaceDataModule":
+        pytest.importorskip("datasets")
+        columns = data["init_args"]["image"], data["init_args"]["label"]
+        names = [str(number) for number in range(data["init_args"]["num_classes"])]
+        write_parquet(tmp_path / "set", ["train", "valid"], names, 1, columns=columns)
+        words = ["--data.init_args.path", str(tmp_path / "set"), "--data.init_args.root", "cache"]
+        return [*words, "--data.init_args.num_workers", "0"]
+    if data["class_path"] in WRITERS:
+        WRITERS[data["class_path"]](tmp_path)
+        # Processes that load take longer to start than these few images to read.
+        return ["--data.init_args.root", str(tmp_path), "--data.init_args.num_workers", "0"]
     return ["--data.init_args.root", str(request.getfixturevalue("cifar"))]
 
 
@@ -69,11 +102,12 @@ def test_merge(name, tmp_path, request):
 @pytest.mark.parametrize("name", of("compare"))
 def test_compare(name, tmp_path, request):
     output = tmp_path / "out"
+    network = NETWORKS.get(name, {})
     words = ["compare", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
-    words += ["--checkpoints", write_ingredients(tmp_path), "--output", str(output)]
-    main([*words, "--barrier", "3"])
+    words += ["--checkpoints", write_ingredients(tmp_path, **network), "--output", str(output)]
+    main([*words, "--barrier", "3", "--statistics_examples", "20"])
     recipes = yaml.safe_load((CONFIGS / name).read_text())["recipes"]
-    check_results(output, 2 + len(recipes))
+    check_results(output, 2 + len(recipes), recipes)
 
 
 @pytest.mark.parametrize("name", of("studies"))
@@ -83,7 +117,7 @@ def test_study(name, tmp_path, request):
     words += ["--training", "{max_epochs: 1}", "--seeds", "[0]"]
     main([*words, "--barrier", "3", "--output", str(output)])
     recipes = yaml.safe_load((CONFIGS / name).read_text())["recipes"]
-    check_results(output, 2 + len(recipes))
+    check_results(output, 2 + len(recipes), recipes)
 
 
 @pytest.mark.parametrize("name", of("logger"))
@@ -96,11 +130,11 @@ def test_logger(name, tmp_path):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-def check_results(output, rows):
+def check_results(output, rows, recipes):
     written = {path.name for path in output.iterdir()}
-    figures = {
-        f"{name}.{kind}" for name in ("methods", "barrier", "alphas") for kind in ("png", "svg")
-    }
+    learns = any("NPMerge" in str(recipe["aggregate"]) for recipe in recipes)
+    names = ("methods", "barrier", *(["alphas"] if learns else []))
+    figures = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert figures | {"results.csv", "results.json", "report.md", "merges"} <= written
     lines = (output / "results.csv").read_text().splitlines()
     assert {"method", "accuracy", "seconds", "parameters", "seed"} <= set(lines[0].split(","))
@@ -108,4 +142,6 @@ def check_results(output, rows):
     results = json.loads((output / "results.json").read_text())
     assert results["command"].startswith("python -m lightning_merge")
     assert len(results["measurements"]) == rows
-    assert [len(line["loss"]) for line in results["lines"]] == [3, 3, 3]
+    averaged = [recipe for recipe in recipes if recipe["aggregate"] == "Average"]
+    pairs = {(str(recipe.get("align")), recipe.get("recalibrate")) for recipe in averaged}
+    assert [len(line["loss"]) for line in results["lines"]] == [3] * len(pairs)

@@ -6,11 +6,15 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.study.plan import Study, plan
 
 
+def mean(name, **changes):
+    return {"name": name, "aggregate": "Average", **changes}
+
+
 def study(**changes):
     arguments = {
         "data": {"class_path": "Digits", "init_args": {"split_seed": 0, "batch_size": 8}},
         "model": {"class_path": "Net", "init_args": {"width": 1}},
-        "recipes": [{"name": "mean"}, {"name": "other"}],
+        "recipes": [mean("mean"), mean("other")],
         "ingredients": [{"part": 0}, {"part": 1}],
         "training": {"max_epochs": 3},
         "seeds": [0, 1],
@@ -73,11 +77,27 @@ def test_what_is_only_shown_changes_no_key(changes):
 
 
 def test_another_recipe_keeps_what_was_done():
-    more = study(recipes=[{"name": "mean"}, {"name": "other"}, {"name": "third"}], seeds=[0, 1, 2])
+    more = study(recipes=[mean("mean"), mean("other"), mean("third")], seeds=[0, 1, 2])
     assert keys(study()) < keys(more)
-    changed = study(recipes=[{"name": "mean", "align": "X"}, {"name": "other"}])
+    changed = study(recipes=[mean("mean", align="X"), mean("other")])
     assert keys(study(), "ingredient") == keys(changed, "ingredient")
     assert len(keys(study(), "merge") & keys(changed, "merge")) == 2
+    # Another alignment is another line.
+    assert not keys(study(), "barrier") & keys(changed, "barrier")
+
+
+def test_fewer_examples_for_statistics_change_merges_and_lines_but_no_ingredient():
+    fewer = study(statistics_examples=100)
+    assert keys(study(), "ingredient") == keys(fewer, "ingredient")
+    assert not keys(study(), "merge") & keys(fewer, "merge")
+    assert not keys(study(), "barrier") & keys(fewer, "barrier")
+
+
+def test_a_triangle_comes_after_the_barrier():
+    tasks = plan(study(triangle=3, seeds=[0]))
+    assert [task.kind for task in tasks[-2:]] == ["barrier", "triangle"]
+    assert [line["name"] for line in tasks[-1].settings["lines"]] == ["direct"]
+    assert keys(study(seeds=[0])) < {task.key for task in tasks}
 
 
 @pytest.mark.parametrize(

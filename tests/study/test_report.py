@@ -47,6 +47,14 @@ def test_one_seed_has_no_deviation():
     assert all(entry["accuracy_sd"] is None for entry in summary)
 
 
+def test_a_seed_without_a_number_leaves_no_mean_of_the_others():
+    rows = [dict(entry) for entry in ROWS]
+    rows[2]["loss"] = None
+    summary = {entry["method"]: entry for entry in summarise(rows, ["loss"])}
+    assert summary["mean"]["loss"] is None
+    assert summary["np"]["loss"] is not None
+
+
 def test_the_tables_say_the_same():
     summary = summarise(ROWS, ["loss"])
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -1,8 +1,6 @@
-"""The ways of making one module from aligned ingredients that a recipe can name."""
+"""Merges that take gradients: NP Merge, learned soups, fine-tuning of the average."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,59 +9,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules import EnsembleModule, MergeModule
+from lightning_merge.modules import MergeModule
 from lightning_merge.modules.merge import Granularity
+from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.measure import fit
 from lightning_merge.study.pool import Pool
-
-
-class Aggregate(ABC):
-    """Makes a module from aligned ingredients.
-
-    Attributes:
-        learns: Whether it takes gradients on the pool's labelled training data.
-        merges: Whether the result is one network, whose weights can be stored as such.
-    """
-
-    learns: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
-
-    @abstractmethod
-    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
-        """Makes the module.
-
-        Args:
-            states: The aligned ingredients.
-            pool: What they came from: architecture, data, Trainer, seed.
-
-        Returns:
-            A module that `Trainer.test` takes.
-        """
-
-
-class Average(Aggregate):
-    """The mean of all ingredients, or a weighted one (NP Merge, Eq. 1).
-
-    Args:
-        weights: One number for each ingredient, divided by their sum; equal if not given.
-    """
-
-    def __init__(self, weights: list[float] | None = None) -> None:
-        self.weights = weights
-
-    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
-        """A module with the averaged weights."""
-        return pool.build(average(states, self.weights))
-
-
-class LogitsEnsemble(Aggregate):
-    """The mean of the ingredients' logits: N networks at inference."""
-
-    merges = False
-
-    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
-        """An ensemble of all ingredients."""
-        return EnsembleModule([pool.build(state) for state in states])
 
 
 class FineTune(Aggregate):

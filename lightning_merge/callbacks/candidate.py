@@ -1,0 +1,281 @@
+"""Validating weights beside a run that is under way, by the module's own validation."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+from torchmetrics import Metric
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.distributed import (
+    Share,
+    gather_over_ranks,
+    rank_batches,
+    ranks,
+    shared_loader,
+    with_batches,
+)
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, statistics_batches, statistics_batches_of
+from lightning_merge.recalibrate import reset_batchnorm
+
+_WHOLE = (SequentialSampler, RandomSampler, DistributedSampler)
+_LOG = inspect.signature(LightningModule.log)
+
+
+def check_soups(name: str, trainer: Trainer, module: LightningModule) -> None:
+    """Refuses what soups cannot be made of.
+
+    Raises:
+        ConfigError: If the weights are not the module's own, or are divided among devices.
+    """
+    if callable(getattr(module, "alphas", None)):
+        raise ConfigError(
+            f"{name}: the weights of {type(module).__name__} follow from its alphas and cannot be "
+            "averaged; use it where the ingredients are trained"
+        )
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ConfigError(
+            f"{name}: {type(trainer.strategy).__name__} divides or spreads the weights; choose one "
+            "device, or strategy ddp"
+        )
+
+
+def copy_of(module: LightningModule) -> LightningModule:
+    """A copy of a module in the midst of its training, neither compiled nor with a Trainer.
+
+    Raises:
+        ConfigError: If it cannot be copied.
+    """
+    compiled = getattr(module, "_compiler_ctx", None)
+    try:
+        copied = copy.deepcopy(module, {} if compiled is None else {id(compiled): None})
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{type(module).__name__} cannot be copied, as soups need it ({error}); keep no "
+            "tensors with gradients as its attributes"
+        ) from error
+    if compiled is not None:
+        # Compiled methods belong to the module that they were compiled for.
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            copied.__dict__.pop(name, None)
+    return copied
+
+
+class CandidateValidation:
+    """Validates weights in copies of a module; module, Trainer and random numbers stay as is.
+
+    The copy goes through its own `validation_step` and validation hooks, on the Trainer's
+    validation data, device and precision. Callbacks and loggers notice nothing of it. Under
+    DDP every example is counted once, and what is logged is reduced over all ranks, weighted
+    by batch size, whether or not the module asks for it (`sync_dist`). All ranks must call it.
+
+    Args:
+        trainer: A Trainer that has validation data.
+        module: Its module, between two validations: the copies begin in the state in which
+            it is now.
+        monitor: The name of the metric, as the module logs it.
+
+    Raises:
+        ConfigError: If the module cannot be copied.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, monitor: str) -> None:
+        self.trainer = trainer
+        self.monitor = monitor
+        self.template = copy_of(module)
+
+    def build(self, state: Mapping[str, Tensor], reset: bool = False) -> LightningModule:
+        """A copy with these weights, its BatchNorm statistics reset where asked."""
+        module = copy.deepcopy(self.template)
+        module.load_state_dict({**module.state_dict(), **state})
+        module.trainer = self.trainer
+        _log_to(module, _Monitored(self.monitor))
+        if reset:
+            with isolate_rng(), _silent(self.trainer):
+                reset_batchnorm(module, _statistics(self.trainer, module))
+        return module
+
+    def __call__(self, state: StateDict, reset: bool = False) -> float:
+        """The monitored metric of these weights, the same on every rank.
+
+        Args:
+            state: The weights, with the module's names.
+            reset: Whether to reset BatchNorm on training data first.
+
+        Raises:
+            ConfigError: If the metric is not logged, or the data cannot be divided among ranks.
+        """
+        module = self.build(state, reset)
+        logged = _Monitored(self.monitor)
+        _log_to(module, logged)
+        module.eval()
+        precision = self.trainer.precision_plugin
+        with isolate_rng(), torch.no_grad(), _silent(self.trainer), precision.val_step_context():
+            _validate(self.trainer, module, logged)
+        score: float = self.trainer.strategy.broadcast(logged.score())
+        return score
+
+
+class _Monitored:
+    """Stands in for `LightningModule.log`, and keeps what is logged under one name."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.seen: set[str] = set()
+        self.values: list[tuple[float, float]] = []
+        self.metric: Metric | None = None
+        self.reduce: Any = "mean"
+        self.batch_size = 1
+        self.suffix = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        call = _LOG.bind(None, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        name = given["name"] + (self.suffix if given["add_dataloader_idx"] else "")
+        self.seen.add(name)
+        if self.monitor not in (name, f"{name}_epoch") or given["on_epoch"] is False:
+            return
+        value = given["value"]
+        if isinstance(value, Metric):
+            self.metric = value
+        else:
+            self.values.append((float(value), float(given["batch_size"] or self.batch_size)))
+            self.reduce = given["reduce_fx"]
+
+    def score(self) -> float:
+        if self.metric is not None:
+            return float(self.metric.compute())
+        held = [pair for values in gather_over_ranks(self.values) for pair in values]
+        if not held:
+            raise ConfigError(
+                f"'{self.monitor}' is not logged in validation; monitor one of "
+                f"{', '.join(sorted(self.seen)) or 'those that validation_step logs'}"
+            )
+        values, sizes = torch.tensor(held, dtype=torch.float64).T
+        kind = getattr(self.reduce, "__name__", self.reduce)
+        if kind == "mean":
+            return float((values * sizes).sum() / sizes.sum())
+        reduce = getattr(torch, kind) if kind in ("sum", "min", "max") else self.reduce
+        return float(reduce(values))
+
+
+def _log_to(module: LightningModule, log: _Monitored) -> None:
+    for part in module.modules():
+        if isinstance(part, LightningModule):
+            part.__dict__["log"] = log
+
+
+def _validate(trainer: Trainer, module: LightningModule, logged: _Monitored) -> None:
+    loaders = _loaders(trainer)
+    data = getattr(trainer, "datamodule", None)
+    convert = trainer.precision_plugin.convert_input
+    step: Any = module.validation_step
+    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    module.on_validation_start()
+    module.on_validation_epoch_start()
+    for index, loader in enumerate(loaders):
+        logged.suffix = f"/dataloader_idx_{index}" if len(loaders) > 1 else ""
+        batches = Transferred(loader, module, data, trainer.strategy.root_device, convert)
+        for number, batch in enumerate(batches):
+            logged.batch_size = extract_batch_size(batch)
+            args = [batch, *([number] if numbered else []), *([index] if len(loaders) > 1 else [])]
+            module.on_validation_batch_start(batch, number, index)
+            outputs = step(*args)
+            module.on_validation_batch_end(outputs, batch, number, index)
+    logged.suffix, logged.batch_size = "", 1
+    module.on_validation_epoch_end()
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    """The validation batches that this rank is to see."""
+    given: Any = trainer.val_dataloaders
+    if given is None:
+        raise ConfigError(
+            "soups are validated, and no validation has taken place: lower check_val_every_n_epoch"
+        )
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    loaders = list(given) if isinstance(given, (list, tuple)) else [given]
+    limits = trainer.num_val_batches
+    return [_divided(loader, limit) for loader, limit in zip(loaders, limits, strict=True)]
+
+
+def _divided(loader: Any, limit: float) -> Any:
+    count = ranks()[1]
+    if (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and type(loader.batch_sampler) is BatchSampler
+        and type(loader.sampler) in _WHOLE
+    ):
+        examples: int = len(loader.dataset)  # type: ignore[arg-type]
+        size: int = loader.batch_sampler.batch_size
+        examples = int(min(examples, limit * size * count))
+        return with_batches(loader, rank_batches(examples, size))
+    if count > 1:
+        raise ConfigError(
+            "the validation data cannot be divided among the ranks so that each example counts "
+            "once: give a DataLoader over an indexed data set, without a sampler of its own"
+        )
+    return _Untouched(loader, limit)
+
+
+class _Untouched:
+    """Batches of a loader whose own random generator does not notice it."""
+
+    def __init__(self, loader: Any, limit: float) -> None:
+        self.loader, self.limit = loader, limit
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = getattr(self.loader, "generator", None)
+        before = None if generator is None else generator.get_state()
+        yield from islice(self.loader, None if self.limit == float("inf") else int(self.limit))
+        if generator is not None:
+            generator.set_state(before)
+
+
+def _statistics(trainer: Trainer, module: LightningModule) -> Share:
+    data = getattr(trainer, "datamodule", None)
+    if trainer.train_dataloader is not None:
+        batches = statistics_batches(trainer)
+    elif data is not None:
+        batches = statistics_batches_of(data, module, trainer.strategy.root_device)
+    else:
+        raise ConfigError(
+            "BatchNorm is reset on training data, and there is none: give the Trainer a data "
+            "module, or leave reset_batchnorm out"
+        )
+    return Share(replace(batches, module=module, loader=shared_loader(batches.loader)))
+
+
+@contextmanager
+def _silent(trainer: Trainer) -> Iterator[None]:
+    """Without the loggers that a module may write to by itself."""
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers

@@ -1,0 +1,124 @@
+"""MNIST (LeCun et al., 1998) and USPS (Hull, 1994), through torchvision's readers."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_merge.data.images import LabelledImages, Normalisation
+from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.errors import DataError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import MNIST, USPS
+
+
+class _HandwrittenDataModule(ClassificationDataModule):
+    """Ten digits in grey, in memory, never mirrored; there is no official validation split."""
+
+    #: What an error calls the set, and where its files lie under the root.
+    title: str
+    folder: str
+    source: str
+
+    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.num_classes = 10
+        self.in_chans = 1
+        self.class_names = [str(digit) for digit in range(10)]
+
+    def prepare_data(self) -> None:
+        """Download and unpack the files if that was asked for and they are not there.
+
+        Raises:
+            DataError: If the download fails.
+        """
+        if not self.download:
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for train in (True, False):
+                self._open(train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"{self.title} could not be downloaded to {self.root / self.folder}: check the "
+                f"network and the folder, or {self.source}"
+            ) from error
+
+    def load_splits(self) -> OfficialSplits:
+        """Read train and test.
+
+        Raises:
+            DataError: If a file is missing or damaged.
+        """
+        return OfficialSplits(train=self._read(train=True), test=self._read(train=False))
+
+    def _read(self, train: bool) -> LabelledImages:
+        try:
+            data = self._open(train)
+        # torchvision asserts what it expects of MNIST's files.
+        except (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError) as error:
+            split = "train" if train else "test"
+            raise DataError(
+                f"{self.title}'s {split} files in {self.root / self.folder} are missing or "
+                f"damaged: set download to true (--data.init_args.download true), or {self.source}"
+            ) from error
+        images = torch.as_tensor(data.data).unsqueeze(1)
+        return LabelledImages(images, torch.as_tensor(data.targets))
+
+    @abstractmethod
+    def _open(self, train: bool, download: bool = False) -> "MNIST | USPS": ...
+
+
+class MNISTDataModule(_HandwrittenDataModule):
+    """MNIST: 60,000 digits to train on and 10,000 to test on, 28x28.
+
+    Args:
+        root: Folder that holds `MNIST/raw` with the four unpacked files.
+        download: Whether missing files are downloaded (12 MB); what lies there packed
+            (`.gz`) is only unpacked.
+        **kwargs: Arguments of `ClassificationDataModule`.
+    """
+
+    title = "MNIST"
+    folder = "MNIST/raw"
+    source = "unpack the four .gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ there"
+    published_normalisation = Normalisation((0.1307,), (0.3081,))
+
+    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(root, download, **kwargs)
+        self.image_size = 28
+
+    def _open(self, train: bool, download: bool = False) -> "MNIST":
+        from torchvision.datasets import MNIST
+
+        return MNIST(str(self.root), train=train, download=download)
+
+
+class USPSDataModule(_HandwrittenDataModule):
+    """USPS: 7,291 digits of zip codes to train on and 2,007 to test on, 16x16.
+
+    Args:
+        root: Folder that holds `usps.bz2` and `usps.t.bz2`.
+        download: Whether missing files are downloaded (about 8 MB).
+        **kwargs: Arguments of `ClassificationDataModule`.
+    """
+
+    title = "USPS"
+    folder = "."
+    source = (
+        "put usps.bz2 and usps.t.bz2 of "
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps there"
+    )
+
+    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(root, download, **kwargs)
+        self.image_size = 16
+
+    def _open(self, train: bool, download: bool = False) -> "USPS":
+        from torchvision.datasets import USPS
+
+        return USPS(str(self.root), train=train, download=download)

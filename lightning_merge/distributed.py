@@ -1,0 +1,152 @@
+"""Statistics of all the ranks of a distributed run; a single process has its own only."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from lightning_merge.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Share:
+    """One rank's share of the batches on which statistics are taken.
+
+    Whoever takes statistics on a share (`reset_batchnorm`, `ActivationMatching`) sums them up
+    over the ranks, so that they are those of all batches; every rank has to take part.
+
+    Attributes:
+        batches: Those of this rank, at least one; ranks may have different numbers of them.
+    """
+
+    batches: Iterable[Any]
+
+    def __len__(self) -> int:
+        """How many batches this rank reads, where they know."""
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Goes through them from the beginning."""
+        return iter(self.batches)
+
+
+@dataclass
+class _First:
+    """The first `limit` batches of a loader."""
+
+    loader: Any
+    limit: int
+
+    def __len__(self) -> int:
+        return min(len(self.loader), self.limit)
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.loader), self.limit)
+
+
+def ranks() -> tuple[int, int]:
+    """This process's rank and how many there are: `(0, 1)` where nothing is distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
+    """The sums of tensors over the ranks, in float64, by one all-reduce.
+
+    Args:
+        values: Tensors on one device, of the same shapes on every rank.
+    """
+    flat = torch.cat([value.detach().double().reshape(-1) for value in values])
+    if ranks()[1] > 1:
+        distributed.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
+
+
+def gather_over_ranks(value: T) -> list[T]:
+    """What every rank has, in the order of the ranks; it must be possible to pickle."""
+    count = ranks()[1]
+    if count == 1:
+        return [value]
+    gathered: list[Any] = [None] * count
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def shared_loader(loader: Any, limit: int | None = None) -> Any:
+    """The batches of a loader that this rank is to read, each batch whole and on one rank.
+
+    Statistics that are averages over batches are then the same as in a single process.
+
+    Args:
+        loader: A loader that is the same on every rank.
+        limit: How many batches there are for all ranks together; all if not given.
+
+    Returns:
+        Every n-th batch of a `DataLoader` that goes through its data in order. Of anything
+        else, and where there are fewer batches than ranks, all: each rank reads them, and
+        averages over ranks are what they would be in one.
+    """
+    rank, count = ranks()
+    in_order = (
+        isinstance(loader, DataLoader)
+        and type(loader.batch_sampler) is BatchSampler
+        and isinstance(loader.sampler, SequentialSampler)
+    )
+    if count > 1 and in_order:
+        batches = list(loader.batch_sampler)[:limit]
+        if len(batches) >= count:
+            return with_batches(loader, batches[rank::count])
+    return loader if limit is None else _First(loader, limit)
+
+
+def with_batches(loader: DataLoader[Any], batches: list[list[int]]) -> DataLoader[Any]:
+    """A loader of the same examples in other batches: a list of indices for each."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def rank_batches(examples: int, batch_size: int) -> list[list[int]]:
+    """This rank's batches where all ranks together are to see every example once.
+
+    A `DistributedSampler` repeats examples until the ranks have equally many; here their
+    batches differ in size instead, by one at most. Every rank has the same number of them, so
+    that collective calls in a step find all ranks there.
+
+    Args:
+        examples: How many there are, on all ranks.
+        batch_size: Of each rank. The last batch may have fewer, or some of the examples that
+            would not have sufficed for a batch on each rank.
+
+    Returns:
+        The indices of each batch's examples; in a single process they go up by `batch_size`.
+
+    Raises:
+        DataError: If there are fewer examples than ranks.
+    """
+    rank, count = ranks()
+    if examples < count:
+        raise DataError(f"{examples} examples for {count} ranks: use fewer processes")
+    starts = list(range(0, examples, batch_size * count))
+    if examples - starts[-1] < count:
+        starts.pop()
+    batches = []
+    for start, stop in zip(starts, [*starts[1:], examples], strict=True):
+        size = stop - start
+        batches.append(
+            list(range(start + rank * size // count, start + (rank + 1) * size // count))
+        )
+    return batches

@@ -1,0 +1,161 @@
+"""Merged networks for others: safetensors, what timm loads, and a card that says what it is."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_merge.checkpoint import (
+    Checkpoint,
+    StateDict,
+    digest,
+    read_checkpoint,
+    write_safetensors,
+)
+from lightning_merge.errors import ArchitectureMismatchError
+from lightning_merge.files import claim_folder, write_text, write_whole
+
+_FILES = ("model.safetensors", "config.json", "README.md")
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    result: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a folder with a network's weights, its architecture and a model card.
+
+    Where the checkpoint says which network of timm it holds (`ImageClassifier`'s do), the
+    folder is one that `timm.create_model("local-dir:FOLDER")` loads; those that this package
+    registers want `import lightning_merge.networks` first. Of any other checkpoint the
+    weights are written under their own names.
+
+    Args:
+        checkpoint: A checkpoint, merged or not.
+        output: The folder; made if it is not there.
+        result: What `merge` wrote to `result.json`: recipe, ingredients, data and metrics for
+            the card.
+        overwrite: Whether an export in the folder may be written over.
+
+    Returns:
+        The folder, with `model.safetensors`, `README.md` and, for timm, `config.json`.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ArchitectureMismatchError: If its weights do not fit the network that it names.
+        OutputExistsError: If the folder holds an export already.
+    """
+    read = read_checkpoint(checkpoint)
+    folder = claim_folder(output, _FILES, overwrite)
+    network = _timm_network(read)
+    if network is None:
+        write_safetensors(folder / "model.safetensors", read.state_dict)
+    else:
+        _write_timm(folder, network, read.hyper_parameters)
+    write_text(folder / "README.md", model_card(read, result or {}, network is not None))
+    return folder
+
+
+def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) -> str:
+    """What an exported network is, in Markdown, with the metadata that model hubs read.
+
+    Args:
+        checkpoint: What is exported.
+        result: As `merge` stores it; what is missing is left out.
+        timm: Whether timm loads the folder.
+
+    Returns:
+        The text of `README.md`.
+    """
+    name = checkpoint.hyper_parameters.get("model")
+    metadata: dict[str, Any] = {"tags": ["model-merging"]}
+    if timm:
+        metadata = {"library_name": "timm", "tags": ["image-classification", "model-merging"]}
+    config = result.get("config") or {}
+    recipe, data = config.get("recipe"), config.get("data")
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {name or 'Merged network'}",
+        f"SHA-256 of the weights: `{digest(checkpoint.state_dict)}`",
+    ]
+    if timm:
+        ours = "_cifar" in str(name) or name == "linear_classifier"
+        first = "import lightning_merge.networks\n" if ours else ""
+        parts.append(
+            f"```python\nimport timm\n{first}"
+            'network = timm.create_model("local-dir:FOLDER", pretrained=True)\n```'
+        )
+    ingredients = result.get("ingredients") or _numbered(checkpoint)
+    if ingredients:
+        rows = [f"| {one} | `{sha}` |" for one, sha in ingredients.items()]
+        parts.append(
+            "\n".join(["## Ingredients", "", "| file | SHA-256 |", "| --- | --- |", *rows])
+        )
+    if recipe:
+        parts.append(f"## Recipe\n\n{_block(recipe)}")
+    if data:
+        text = f"## Data\n\n{_block(data)}"
+        if result.get("split_hash"):
+            text += f"\n\nSHA-256 of the split: `{result['split_hash']}`"
+        parts.append(text)
+    if result.get("measurement"):
+        rows = [f"| {key} | {value} |" for key, value in result["measurement"].items()]
+        parts.append("\n".join(["## Measured", "", "| | |", "| --- | --- |", *rows]))
+    if result.get("command"):
+        versions = ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items())
+        parts.append(f"## Made by\n\n    {result['command']}\n\n{versions}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _timm_network(read: Checkpoint) -> Any:
+    import timm
+
+    import lightning_merge.networks  # noqa: F401  (registers our names with timm)
+
+    said = read.hyper_parameters
+    name = said.get("model")
+    if not isinstance(name, str) or not timm.is_model(name):
+        return None
+    arguments = {key: said[key] for key in ("num_classes", "in_chans") if key in said}
+    network = timm.create_model(name, **arguments, **(said.get("model_kwargs") or {}))
+    prefix = next((key.split(".")[0] + "." for key in read.state_dict if "." in key), "")
+    own: StateDict = {
+        key.removeprefix(prefix): value
+        for key, value in read.state_dict.items()
+        if key.startswith(prefix)
+    }
+    expected = network.state_dict()
+    state = own if own.keys() == expected.keys() else read.state_dict
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArchitectureMismatchError(
+            f"{read.path}: its weights are not those of '{name}', which its hyper-parameters "
+            "name; export the checkpoint as it was written"
+        ) from error
+    return network
+
+
+def _write_timm(folder: Path, network: Any, said: Mapping[str, Any]) -> None:
+    from timm.models import save_for_hf
+
+    arguments = dict(said.get("model_kwargs") or {})
+    if said.get("in_chans", 3) != 3:
+        arguments["in_chans"] = said["in_chans"]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as made:
+        save_for_hf(network, made, model_args=arguments, safe_serialization=True)
+        for name in ("model.safetensors", "config.json"):
+            whole = Path(made) / name
+            write_whole(folder / name, whole.replace)
+
+
+def _numbered(checkpoint: Checkpoint) -> dict[str, str]:
+    held = checkpoint.content.get("lightning_merge") or {}
+    return {f"ingredient {k}": sha for k, sha in enumerate(held.get("ingredients", ()), start=1)}
+
+
+def _block(value: Any) -> str:
+    return f"```yaml\n{yaml.safe_dump(value, sort_keys=False).rstrip()}\n```"

@@ -1,0 +1,143 @@
+"""The parameters that a MergeModule learns to mix: ingredients and merge in flat buffers."""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.aggregate.flat import FlatLayout
+from lightning_merge.aggregate.learned import (
+    combine_flat_,
+    combined_weights,
+    interpolate_flat_,
+    interpolated_weights,
+)
+from lightning_merge.checkpoint import StateDict
+
+
+class FlatIngredients:
+    """K ingredients, one flat buffer each, and the buffer of their merge.
+
+    Two ingredients have one logit for each alpha (a sigmoid), more have K (a softmax).
+
+    Args:
+        parameters: The parameters to merge, by name.
+        states: The ingredients' values of them.
+        granularity: How many alphas there are: `model`, `layer`, `channel` or `parameter`.
+
+    Raises:
+        ConfigError: If the parameters are of several types, or `granularity` is unknown.
+
+    Attributes:
+        layout: Where each parameter lies.
+        buffers: The ingredients, K of shape `(size,)`.
+        merged: What the alphas make of them, of shape `(size,)`.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], states: Sequence[StateDict], granularity: str
+    ) -> None:
+        self.layout = FlatLayout(parameters)
+        self.buffers = [self.layout.flatten(state) for state in states]
+        self.merged = torch.empty_like(self.buffers[0])
+        self._segments = (
+            None if granularity == "parameter" else torch.tensor(self.layout.segments(granularity))
+        )
+        self._gradient: Tensor | None = None
+
+    def initial_logits(self, alpha: float | None) -> Tensor:
+        """Logits that give the first ingredient a share of `alpha`, the others the rest.
+
+        Args:
+            alpha: Between 0 and 1; all have the same share if not given.
+
+        Returns:
+            `(n,)` for two ingredients and n alphas, `(K, n)` for more.
+        """
+        count = self.layout.size if self._segments is None else len(self._segments)
+        others = len(self.buffers) - 1
+        share = 1 / (others + 1) if alpha is None else alpha
+        if others == 1:
+            return torch.logit(torch.tensor(share)).repeat(count)
+        shares = torch.tensor([share] + [(1 - share) / others] * others)
+        return (shares / shares[-1]).log()[:, None].repeat(1, count)
+
+    def traced(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """The merged parameters, through which gradients reach the logits."""
+        flat = self._flat(logits)
+        if self._gradient is None:
+            self._gradient = torch.empty_like(flat, requires_grad=False)
+        if len(self.buffers) == 2:
+            a, b = self.buffers
+            return interpolated_weights(flat, a, b, self.merged, self.layout, self._gradient)
+        return combined_weights(flat, self.buffers, self.merged, self.layout, self._gradient)
+
+    def refresh(self, logits: Tensor) -> None:
+        """Writes what the logits make of the ingredients into `merged`."""
+        with torch.no_grad():
+            flat = self._flat(logits)
+            if len(self.buffers) == 2:
+                interpolate_flat_(self.merged, flat, *self.buffers)
+            else:
+                combine_flat_(self.merged, flat, self.buffers)
+
+    def alphas(self, logits: Tensor) -> StateDict:
+        """The alpha of every element of every parameter, by name.
+
+        Returns:
+            For two ingredients the first one's shares, in the parameters' shapes; for K the
+            shares of all, `(K, ...)`, whose sums over the first axis are 1.
+        """
+        with torch.no_grad():
+            flat, dtype = self._flat(logits), self.layout.dtype
+            if len(self.buffers) == 2:
+                return self.layout.named_views(torch.sigmoid(flat).to(dtype).contiguous())
+            shares = [self.layout.named_views(one) for one in torch.softmax(flat, 0).to(dtype)]
+            return {name: torch.stack([one[name] for one in shares]) for name in shares[0]}
+
+    def views(self) -> list[StateDict]:
+        """The ingredients' parameters by name, sharing the buffers."""
+        return [self.layout.named_views(buffer) for buffer in self.buffers]
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Moves or converts the buffers as a module's tensors are."""
+        self.buffers = [fn(buffer) for buffer in self.buffers]
+        self.merged = fn(self.merged)
+        self.layout.dtype = self.merged.dtype
+        if self._segments is not None:
+            self._segments = self._segments.to(self.merged.device)
+        self.release()
+
+    def release(self) -> None:
+        """Gives the gradient's buffer back: nothing is being trained."""
+        self._gradient = None
+
+    def _flat(self, logits: Tensor) -> Tensor:
+        if self._segments is None:
+            return logits
+        return logits.repeat_interleave(self._segments, dim=-1, output_size=self.layout.size)
+
+
+def parameter_places(
+    module: nn.Module, kept: Container[str]
+) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Every place that holds each merged parameter, by name; tied ones have several.
+
+    Args:
+        module: The module.
+        kept: Names of what is not merged.
+
+    Returns:
+        Submodules and the names of their attributes.
+    """
+    names = {
+        id(parameter): name
+        for name, parameter in module.named_parameters()
+        if name != "alpha_logits" and name not in kept
+    }
+    found: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}
+    for owner in module.modules():
+        for attribute, parameter in owner._parameters.items():
+            if id(parameter) in names:
+                found[names[id(parameter)]].append((owner, attribute))
+    return found

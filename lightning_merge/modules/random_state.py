@@ -1,0 +1,69 @@
+"""The state of every random generator that training draws from, as plain tensors."""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+RandomState = dict[str, Any]
+
+
+def random_state(loaders: Iterable[Any] = ()) -> RandomState:
+    """What torch, the GPU, numpy, Python and the generators of some loaders draw next.
+
+    Args:
+        loaders: DataLoaders; what has no generator adds nothing.
+
+    Returns:
+        Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
+    """
+    version, words, gauss = random.getstate()
+    kind, key, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [kind, torch.tensor(np.asarray(key, dtype=np.int64)), position, has_gauss, cached],
+        "loaders": [generator.get_state() for generator in _generators(loaders)],
+    }
+
+
+def set_random_state(state: RandomState, loaders: Iterable[Any] = ()) -> None:
+    """Makes all of them draw what they would have drawn.
+
+    Args:
+        state: What `random_state` gave.
+        loaders: Loaders like those that it was given.
+    """
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    # Loaders without a state of their own here are being made anew, and begin as they did.
+    for generator, own in zip(_generators(loaders), state["loaders"], strict=False):
+        generator.set_state(own)
+
+
+def of_all_ranks(state: RandomState) -> list[RandomState]:
+    """Every rank's state, in the order of ranks; a collective where there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def _generators(loaders: Iterable[Any]) -> Sequence[torch.Generator]:
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        batches = getattr(loader, "batch_sampler", None)
+        for owner in (loader, getattr(loader, "sampler", None), getattr(batches, "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = generator
+    return list(found.values())

@@ -1,0 +1,43 @@
+"""Which of Lightning's strategies a MergeModule can be trained with."""
+
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+from lightning_merge.errors import ConfigError
+
+
+def refuse_sharding(strategy: Strategy) -> None:
+    """Refuses a strategy that splits parameters over devices.
+
+    Args:
+        strategy: The Trainer's.
+
+    Raises:
+        ConfigError: If it is FSDP, DeepSpeed or ModelParallelStrategy.
+    """
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ConfigError(
+            f"MergeModule: {type(strategy).__name__} splits the parameters, which here lie in one "
+            "buffer; choose one device, or strategy ddp"
+        )
+
+
+def refuse_spawning(strategy: Strategy) -> None:
+    """Refuses a strategy whose processes end with the fit.
+
+    Args:
+        strategy: The Trainer's.
+
+    Raises:
+        ConfigError: If it spawns or forks processes of its own.
+    """
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            "MergeModule: a strategy that spawns or forks cannot hand the alphas back; choose "
+            "strategy ddp"
+        )

@@ -1,0 +1,110 @@
+"""The examples that candidates are compared on: the validation data, never the test set."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from lightning_merge.batches import inputs_of
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred
+from lightning_merge.study.pool import Pool
+
+
+class HeldOut:
+    """A pool's validation data.
+
+    Args:
+        pool: Gives the data module, the device and the Trainer's precision.
+
+    Raises:
+        ConfigError: If there are no validation data.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        loader = pool.data.val_dataloader()
+        if not isinstance(loader, DataLoader) or not len(loader):
+            raise ConfigError(
+                f"a greedy search compares on held-out examples, and {type(pool.data).__name__} "
+                "has no validation data in one loader: set its held_out"
+            )
+        self.loader: DataLoader[Any] = loader
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether examples can be counted as right or wrong: each has one class."""
+        if self.loader.batch_size is None or isinstance(self.loader.dataset, IterableDataset):
+            return False
+        batch = next(iter(self.loader))
+        targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+        return (
+            isinstance(targets, Tensor)
+            and not targets.is_floating_point()
+            and targets.numel() == len(targets)
+        )
+
+    def hits(self, module: LightningModule, order: Tensor | None = None) -> Iterator[Tensor]:
+        """Which examples a module classifies rightly.
+
+        The class is the largest logit's, or, where there is one logit, whether it is positive.
+
+        Args:
+            module: The module; its `forward` gives logits `(B, C)`.
+            order: The examples' indices in the order in which to go through them; that of
+                the data set if not given.
+
+        Yields:
+            For each batch a boolean tensor `(B,)`. A batch is computed when it is asked for.
+        """
+        trainer = self.pool.trainer()
+        precision = trainer.precision_plugin
+        module = precision.convert_module(module.to(self.pool.device)).eval()  # type: ignore[assignment]
+        batches = Transferred(
+            self._in(order), module, self.pool.data, self.pool.device, precision.convert_input
+        )
+        for batch in batches:
+            with torch.inference_mode(), precision.forward_context():
+                logits = module(inputs_of(batch))
+            targets = batch[1].flatten()
+            one = logits.numel() == len(targets)
+            predicted = logits.flatten() > 0 if one else logits.argmax(dim=1)
+            yield (predicted == targets).cpu()
+
+    def metric(self, module: LightningModule, name: str | None) -> float:
+        """A metric that the module's own validation logs.
+
+        Args:
+            module: The module.
+            name: The metric's name; if not given, the module's accuracy.
+
+        Raises:
+            ConfigError: If it is not among what the validation logs.
+        """
+        (found,) = self.pool.trainer().validate(module, datamodule=self.pool.data, verbose=False)
+        for logged in [name] if name else ["val_accuracy", "val_acc", "val/accuracy", "val/acc"]:
+            if logged in found:
+                return float(found[logged])
+        raise ConfigError(
+            f"{type(module).__name__}'s validation logs no {name or 'accuracy'}, only "
+            f"{', '.join(found) or 'nothing'}: set the greedy soup's metric to one of them"
+        )
+
+    def _in(self, order: Tensor | None) -> DataLoader[Any]:
+        loader = self.loader
+        indices = range(self.size) if order is None else order.tolist()
+        return DataLoader(
+            Subset(loader.dataset, indices),
+            batch_size=loader.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )

@@ -1,0 +1,57 @@
+"""Networks that the engine cannot know, or cannot follow."""
+
+import inspect
+
+import pytest
+import torch
+from networks import Branching, randomised
+from torch import Tensor, nn
+
+from lightning_merge.align import PermutationSpec
+from lightning_merge.errors import AlignmentError
+
+
+@torch.library.custom_op("lightning_merge_tests::ramp", mutates_args=())
+def ramp(x: Tensor) -> Tensor:
+    """Not a word of it says that each unit is treated in another way."""
+    return x * torch.linspace(-1, 2, x.shape[-1], dtype=x.dtype)
+
+
+@ramp.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Ramped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(ramp(self.one(x))).relu())
+
+
+def test_an_operator_of_the_users_own_freezes_what_it_touches() -> None:
+    model = randomised(Ramped()).double().eval()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    spec = PermutationSpec.from_model(model, x)
+    assert [group.name for group in spec.groups] == ["two"]
+    reasons = [line for line in spec.frozen if "ramp" in line]
+    assert {line.split()[0] for line in reasons} == {"one.weight", "one.bias", "two.weight"}
+    before, state = model(x), model.state_dict()
+    permuted = spec.apply(state, {"two": torch.arange(6).flip(0)})
+    assert torch.equal(permuted["two.bias"], state["two.bias"].flip(0))
+    torch.testing.assert_close(torch.func.functional_call(model, permuted, x), before)
+    # What is frozen was not free: the same permutation around the operator matters.
+    wrong = {n: state[n].flip(0) for n in ("one.weight", "one.bias")}
+    wrong["two.weight"] = state["two.weight"].flip(1)
+    assert not torch.allclose(torch.func.functional_call(model, wrong, x), before)
+
+
+def test_what_cannot_be_exported_names_the_line_that_depends_on_the_data() -> None:
+    lines, first = inspect.getsourcelines(Branching)
+    number = first + next(i for i, line in enumerate(lines) if ".item()" in line)
+    with pytest.raises(AlignmentError, match=rf"networks\.py.*line {number}") as caught:
+        PermutationSpec.from_model(Branching(), torch.randn(2, 5))
+    assert "\n" not in str(caught.value)
+    assert "Branching cannot be exported" in str(caught.value)

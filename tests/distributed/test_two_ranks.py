@@ -1,0 +1,177 @@
+import pytest
+import torch
+from strangers import image_batches, randomise
+from torch import nn
+from torch.utils.data import DataLoader
+from two_processes import run_on_two
+from two_ranks import (
+    VALIDATION,
+    Counting,
+    alphas,
+    batchnorm_batches,
+    main,
+    matched,
+    moments,
+    observations,
+    reset,
+    training_data,
+    validation_data,
+)
+
+from lightning_merge import distributed
+from lightning_merge.distributed import Share, rank_batches, shared_loader
+from lightning_merge.errors import DataError
+from lightning_merge.recalibrate import reset_batchnorm
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What the two ranks found, from one run of both."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_on_two(main, folder)
+    return folder, [torch.load(folder / f"{i}.pt", weights_only=False) for i in range(2)]
+
+
+def assert_close(found, wanted, **tolerance):
+    for name, value in wanted.items():
+        assert torch.allclose(found[name].double(), value.double(), **tolerance), name
+
+
+def test_batchnorm_statistics_of_uneven_shares_are_those_of_one_process(two):
+    _, found = two
+    assert [result["ranks"] for result in found] == [[(0, 2), (1, 2)]] * 2
+    assert [result["share"] for result in found] == [[18, 18, 8], [18, 18]]
+    wanted = reset(batchnorm_batches())
+    for result in found:
+        assert_close(result["reset"], wanted, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(value, found[1]["reset"][k]) for k, value in found[0]["reset"].items())
+    alone = reset(list(batchnorm_batches())[::2])
+    assert not torch.allclose(alone["1.running_mean"], wanted["1.running_mean"], rtol=1e-3)
+
+
+def test_moments_of_uneven_shares_are_those_of_all_observations(two):
+    _, found = two
+    a, b = (
+        torch.cat(side).movedim(1, 0).flatten(1).double()
+        for side in zip(*observations(5), strict=True)
+    )
+    joint = torch.cov(torch.cat([a, b]), correction=0)
+    wanted = joint[:4, :4], joint[:4, 4:], joint[4:, 4:]
+    for result in found:
+        for ours, theirs in zip(result["covariances"], wanted, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+        theirs = torch.corrcoef(torch.cat([a, b]))[:4, 4:]
+        assert torch.allclose(result["correlation"], theirs, atol=1e-5)
+    alone = moments(observations(5)[:3]).correlation()
+    assert not torch.allclose(alone, theirs, atol=1e-3)
+
+
+def test_activation_matching_sees_all_ranks_batches(two):
+    _, found = two
+    wanted = matched(lambda batches: batches)
+    assert wanted
+    for result in found:
+        assert_close(result["matched"], wanted, atol=1e-6)
+    assert all(torch.equal(v, found[1]["matched"][k]) for k, v in found[0]["matched"].items())
+
+
+def test_two_ranks_learn_the_alphas_of_one_process(two):
+    _, found = two
+    wanted = alphas(1)
+    for result in found:
+        assert_close(result["alphas"], wanted, atol=1e-6)
+    assert all(torch.equal(v, found[1]["alphas"][k]) for k, v in found[0]["alphas"].items())
+    assert max(float((value - 0.5).abs().max()) for value in wanted.values()) > 0.01
+
+
+def validated(state):
+    module = Counting()
+    module.load_state_dict(state)
+    images, targets = validation_data().dataset.tensors
+    with torch.no_grad():
+        return nn.functional.cross_entropy(module.eval()(images), targets).item()
+
+
+def test_a_greedy_soup_counts_each_example_once(two):
+    folder, found = two
+    first, second = (result["soup"] for result in found)
+    assert first["seen"] == second["seen"] == VALIDATION
+    assert first["rows"] == second["rows"]
+    assert first["score"] == second["score"]
+    for row in first["rows"]:
+        from safetensors.torch import load_file
+
+        alone = validated(load_file(folder / "soup" / row["ingredient"]))
+        assert row["alone"] == pytest.approx(alone, rel=1e-5)
+    written = torch.load(folder / "soup" / "greedy_soup.ckpt", weights_only=True)
+    assert first["score"] == pytest.approx(validated(written["state_dict"]), rel=1e-5)
+    assert first["logged"] == pytest.approx(first["score"], rel=1e-5)
+
+
+def test_rank_0_alone_writes(two):
+    folder, found = two
+    assert found[0]["soup"]["written"] >= 2 * 3
+    assert found[1]["soup"]["written"] == 0
+    assert len(list((folder / "soup").iterdir())) == 4
+
+
+def test_the_batchnorm_callback_divides_the_batches(two):
+    _, found = two
+    first, second = (result["soup"]["weights"] for result in found)
+    wanted = Counting()
+    wanted.load_state_dict(first)
+    reset_batchnorm(randomise_statistics(wanted.net), training_data())
+    for name, value in wanted.state_dict().items():
+        if "running" in name:
+            assert torch.equal(first[name], second[name])
+            assert torch.allclose(first[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def randomise_statistics(network):
+    for buffer in network.buffers():
+        buffer.copy_(torch.rand(buffer.shape))
+    return network
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize(("examples", "size"), [(5, 2), (37, 4), (40, 4), (41, 4), (6, 100)])
+def test_every_example_is_in_one_batch_of_one_rank(monkeypatch, examples, size, count):
+    batches = []
+    for rank in range(count):
+        monkeypatch.setattr(distributed, "ranks", lambda rank=rank: (rank, count))
+        batches.append(rank_batches(examples, size))
+    assert sorted(i for rank in batches for batch in rank for i in batch) == list(range(examples))
+    assert len({len(rank) for rank in batches}) == 1
+    for same in zip(*batches, strict=True):
+        sizes = [len(batch) for batch in same]
+        assert min(sizes) >= 1
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= size + 1
+    if count == 1:
+        assert [len(batch) for batch in batches[0][:-1]] == [size] * (len(batches[0]) - 1)
+
+
+def test_fewer_examples_than_ranks_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "ranks", lambda: (0, 3))
+    with pytest.raises(DataError, match="2 examples for 3 ranks"):
+        rank_batches(2, 4)
+
+
+def test_what_cannot_be_divided_is_read_by_all(monkeypatch):
+    monkeypatch.setattr(distributed, "ranks", lambda: (1, 2))
+    loader = image_batches(5)
+    assert [len(b[0]) for b in shared_loader(loader, limit=3)] == [16]
+    shuffled = DataLoader(loader.dataset, batch_size=16, shuffle=True)
+    assert len(shared_loader(shuffled)) == 5
+    assert len(list(Share(shared_loader([1, 2, 3], limit=2)))) == 2
+    assert len(shared_loader(image_batches(1))) == 1
+
+
+def test_a_synchronized_batchnorm_is_reset_like_any_other():
+    plain = randomise(nn.Sequential(nn.BatchNorm1d(3)), 1)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(randomise(plain, 1))
+    batches = [torch.randn(8, 3) for _ in range(3)]
+    assert reset_batchnorm(synchronized, batches) == 1
+    reset_batchnorm(plain, batches)
+    assert torch.equal(synchronized[0].running_var, plain[0].running_var)
+    assert "forward" not in synchronized[0].__dict__

@@ -1,0 +1,159 @@
+"""What each of two ranks does in test_two_ranks.py."""
+
+import os
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule
+from strangers import Stranger, image_batches, quiet_trainer, randomise, small_network
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_merge.align import PermutationSpec
+from lightning_merge.align.activation import correlations
+from lightning_merge.align.moments import Moments
+from lightning_merge.callbacks import BatchNormReset, GreedySoup
+from lightning_merge.distributed import Share, gather_over_ranks, ranks, shared_loader
+from lightning_merge.modules import MergeModule
+from lightning_merge.recalibrate import reset_batchnorm
+
+VALIDATION = 37
+
+
+def batchnorm_batches():
+    """Five batches, the last one smaller: three for one rank and two for the other."""
+    return DataLoader(image_batches(5).dataset, batch_size=18)
+
+
+def reset(batches):
+    network = randomise(small_network(), 1)
+    reset_batchnorm(network, batches)
+    return network.state_dict()
+
+
+def observations(count):
+    """Pairs of observations; b's units lie far from zero, and farther on than those that follow."""
+    generator = torch.Generator().manual_seed(5)
+    pairs = []
+    for number in range(count):
+        a = torch.randn(6, 4, 3, generator=generator)
+        b = a.flip(1) + 0.1 * torch.randn(6, 4, 3, generator=generator) + 50 + number
+        pairs.append((a, b))
+    return pairs
+
+
+def moments(pairs):
+    found = Moments(own=True)
+    for a, b in pairs:
+        found.update(a, b)
+    return found
+
+
+def perceptrons():
+    networks = [
+        randomise(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), seed)
+        for seed in (1, 2)
+    ]
+    images = torch.randn(40, 5, generator=torch.Generator().manual_seed(6))
+    return networks, DataLoader(TensorDataset(images), batch_size=8)
+
+
+def matched(share):
+    networks, batches = perceptrons()
+    spec = PermutationSpec.from_model(networks[0], torch.randn(2, 5))
+    return correlations(spec, *networks, share(batches))
+
+
+class WithoutBatchNorm(LightningModule):
+    """Whose gradients are means over examples, however those are divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 10), nn.LayerNorm(10), nn.GELU(), nn.Linear(10, 4)
+        )
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def alphas(devices):
+    states = [randomise(WithoutBatchNorm(), seed).state_dict() for seed in (1, 2)]
+    module = MergeModule(WithoutBatchNorm(), states)
+    data = image_batches(4, 16).dataset
+    # Not shuffled: examples 2k and 2k + 1 are the k-th of the one rank and of the other.
+    sampler = DistributedSampler(data, devices, ranks()[0], shuffle=False)
+    quiet_trainer(
+        max_epochs=2,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,
+    ).fit(module, DataLoader(data, batch_size=16 // devices, sampler=sampler))
+    return module.alphas()
+
+
+class Counting(Stranger):
+    """Counts validation examples, and logs a loss without asking for a reduction."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.3)
+
+    def validation_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("loss", loss)
+        self.log("seen", float(len(batch[1])), reduce_fx="sum")
+
+
+def training_data():
+    return image_batches(5, 12)
+
+
+def validation_data():
+    images, targets = image_batches(4, seed=8).dataset.tensors
+    return DataLoader(TensorDataset(images[:VALIDATION], targets[:VALIDATION]), batch_size=8)
+
+
+def soup(folder):
+    """A greedy soup, and how many files each rank wrote."""
+    written = []
+    replace = os.replace
+    os.replace = lambda *paths: (written.append(paths), replace(*paths))
+    greedy = GreedySoup("loss", "min", top_k=None, dirpath=folder / "soup")
+    counted = GreedySoup("seen", dirpath=folder / "counted")
+    module = randomise(Counting(), 1)
+    trainer = quiet_trainer(
+        max_epochs=3, devices=2, strategy="ddp", callbacks=[BatchNormReset(), greedy, counted]
+    )
+    trainer.fit(module, training_data(), validation_data())
+    os.replace = replace
+    return {
+        "rows": greedy.rows(),
+        "score": greedy.best_score,
+        "seen": counted.best_score,
+        "logged": float(trainer.callback_metrics["loss_soup"]),
+        "written": len(written),
+        "weights": {name: value.clone() for name, value in module.state_dict().items()},
+    }
+
+
+def main(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank, count = ranks()
+    pairs = observations(5)
+    joint = moments(pairs[:3] if rank == 0 else pairs[3:])
+    joint.sum_over_ranks()
+    result = {
+        "ranks": gather_over_ranks((rank, count)),
+        "share": [len(batch[0]) for batch in shared_loader(batchnorm_batches())],
+        "reset": reset(Share(shared_loader(batchnorm_batches()))),
+        "covariances": joint.covariances(),
+        "correlation": joint.correlation(),
+        "matched": matched(lambda batches: Share(shared_loader(batches))),
+        "alphas": alphas(2),
+        "soup": soup(folder),
+    }
+    torch.save(result, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
