@@ -213,8 +213,10 @@ def randomise(
         noise = torch.randn(tuple(tensor.shape), generator=generator).to(tensor.device).double()
         if name.endswith("running_mean"):
             value = 0.3 * noise  # means above the activations would silence every ReLU
-        elif name in buffers:
+        elif name in buffers and (tensor.ndim or not tensor):
             value = noise.abs() + 0.5
+        elif name in buffers:
+            value = tensor.double()  # bounds of a clamp, drawn at random, would let nothing pass
         elif tensor.ndim > 1 and tensor.shape[0] == 1:
             value = noise  # embeddings tell tokens apart; without them attention is uniform
         elif tensor.ndim > 1:

@@ -21,6 +21,7 @@ from lightning_merge.align import (  # noqa: F401 - register rules
     rules_window,
 )
 from lightning_merge.align.deadline import Deadline
+from lightning_merge.align.inline import inline_regions
 from lightning_merge.align.layout import Atom, Label, Layout, atom, excuse, labelled, plain
 from lightning_merge.align.rules import RULES, Call, Unsupported, layouts_in
 from lightning_merge.align.units import Cause, Ids, Units
@@ -105,6 +106,7 @@ def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
                 constants[name] = program.constants[buffer]
                 del tensors[name]
     state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
+    inline_regions(program.graph_module)
     return Exported(
         module=program.graph_module,
         tensors=tensors,

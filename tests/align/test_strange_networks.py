@@ -55,3 +55,33 @@ def test_what_cannot_be_exported_names_the_line_that_depends_on_the_data() -> No
         PermutationSpec.from_model(Branching(), torch.randn(2, 5))
     assert "\n" not in str(caught.value)
     assert "Branching cannot be exported" in str(caught.value)
+
+
+class Region(nn.Module):
+    """A part in another precision, between bounds that are off (as in quantised networks)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.register_buffer("low", torch.tensor(-torch.inf))
+        self.register_buffer("high", torch.tensor(torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x, square = (x.float() + 1).relu(), x.float().square()
+            x = x * square
+        return self.out(self.two(x.to(self.two.weight)).clamp(self.low, self.high).relu())
+
+
+def test_regions_of_autocast_and_infinite_bounds_are_seen_through() -> None:
+    model = Region()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    x = torch.randn(4, 5)
+    spec = PermutationSpec.from_model(model, x)
+    assert [group.name for group in spec.groups] == ["one", "two"]
+    permuted = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
+    assert not torch.equal(permuted["two.weight"], model.two.weight)
+    torch.testing.assert_close(torch.func.functional_call(model, permuted, x), model(x))
