@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.assignment import assign_blocks, assign_wholes
-from lightning_merge.align.group import Permutation
+from lightning_merge.align.group import Group, Permutation
 from lightning_merge.align.matching import Matching
 from lightning_merge.align.moments import Moments
 from lightning_merge.align.shared import by_head, carrier, of_matched_heads
@@ -56,7 +56,7 @@ class ActivationMatching(Matching):
 
     needs_data: ClassVar[bool] = True
 
-    def __init__(self, cost: float = 1.0) -> None:
+    def __init__(self, cost: float = 0.5) -> None:
         self.cost = cost
 
     def match(
@@ -104,11 +104,7 @@ def assign_groups(spec: PermutationSpec, scores: dict[str, Tensor]) -> Permutati
     result = spec.identity()
     done: set[str] = set()
     for group in spec.groups:
-        inside = [
-            (g, scores[g.name])
-            for g in spec.groups
-            if g.parent == group.name and g.blocks == group.size and g.name in scores
-        ]
+        inside = [(g, scores[g.name]) for g in _inside(spec, group) if g.name in scores]
         if inside:
             found = assign_wholes(inside, None)
             result[group.name] = found.pop("")
@@ -122,6 +118,11 @@ def assign_groups(spec: PermutationSpec, scores: dict[str, Tensor]) -> Permutati
                 score = of_matched_heads(score, result[heads.name])
             result[group.name] = assign_blocks(score, group.blocks)
     return result
+
+
+def _inside(spec: PermutationSpec, group: Group) -> list[Group]:
+    """The groups of units inside wholes (heads), each whole being a block of them."""
+    return [g for g in spec.groups if g.parent == group.name and g.blocks == group.size]
 
 
 def correlations(
@@ -212,13 +213,16 @@ class _Observer:
     ) -> None:
         self.model_a, self.model_b, self.own, self.cost = model_a, model_b, own, cost
         self.taps: dict[Place, list[tuple[str, Tap]]] = {}
+        found = {group.name: find_taps(group, model_a) for group in spec.groups}
         for group in spec.groups:
+            if any(found[g.name] for g in _inside(spec, group)):
+                continue  # wholes are matched by the units inside them
             heads = carrier(spec.groups, group)
-            for tap in find_taps(group, model_a):
-                for one in [tap] if heads is None else by_head(tap, heads):
+            for tap in found[group.name]:
+                for one in tap.roles() if heads is None else by_head(tap, heads):
                     self.taps.setdefault(tap.place, []).append((group.name, one))
         self.moments: dict[str, list[Moments]] = {}
-        self.number: dict[tuple[str, Place], Moments] = {}
+        self.of_tap: dict[tuple[str, int], Moments] = {}
         self.changing: set[Place] = set()
         self.at_once = 0
         self.seen = 0
@@ -242,7 +246,7 @@ class _Observer:
 
         def receive(place: Place, b: Tensor) -> None:
             for (name, tap), a in zip(self.taps[place], values[place].pop(0), strict=True):
-                self.moment(name, place).update(a, self.samples(b, tap))
+                self.moment(name, tap).update(a, self.samples(b, tap))
 
         with watching(self.model_a, self.taps, keep):
             self.model_a(x)
@@ -291,10 +295,10 @@ class _Observer:
             ]
         self.taps = {place: taps for place, taps in self.taps.items() if taps}
 
-    def moment(self, name: str, place: Place) -> Moments:
-        """The moments of one group at one place."""
-        key = name, place
-        if key not in self.number:
-            self.number[key] = Moments(self.own)
-            self.moments.setdefault(name, []).append(self.number[key])
-        return self.number[key]
+    def moment(self, name: str, tap: Tap) -> Moments:
+        """The moments of one group at one tap."""
+        key = name, id(tap)
+        if key not in self.of_tap:
+            self.of_tap[key] = Moments(self.own)
+            self.moments.setdefault(name, []).append(self.of_tap[key])
+        return self.of_tap[key]

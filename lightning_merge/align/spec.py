@@ -22,6 +22,9 @@ from lightning_merge.align.trace import Exported, export
 from lightning_merge.align.verify import verify
 from lightning_merge.errors import AlignmentError
 
+# Far more than any network of timm takes; a bound, so that nothing seems to hang for ever.
+TIME_LIMIT = 1800.0
+
 _VERIFIED: dict[str, tuple[list[Group], list[str]]] = {}
 
 
@@ -53,7 +56,7 @@ class PermutationSpec:
         example_inputs: Tensor | Sequence[Tensor],
         freeze: Iterable[str] = (),
         merge: Iterable[Sequence[str]] = (),
-        time_limit: float | None = None,
+        time_limit: float | None = TIME_LIMIT,
     ) -> "PermutationSpec":
         """Derive the spec of a network and verify it numerically.
 
@@ -65,7 +68,8 @@ class PermutationSpec:
             example_inputs: A batch as the network takes it, or a tuple of its arguments.
             freeze: Names of groups to leave alone.
             merge: Sets of names of groups of equal size that shall share one permutation.
-            time_limit: Seconds after which to give up; the export itself is not interrupted.
+            time_limit: Seconds after which to give up, None for never; the export itself is
+                not interrupted.
 
         Raises:
             AlignmentError: The network cannot be exported, a group's name is unknown, or

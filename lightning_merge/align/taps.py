@@ -51,6 +51,18 @@ class Tap:
         first = int(flat[0])
         return first if torch.equal(flat, torch.arange(first, first + len(flat))) else None
 
+    def roles(self) -> list["Tap"]:
+        """One tap for each role that units play in one tensor: queries and keys.
+
+        Where units follow each other, what a unit has several of lies apart, and has a mean
+        and a deviation of its own. Neighbouring positions, as after a flatten, are one role.
+        """
+        if self.index.shape[1] == 1 or len(self.index) < 2:
+            return [self]
+        if not bool((self.index[1] - self.index[0] == 1).all()):
+            return [self]
+        return [replace(self, index=column[:, None]) for column in self.index.T]
+
     def sees_the_same_as(self, other: "Tap") -> bool:
         """Whether two taps on one tensor read the same units."""
         return self.dim == other.dim and torch.equal(self.index, other.index)

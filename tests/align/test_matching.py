@@ -251,6 +251,29 @@ def test_only_positions_whose_products_are_worth_it_count() -> None:
     assert observe(spec, a, b, batches, cost=0.5)["embed"][0].count == every.count
 
 
+def test_queries_and_keys_are_correlated_each_with_their_like() -> None:
+    build, shape = CASES["vit"]
+    a, b = randomised(build(), 1), randomised(build(), 2)
+    # Keys far larger than queries: as observations of one unit they would drown them.
+    with torch.no_grad():
+        for model in (a, b):
+            model.blocks[0].attn.qkv.weight[192:384] *= 30
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    spec = PermutationSpec.from_model(a, x)
+    tapped: list[Tensor] = []
+    for model in (a, b):
+        model.blocks[0].attn.qkv.register_forward_hook(lambda _m, _i, o: tapped.append(o.detach()))
+    found = activation.correlations(spec, a, b, [x])
+    values = [t.double().reshape(-1, t.shape[-1]) for t in tapped[-2:]]
+    expected = sum(
+        torch.corrcoef(torch.cat([v[:, first : first + 192] for v in values], 1).T)[:192, 192:]
+        for first in (0, 192)
+    )
+    torch.testing.assert_close(found["blocks.0.attn.qkv.qk"], expected, atol=1e-5, rtol=0)
+    # Whole heads have no values of their own to be observed.
+    assert not [name for name in found if name.endswith("heads")]
+
+
 def test_a_tensor_that_changes_between_two_readers_is_observed_twice() -> None:
     class Changing(nn.Module):
         def __init__(self) -> None:
