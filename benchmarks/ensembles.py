@@ -5,11 +5,12 @@ import torch
 from benchmarks.ratio import Ratio, measure
 
 _CASES = (
-    # network, images in a batch, their size and channels, classes
-    ("resnet20_cifar", 16, 32, 3, 10),
-    ("vgg11_cifar", 4, 32, 3, 10),
-    ("linear_classifier", 256, 32, 3, 100),
-    ("linear_classifier", 256, 8, 1, 10),
+    # network, images in a batch, their size and channels, classes, pairs
+    ("resnet20_cifar", 8, 32, 3, 10, 3),
+    ("vgg11_cifar", 2, 32, 3, 10, 3),
+    ("linear_classifier", 256, 32, 3, 100, 9),
+    ("linear_classifier", 256, 32, 3, 10, 9),
+    ("linear_classifier", 256, 8, 1, 10, 9),
 )
 
 
@@ -23,7 +24,7 @@ def run() -> list[Ratio]:
     return found
 
 
-def _evaluation(name, batch, size, channels, classes, device) -> list[Ratio]:  # type: ignore[no-untyped-def]
+def _evaluation(name, batch, size, channels, classes, pairs, device) -> list[Ratio]:  # type: ignore[no-untyped-def]
     from lightning_merge import EnsembleModule, ImageClassifier
 
     def build():  # type: ignore[no-untyped-def]
@@ -51,8 +52,9 @@ def _evaluation(name, batch, size, channels, classes, device) -> list[Ratio]:  #
                 ensemble(images)
             _wait(device)
 
-        title = f"10-model ensemble {how} / ten evaluations, {name} {channels}x{size}x{size}"
-        ratios.append(measure(title, ask_all, ask_each, pairs=5, warm_up=1))
+        network = f"{name} {channels}x{size}x{size}, {classes} classes"
+        title = f"10-model ensemble {how} / ten evaluations, {network}"
+        ratios.append(measure(title, ask_all, ask_each, pairs=pairs, warm_up=1))
     return ratios
 
 
@@ -104,7 +106,7 @@ def _greedy() -> Ratio:
 
     share = sum(correct) / known.numel()
     name = f"greedy search of 10, pruned / plain, ResNet20 (accuracy {share:.2f})"
-    return measure(name, pruned, plain, pairs=5, warm_up=1)
+    return measure(name, pruned, plain, pairs=3, warm_up=1)
 
 
 def _wait(device: torch.device) -> None:

@@ -71,7 +71,7 @@ def _measure(what: str, name: str, pixels: int, file: str) -> dict[str, float]:
     assign(torch.randn(8, 8).double() @ torch.randn(8, 8).double())
     torch.nn.Conv2d(3, 8, 3)(torch.randn(2, 3, 8, 8))
     timm.create_model("test_resnet")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     a, b = (timm.create_model(name, num_classes=10).eval() for _ in range(2))
     entries = sum(group.size**2 for group in spec.groups)
@@ -88,13 +88,13 @@ def _measure(what: str, name: str, pixels: int, file: str) -> dict[str, float]:
         entries += sum(m.product.numel() for listed in moments.values() for m in listed)
     networks = sum(t.nbytes for model in (a, b) for t in model.state_dict().values())
     return {
-        "peak": (_status("VmHWM") - before) / 2**20,
+        "peak": (status("VmHWM") - before) / 2**20,
         "covariances": 8 * entries / 2**20,
         "networks": networks / 2**20,
     }
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Bytes that the kernel reports of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):

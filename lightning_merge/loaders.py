@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -64,11 +66,12 @@ def statistics_batches(trainer: Trainer) -> Transferred:
     Returns:
         The batches of the data module's `statistics_dataloader()` if it has one (training
         images without augmentation), else those of the Trainer's loader of training
-        batches, made anew: the Trainer's own is in the middle of its epoch.
+        batches, made anew: the Trainer's own is in the middle of its epoch. Of several
+        loaders all batches, one loader after the other.
     """
     data = getattr(trainer, "datamodule", None)
     return Transferred(
-        _plain(data) or _afresh(trainer.train_dataloader),
+        _plain(data) or _every(trainer.train_dataloader),
         trainer.lightning_module,
         data,
         trainer.strategy.root_device,
@@ -143,6 +146,24 @@ def _some(loader: Any, examples: int, seed: int) -> Any:
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
     )
+
+
+@dataclass
+class _InTurn:
+    """The batches of several loaders, one loader after the other."""
+
+    loaders: list[Any]
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self.loaders)
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.loaders)
+
+
+def _every(given: Any) -> Any:
+    loaders = [_afresh(loader) for loader in CombinedLoader(given).flattened]
+    return loaders[0] if len(loaders) == 1 else _InTurn(loaders)
 
 
 def _afresh(loader: Any) -> Any:

@@ -33,6 +33,7 @@ class Matching(ABC):
             spec: The spec of their architecture.
             model_a: The network that stays as it is.
             model_b: The network to align.
-            batches: Batches as the loader gives them; read once at most.
+            batches: Batches as the loader gives them; read once at most. A `Share` holds those
+                of this rank: what is taken from it has to be summed up over the ranks.
             progress: Whether to show a progress bar.
         """

@@ -6,6 +6,8 @@ class derived from both, and takes over the module's state whole.
 """
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -39,13 +41,23 @@ def adopted_class(
         del protocol
         return _rebuild, (wrapper, user), self.__getstate__()
 
-    made = type(
-        f"{wrapper.__name__}[{user.__name__}]",
-        (wrapper, user),
-        {"__reduce_ex__": reduce, "__module__": wrapper.__module__, "__doc__": user.__doc__},
-    )
+    members = {"__reduce_ex__": reduce, "__module__": wrapper.__module__, "__doc__": user.__doc__}
+    if "training_step" in wrapper.__dict__:
+        members["training_step"] = _as_declared(wrapper.training_step, user.training_step)
+    made = type(f"{wrapper.__name__}[{user.__name__}]", (wrapper, user), members)
     _CLASSES[wrapper, user] = made
     return made
+
+
+def _as_declared(step: Callable[..., Any], declared: Callable[..., Any]) -> Callable[..., Any]:
+    # Lightning reads in the declaration whether a step wants the batch's number.
+    @functools.wraps(declared)
+    def call(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        return step(self, *args, **kwargs)
+
+    # It looks behind one decorator, and the module may have one of its own.
+    call.__wrapped__ = getattr(declared, "__wrapped__", declared)
+    return call
 
 
 def _rebuild(wrapper: type[LightningModule], user: type[LightningModule]) -> LightningModule:

@@ -65,7 +65,8 @@ class FlatIngredients:
     def traced(self, logits: Tensor) -> tuple[Tensor, ...]:
         """The merged parameters, through which gradients reach the logits."""
         flat = self._flat(logits)
-        if self._gradient is None:
+        # A GPU's allocator has memory at hand; the system's hands out pages one by one.
+        if self._gradient is None and flat.is_cpu:
             self._gradient = torch.empty_like(flat, requires_grad=False)
         if len(self.buffers) == 2:
             a, b = self.buffers

@@ -11,16 +11,15 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.align import Matching, PermutationSpec
+from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
-from lightning_merge.loaders import example_inputs, statistics_batches
 from lightning_merge.modules.adopt import adopt
+from lightning_merge.modules.alignment import aligned_states
 from lightning_merge.modules.flat_ingredients import FlatIngredients, parameter_places
 from lightning_merge.modules.ingredients import read_ingredients
 from lightning_merge.modules.resume import RunState
@@ -48,7 +47,9 @@ _OWN = (
 
 
 def _adam(logits: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(logits, lr=0.01)
+    # On a CPU the fused one passes over memory once, the other a dozen times. Where losses are
+    # scaled, on GPUs, Lightning does not clip for a fused one.
+    return torch.optim.Adam(logits, lr=0.01, fused=logits[0].is_cpu or None)
 
 
 class MergeModule(LightningModule):
@@ -87,7 +88,8 @@ class MergeModule(LightningModule):
         granularity: How many alphas there are: one for the `model` or one a `layer` (a
             learned soup), one a `channel` or one a `parameter` (NP Merge).
         matching: How the others are aligned to A, on the module's own training data, when
-            training starts. None if the ingredients are aligned already.
+            training starts; under DDP each rank reads its share of the batches. None if the
+            ingredients are aligned already.
         alpha: The initial share of A; the others share the rest. All are equal if not given.
         optimizer: Called with the list that holds `alpha_logits`; Adam with a learning rate
             of 0.01 if not given.
@@ -98,8 +100,8 @@ class MergeModule(LightningModule):
         keep_b: The same for the second ingredient.
 
     Raises:
-        ConfigError: If the module optimizes manually, `alpha` is not between 0 and 1, or
-            `keep_a` or `keep_b` matches nothing or everything.
+        ConfigError: If the module is none of Lightning's, or optimizes manually, `alpha` is not
+            between 0 and 1, or `keep_a` or `keep_b` matches nothing or everything.
         MergeError: If there are not two ingredients, or they cannot be read, differ in
             architecture, or hold NaN.
     """
@@ -118,6 +120,11 @@ class MergeModule(LightningModule):
         keep_a: str | None = None,
         keep_b: str | None = None,
     ) -> None:
+        if not isinstance(module, LightningModule):
+            raise ConfigError(
+                f"{type(module).__module__}.{type(module).__name__} is no LightningModule of "
+                "lightning.pytorch: hand over one, which has its steps"
+            )
         if not module.automatic_optimization:
             raise ConfigError(
                 f"{type(module).__name__} optimizes manually: MergeModule needs a module with "
@@ -362,20 +369,11 @@ class MergeModule(LightningModule):
                     parameter.copy_(own[name])
 
     def _align(self, matching: Matching) -> None:
-        batches = statistics_batches(self.trainer)
-        first = self._ingredient(0)
-        shown = self.trainer.is_global_zero
-        rest = [first.state_dict()]
-        # Loaders draw random numbers; what is trained must not depend on that.
-        with isolate_rng():
-            spec = PermutationSpec.from_model(first, example_inputs(batches, self.device))
-            for k in range(1, len(self._flat.buffers)):
-                other = self._ingredient(k)
-                aligned = matching.align(spec, first, other, batches, progress=shown)
-                # Sums on several devices may differ in the last bit: one rank decides for all.
-                rest.append(self.trainer.strategy.broadcast(aligned))
-                self._flat.buffers[k].copy_(self._layout.flatten(rest[k], self.device))
-        self._load_rest(rest)
+        count = len(self._flat.buffers)
+        states = aligned_states(self.trainer, matching, self._ingredient, count)
+        for buffer, state in zip(self._flat.buffers[1:], states[1:], strict=True):
+            buffer.copy_(self._layout.flatten(state, self.device))
+        self._load_rest(states)
         self.refresh()
 
     def _ingredient(self, index: int) -> LightningModule:

@@ -7,6 +7,7 @@ from two_processes import run_on_two
 from two_ranks import (
     VALIDATION,
     Counting,
+    aligned,
     alphas,
     batchnorm_batches,
     main,
@@ -82,6 +83,37 @@ def test_two_ranks_learn_the_alphas_of_one_process(two):
         assert_close(result["alphas"], wanted, atol=1e-6)
     assert all(torch.equal(v, found[1]["alphas"][k]) for k, v in found[0]["alphas"].items())
     assert max(float((value - 0.5).abs().max()) for value in wanted.values()) > 0.01
+
+
+def test_each_rank_reads_its_share_and_all_align_as_one_process_does(two):
+    _, found = two
+    first, second = (result["aligned"] for result in found)
+    assert [first["sizes"], second["sizes"]] == [[12, 12, 7], [12, 12]]
+    wanted = aligned(1)
+    assert wanted["sizes"] == [12, 12, 12, 12, 7]
+    for name, value in wanted["ingredient"].items():
+        # A permutation moves numbers, and changes none.
+        assert torch.equal(first["ingredient"][name], value), name
+        assert torch.equal(second["ingredient"][name], value), name
+    for own in (slice(0, None, 2), slice(1, None, 2)):
+        alone = aligned(1, own)["ingredient"]
+        assert any(not torch.equal(alone[k], v) for k, v in wanted["ingredient"].items())
+
+
+def test_two_ranks_that_were_stopped_go_on_bit_for_bit(two):
+    folder, found = two
+    first, second = (result["resumed"] for result in found)
+    assert (first["whole"] != 0).sum() > first["whole"].numel() // 2
+    for result in (first, second):
+        for step, again in result["again"].items():
+            assert torch.equal(again, first["whole"]), step
+    for run in ("whole", "from3", "from7"):
+        assert (folder / run / "by_rank_0.ckpt").exists()
+        assert not (folder / run / "by_rank_1.ckpt").exists()
+    # Each rank draws its own numbers: those of the other one would give other alphas.
+    saved = torch.load(folder / "whole" / "step=3.ckpt", weights_only=True)
+    now = [rank["torch"] for rank in saved["lightning_merge"]["rng"]["now"]]
+    assert not torch.equal(*now)
 
 
 def validated(state):

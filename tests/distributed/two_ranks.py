@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from strangers import Stranger, image_batches, quiet_trainer, randomise, small_network
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_merge.align import PermutationSpec
+from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.align.activation import correlations
 from lightning_merge.align.moments import Moments
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
@@ -95,6 +96,69 @@ def alphas(devices):
     return module.alphas()
 
 
+class Watched(ActivationMatching):
+    """Notes how large the batches are that it is given."""
+
+    def align(self, spec, model_a, model_b, batches, progress=False):
+        self.sizes = [len(batch[0]) for batch in batches]
+        return super().align(spec, model_a, model_b, batches, progress)
+
+
+def aligned(devices, chosen=slice(None)):
+    """The second ingredient as the first training step finds it, and the batches' sizes.
+
+    The batches differ from each other, so that each has its own best permutation; the last
+    one is smaller, and one rank has more of them than the other.
+    """
+    draw = torch.Generator().manual_seed(11)
+    images = torch.randn(5, 12, 3, 8, 8, generator=draw)
+    images *= torch.randn(5, 1, 3, 8, 8, generator=draw).exp()
+    parts = [*images[:4].unbind(), images[4, :7]][chosen]
+    inputs = torch.cat(parts)
+    data = TensorDataset(inputs, torch.arange(len(inputs)) % 4)
+    states = [randomise(Stranger(), seed).state_dict() for seed in (1, 2)]
+    matching = Watched()
+    module = MergeModule(Stranger(), states, matching=matching)
+    quiet_trainer(max_steps=1, devices=devices, strategy="ddp" if devices > 1 else "auto").fit(
+        module, DataLoader(data, batch_size=12, shuffle=True)
+    )
+    return {"ingredient": module.ingredients()[1], "sizes": matching.sizes}
+
+
+class Dropping(Stranger):
+    """Draws random numbers in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(8, nn.Dropout(0.5))
+
+
+def run_in_steps(folder, resume=None):
+    """Logits of a run of ten steps on each rank, which is saved after each of them."""
+    torch.manual_seed(ranks()[0] + (5 if resume is None else 50))
+    states = [randomise(Dropping(), seed).state_dict() for seed in (1, 2)]
+    module = MergeModule(Dropping(), states, optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+    save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = quiet_trainer(
+        max_epochs=2, devices=2, strategy="ddp", callbacks=[save], enable_checkpointing=True
+    )
+    data = DataLoader(image_batches(5, 8).dataset, batch_size=4, shuffle=True)
+    trainer.fit(module, data, ckpt_path=resume)
+    # Each rank would write to a place of its own.
+    trainer.save_checkpoint(folder / f"by_rank_{ranks()[0]}.ckpt")
+    return module.alpha_logits.detach().clone()
+
+
+def resumed(folder):
+    """The logits of a whole run, and of two that go on with it within an epoch."""
+    whole = run_in_steps(folder / "whole")
+    again = {
+        step: run_in_steps(folder / f"from{step}", folder / "whole" / f"step={step}.ckpt")
+        for step in (3, 7)
+    }
+    return {"whole": whole, "again": again}
+
+
 class Counting(Stranger):
     """Counts validation examples, and logs a loss without asking for a reduction."""
 
@@ -153,6 +217,8 @@ def main(folder: Path) -> None:
         "correlation": joint.correlation(),
         "matched": matched(lambda batches: Share(shared_loader(batches))),
         "alphas": alphas(2),
+        "aligned": aligned(2),
+        "resumed": resumed(folder),
         "soup": soup(folder),
     }
     torch.save(result, folder / f"{rank}.pt")

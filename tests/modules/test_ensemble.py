@@ -201,9 +201,10 @@ def test_one_computation_gives_what_the_loop_gives(name):
     torch.testing.assert_close(at_once, in_turn, rtol=1e-9, atol=0)
 
 
-def test_networks_with_convolutions_are_asked_in_turn_unless_told():
+def test_networks_with_convolutions_or_few_weights_are_asked_in_turn_unless_told():
     assert not faster_batched(Stranger())
-    assert faster_batched(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)))
+    assert faster_batched(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
+    assert not faster_batched(nn.Sequential(nn.Flatten(), nn.Linear(8 * 8, 10)))
     ensemble = EnsembleModule(members()).eval()
     ensemble(torch.randn(2, 3, 8, 8))
     assert ensemble._stacked is None
@@ -245,7 +246,7 @@ def test_batchnorm_is_reset_and_types_changed_between_two_questions():
 class LooksAtValues(Stranger):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 128))
 
     def forward(self, x):
         logits = self.net(x)

@@ -283,7 +283,58 @@ def test_tied_weights_stay_tied():
     assert torch.equal(saved["encoder.weight"], saved["decoder.weight"])
 
 
+class BatchAlone(Stranger):
+    def training_step(self, batch):
+        return super().training_step(batch, 0)
+
+
+class OwnBatches(Stranger):
+    # Such a module has to say how large its batches are wherever it logs.
+    def on_train_epoch_end(self):
+        pass
+
+    def training_step(self, dataloader_iter):
+        self.calls += 1
+        (images, targets), _, _ = next(dataloader_iter)
+        return torch.nn.functional.cross_entropy(self(images), targets)
+
+
+@pytest.mark.parametrize("kind", [BatchAlone, OwnBatches])
+def test_a_step_gets_what_it_declares(kind):
+    ours, plain = MergeModule(kind(), [state(1), state(2)]), merge()
+    for module in (ours, plain):
+        quiet_trainer(max_epochs=1).fit(module, image_batches())
+    assert ours.calls == 6
+    assert torch.equal(ours.alpha_logits, plain.alpha_logits)
+
+
+def test_the_modules_own_callbacks_take_part():
+    class Own(Stranger):
+        def configure_callbacks(self):
+            return [Count()]
+
+    class Count(Callback):
+        batches = 0
+
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            assert pl_module is module
+            Count.batches += 1
+
+    module = MergeModule(Own(), [state(1), state(2)])
+    quiet_trainer(max_epochs=1).fit(module, image_batches())
+    assert Count.batches == 6
+
+
+def test_the_schedule_is_stepped_once_an_epoch():
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(merge(lr_scheduler=schedule), image_batches())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.1**2)
+
+
 def test_what_cannot_be_merged_is_refused():
+    with pytest.raises(ConfigError, match=r"Linear is no LightningModule of lightning\.pytorch"):
+        MergeModule(torch.nn.Linear(2, 2), [state(1), state(2)])
     with pytest.raises(ConfigError, match="ByHand optimizes manually"):
         MergeModule(ByHand(), [state(1), state(2)])
     with pytest.raises(CheckpointError, match="at least two"):

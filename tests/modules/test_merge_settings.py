@@ -1,16 +1,20 @@
 """Settings of the Trainer and habits of strangers under which the same alphas are learned."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.demos import LightningTransformer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_merge.align import ActivationMatching, PermutationSpec
+from lightning_merge.callbacks import BatchNormReset
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
 from lightning_merge.modules.strategies import refuse_sharding
@@ -55,16 +59,23 @@ def test_precisions(plain, precision, tolerance):
     assert merged.alpha_logits.dtype == wide
 
 
-class Compiled(Stranger):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net.compile(backend="aot_eager")
+def test_scaled_losses(plain):
+    # On a CPU Lightning scales none of its own accord.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    alphas, _ = learned(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    moved_alike(alphas, plain, 0.02)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_compiled_network(plain):
-    alphas, _ = learned(Compiled())
-    moved_alike(alphas, plain, 1e-4)
+    module = Stranger()
+    module.net.compile(backend="inductor")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    alphas, _ = learned(module)
+    assert torch._dynamo.utils.counters["inductor"]
+    moved_alike(alphas, plain, 1e-3)
 
 
 def test_channels_last(plain):
@@ -215,6 +226,28 @@ def test_dicts_loaders_frozen_parts_and_buffers():
     plain.load_state_dict(module.state_dict())
     ours, theirs = (torch.cat(quiet_trainer().predict(one, data)) for one in (module, plain))
     assert torch.equal(ours, theirs)
+
+
+class OfTwoLoaders(Stranger):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["few"], batch_idx) + super().training_step(
+            batch["many"], batch_idx
+        )
+
+
+def test_statistics_are_those_of_all_loaders():
+    # The planted order of b's units is found on both loaders' batches.
+    a = states(OfTwoLoaders)[0]
+    spec = PermutationSpec.from_model(Stranger().eval(), torch.randn(2, 3, 8, 8))
+    b = spec.apply(a, spec.random(generator=torch.Generator().manual_seed(3)))
+    module = MergeModule(OfTwoLoaders(), [a, b], matching=ActivationMatching())
+    few, many = image_batches(2), image_batches(4, seed=8)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[BatchNormReset()])
+    trainer.fit(module, {"few": few, "many": many})
+    assert all(torch.equal(b, a[name]) for name, b in module.ingredients()[1].items())
+    images = torch.cat([loader.dataset.tensors[0] for loader in (few, many)])
+    mean = module.net[0](images).mean((0, 2, 3))
+    assert torch.allclose(module.net[1].running_mean, mean, atol=1e-4)
 
 
 class TwoOptimizers(Stranger):

@@ -1,0 +1,92 @@
+"""AdaMerging: the shares of a merge learned without labels, from the entropy of its predictions.
+
+Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning".
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_merge.batches import INPUT_KEYS, inputs_of
+from lightning_merge.modules.merge import MergeModule
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """The mean entropy, in nats, of the predictions that logits `(B, C)` stand for."""
+    log_probability = logits.log_softmax(dim=-1)
+    return -(log_probability.exp() * log_probability).sum(dim=-1).mean()
+
+
+class _EntropyObjective(LightningModule):
+    """A training step that looks at no label; it comes before that of the adopted module."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        del batch_idx
+        if isinstance(batch, Mapping) and not any(key in batch for key in INPUT_KEYS):
+            logits = self({task: inputs_of(part) for task, part in batch.items()})
+            loss = torch.stack([mean_entropy(logits[task]) for task in batch]).sum()
+        else:
+            loss = mean_entropy(self(inputs_of(batch)))
+        self.log("train_entropy", loss, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+
+class AdaMerging(MergeModule, _EntropyObjective):
+    """Learns a coefficient for each task vector so that the merge is sure of its predictions.
+
+    With the pre-trained weights P and K fine-tuned ones the merge is
+    `P + sum_k coefficient_k * (W_k - P)`, one coefficient for each task (`model`: the paper's
+    task-wise AdaMerging) or for each task and tensor (`layer`: layer-wise). Gradients are those
+    of the predictions' entropy on the training inputs; labels in a batch are not read. Give it
+    held-out or unlabelled images: on the images that the ingredients learned from, they are
+    sure already.
+
+    As everything that `MergeModule` learns, the coefficients are shares: positive, and with
+    what is left to P they add up to 1 (the paper bounds each of them alone). Trained heads that
+    all ingredients have alike stay as they are.
+
+    A module with several heads is asked as it stands: batches that are a dict by task (a
+    `CombinedLoader`'s) go to its `forward` as `{task: inputs}`, which gives `{task: logits}`,
+    and the tasks' entropies are added.
+
+    Args:
+        module: Any LightningModule with automatic optimization; its weights are replaced.
+        pretrained: The weights that all were fine-tuned from: a path, or a state dict.
+        checkpoints: The fine-tuned ingredients, likewise.
+        granularity: `model` or `layer`.
+        coefficient: The initial coefficient of each task vector, below 1 / K; None for
+            1 / (K + 1).
+        optimizer: Called with the list that holds `alpha_logits`; Adam with the paper's
+            learning rate of 0.001 if not given.
+        lr_scheduler: As for `MergeModule`.
+        keep_a: As for `MergeModule`; the first ingredient is the pre-trained network.
+
+    Raises:
+        MergeError: As `MergeModule` does.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        pretrained: str | Path | Mapping[str, Tensor],
+        checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+        granularity: Literal["model", "layer"] = "layer",
+        coefficient: float | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        keep_a: str | None = None,
+    ) -> None:
+        super().__init__(
+            module,
+            [pretrained, *checkpoints],
+            granularity=granularity,
+            alpha=None if coefficient is None else 1 - coefficient * len(checkpoints),
+            optimizer=optimizer or (lambda logits: torch.optim.Adam(logits, lr=0.001)),
+            lr_scheduler=lr_scheduler,
+            keep_a=keep_a,
+        )
