@@ -17,6 +17,7 @@ Train, align and merge image classifiers.
   merge      run one recipe on checkpoints, evaluate it, write the merged checkpoint
   compare    run several recipes and ensembles on the same checkpoints
   study      train the ingredients too, over seeds; can be stopped, and goes on
+  tasks      merge bodies of different tasks, measure on seen and unseen ones, corrupted too
   average    average checkpoint files; needs no network and no data
   export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
@@ -25,7 +26,7 @@ Train, align and merge image classifiers.
 """
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
-_OURS = ("merge", "compare", "study", "average", "export", "plot")
+_OURS = ("merge", "compare", "study", "tasks", "average", "export", "plot")
 
 
 def main(args: Sequence[str] | None = None) -> None:

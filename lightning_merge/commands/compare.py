@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.checkpoint import write_checkpoint
+from lightning_merge.checkpoint import StateDict, read_checkpoint, write_checkpoint
 from lightning_merge.commands import options
 from lightning_merge.files import claim_folder
 from lightning_merge.loggers import log_config
@@ -12,13 +12,15 @@ from lightning_merge.study.build import build_recipe, open_pool
 from lightning_merge.study.compare import (
     Outcome,
     check_names,
-    file_name,
     measure_ingredients,
+    merge_path,
+    network_name,
     run_recipe,
 )
 from lightning_merge.study.lines import lines_of
+from lightning_merge.study.magnitude import measure_magnitudes
 from lightning_merge.study.measure import Measurement
-from lightning_merge.study.plan import check_barrier
+from lightning_merge.study.plan import check_barrier, check_magnitudes, check_pool_sizes
 from lightning_merge.study.provenance import provenance
 from lightning_merge.study.publish import RESULTS, keep_only, metric_columns, publish
 from lightning_merge.study.recipe import Recipe
@@ -42,6 +44,7 @@ def compare(words: list[str]) -> None:
     options.add_checkpoints_and_model(parser)
     parser.add_argument("--recipes", type=list[Recipe], required=True)
     options.add_landscape(parser)
+    options.add_pools(parser)
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Comparison")
     options.add_data_and_trainer(parser)
@@ -50,6 +53,9 @@ def compare(words: list[str]) -> None:
     options.quiet()
     check_barrier(config["barrier"])
     check_triangle(config["triangle"], len(config["checkpoints"]))
+    check_magnitudes(config["magnitudes"])
+    check_pool_sizes(config["pool_sizes"], len(config["checkpoints"]))
+    sizes = config["pool_sizes"] or [len(config["checkpoints"])]
     recipes = [build_recipe(recipe) for recipe in config["recipes"]]
     check_names(recipes)
     folder = claim_folder(config["output"], RESULTS, config["overwrite"])
@@ -67,14 +73,18 @@ def compare(words: list[str]) -> None:
     alphas = None
     kept: set[Path] = set()
     choices: dict[str, Any] = {}
-    for recipe in recipes:
-        outcome = run_recipe(recipe, pool)
-        _say(outcome.measurement, outcome.chosen)
-        kept |= _keep(outcome, folder)
-        rows.append(outcome.row())
-        if outcome.choices:
-            choices[recipe.name] = outcome.choices
-        alphas = (outcome.content or {}).get("lightning_merge", {}).get("alphas", alphas)
+    for size in sizes:
+        if len(sizes) > 1:
+            options.console.print(f"  [bold]{size} ingredients[/bold]")
+        for recipe in recipes:
+            outcome = run_recipe(recipe, pool.first(size))
+            _say(outcome.measurement, outcome.chosen)
+            kept |= _keep(outcome, merge_path(folder, recipe.name, size, sizes))
+            rows.append(outcome.row())
+            if outcome.choices:
+                of = f", {size} ingredients" if len(sizes) > 1 else ""
+                choices[recipe.name + of] = outcome.choices
+            alphas = (outcome.content or {}).get("lightning_merge", {}).get("alphas", alphas)
     landscape = [build_recipe(line) for line in lines_of(config["recipes"])]
     lines, triangles = [], []
     if config["barrier"]:
@@ -82,10 +92,19 @@ def compare(words: list[str]) -> None:
     if config["triangle"]:
         found = measure_triangles(pool, landscape, config["triangle"])
         triangles = [triangle.plain() for triangle in found]
+    magnitudes = []
+    if config["magnitudes"]:
+
+        def weights(name: str, size: int) -> StateDict:
+            return read_checkpoint(merge_path(folder, name, size, sizes)).state_dict
+
+        measured = measure_magnitudes(pool, recipes, config["magnitudes"], sizes, weights)
+        magnitudes = [one.plain() for one in measured]
     columns = metric_columns(rows)
     options.console.print(terminal_table(summarise(rows, columns), config["title"], columns))
     details = {
         "config": config,
+        "network": network_name(pool.module),
         "ingredients": dict(zip(pool.names, pool.digests, strict=True)),
         "split_hash": getattr(pool.data, "split_hash", None),
         "statistics_examples": pool.statistics_examples,
@@ -93,7 +112,18 @@ def compare(words: list[str]) -> None:
     }
     made_by = provenance(["compare", *words])
     keep_only(folder, kept)
-    publish(folder, config["title"], rows, made_by, details, lines, triangles, alphas, loggers)
+    publish(
+        folder,
+        config["title"],
+        rows,
+        made_by,
+        details,
+        lines,
+        triangles,
+        alphas,
+        loggers,
+        magnitudes,
+    )
     options.console.print(f"{folder}: results.csv, results.json, report.md, figures, merges/")
 
 
@@ -104,8 +134,5 @@ def _say(measurement: Measurement, chosen: str = "") -> None:
     options.console.print(f"{text}; {chosen}" if chosen else text, soft_wrap=True)
 
 
-def _keep(outcome: Outcome, folder: Path) -> set[Path]:
-    if outcome.content is None:
-        return set()
-    name = file_name(outcome.measurement.method)
-    return {write_checkpoint(folder / "merges" / f"{name}.ckpt", outcome.content)}
+def _keep(outcome: Outcome, path: Path) -> set[Path]:
+    return set() if outcome.content is None else {write_checkpoint(path, outcome.content)}

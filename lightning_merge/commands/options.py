@@ -53,6 +53,11 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
 def add_data_and_trainer(to: ArgumentParser) -> None:
     """Adds `--data` and `--trainer`."""
     to.add_subclass_arguments(LightningDataModule, "data", required=True)
+    add_trainer(to)
+
+
+def add_trainer(to: ArgumentParser) -> None:
+    """Adds `--trainer`."""
     # Lightning types some of the Trainer's arguments loosely; it checks them itself.
     to.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
 
@@ -109,9 +114,32 @@ def add_landscape(to: ArgumentParser) -> None:
     )
 
 
+def add_pools(to: ArgumentParser) -> None:
+    """Adds `--pool_sizes` and `--magnitudes`."""
+    to.add_argument(
+        "--pool_sizes",
+        type=list[int],
+        default=[],
+        help="run every recipe on the first so many ingredients, for each number, for example "
+        "'[2, 3, 5]'; on all of them if not given",
+    )
+    to.add_argument(
+        "--magnitudes",
+        type=list[float],
+        default=[],
+        help="test soups and ensembles of ingredients whose weights are multiplied by each of "
+        "these, for example '[0.5, 1, 2]'",
+    )
+
+
 def add_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule that is trained."""
     to.add_subclass_arguments(LightningModule, "model", required=True)
+
+
+def add_optional_model(to: ArgumentParser) -> None:
+    """Adds `--model`, the LightningModule of what is trained, where something is."""
+    to.add_subclass_arguments(LightningModule, "model", required=False)
 
 
 def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:

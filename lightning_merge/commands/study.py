@@ -10,7 +10,7 @@ from lightning_merge.files import claim_folder, read_json, write_json
 from lightning_merge.loggers import log_config
 from lightning_merge.study.barrier import check_triangle
 from lightning_merge.study.build import build_module, build_recipe, instantiate_trainer
-from lightning_merge.study.compare import check_names, file_name
+from lightning_merge.study.compare import check_names, merge_path, network_name
 from lightning_merge.study.plan import Study, Task, plan
 from lightning_merge.study.pool import check_statistics_examples
 from lightning_merge.study.provenance import provenance
@@ -38,9 +38,17 @@ def study(words: list[str]) -> None:
     options.add_model(parser)
     parser.add_argument("--ingredients", type=list[dict[str, Any]], default=[{}, {}])
     parser.add_argument("--training", type=dict[str, Any], default={})
+    parser.add_argument(
+        "--start",
+        type=dict[str, Any] | None,
+        default=None,
+        help="the Trainer's arguments, for example '{max_epochs: 2}', for a network that all "
+        "ingredients start from; each has initial weights of its own if not given",
+    )
     parser.add_argument("--seeds", type=list[int], default=[0])
     parser.add_argument("--recipes", type=list[Recipe], required=True)
     options.add_landscape(parser)
+    options.add_pools(parser)
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Study")
     options.add_data_and_trainer(parser)
@@ -49,6 +57,7 @@ def study(words: list[str]) -> None:
     options.quiet()
     folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
     trainer = instantiate_trainer(config["trainer"])
+    config["pool_sizes"] = config["pool_sizes"] or [len(config["ingredients"])]
     planned = Study(**config)
     recipes = [build_recipe(recipe) for recipe in planned.recipes]
     check_names(recipes)
@@ -86,14 +95,15 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
 
 
 def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    grows = ("seeds", "recipes")
-    shown = ("title", "barrier", "triangle")
+    grows = ("seeds", "recipes", "pool_sizes")
+    shown = ("title", "barrier", "triangle", "magnitudes")
     same = all(before.get(key) == now[key] for key in now if key not in (*grows, *shown))
     return same and all(item in now[key] for key in grows for item in before.get(key, []))
 
 
 def _say(task: Task, result: dict[str, Any], stored: bool) -> None:
-    text = f"  seed {task.seed}  {task.name}"
+    size = (result.get("row") or {}).get("pool_size")
+    text = f"  seed {task.seed}  {task.name}" + (f" of {size}" if size else "")
     row = result.get("row")
     if row is not None and row["accuracy"] is not None:
         text += f": {row['accuracy']:.4f} ({row['seconds']:.1f} s)"
@@ -115,12 +125,13 @@ def _finish(
     rows = [result["row"] for result in results.values() if "row" in result]
     lines = [line for result in results.values() for line in result.get("lines", [])]
     triangles = [one for result in results.values() for one in result.get("triangles", [])]
+    magnitudes = [one for result in results.values() for one in result.get("magnitudes", [])]
     alphas = None
     kept: set[Path] = set()
     for task in tasks:
         if task.kind != "merge" or not store.weights(task.key).is_file():
             continue
-        path = folder / "merges" / f"seed{task.seed}" / f"{file_name(task.name)}.ckpt"
+        path = _merge_path(folder, planned, task)
         store.export(task.key, path)
         kept.add(path)
         origin = read_checkpoint(path).content["lightning_merge"]
@@ -129,6 +140,7 @@ def _finish(
     options.console.print(terminal_table(summarise(rows, columns), planned.title, columns))
     details = {
         "config": config,
+        "network": network_name(build_module(planned.model)),
         "ingredients": {
             task.key: results[task.key]["digest"] for task in tasks if task.kind == "ingredient"
         },
@@ -138,14 +150,35 @@ def _finish(
         },
         "statistics_examples": planned.statistics_examples,
         "choices": {
-            f"{task.name}, seed {task.seed}": results[task.key]["choices"]
+            f"{task.name}{_of_size(planned, task)}, seed {task.seed}": results[task.key]["choices"]
             for task in tasks
             if results[task.key].get("choices")
         },
     }
     made_by = provenance(["study", *words])
     keep_only(folder, kept)
-    publish(folder, planned.title, rows, made_by, details, lines, triangles, alphas, loggers)
+    publish(
+        folder,
+        planned.title,
+        rows,
+        made_by,
+        details,
+        lines,
+        triangles,
+        alphas,
+        loggers,
+        magnitudes,
+    )
     options.console.print(
         f"{folder}: results.csv, results.json, report.md, figures, merges/", soft_wrap=True
     )
+
+
+def _of_size(planned: Study, task: Task) -> str:
+    return f", {len(task.needs)} ingredients" if len(planned.pool_sizes) > 1 else ""
+
+
+def _merge_path(folder: Path, planned: Study, task: Task) -> Path:
+    path = merge_path(folder, task.name, len(task.needs), planned.pool_sizes)
+    below = path.relative_to(folder / "merges")
+    return folder / "merges" / f"seed{task.seed}" / below

@@ -1,5 +1,6 @@
 """Data modules for image classification, the splits among ingredients, and corruptions."""
 
+from lightning_merge.data.adapted import AdaptedImages
 from lightning_merge.data.celeba import CelebADataModule
 from lightning_merge.data.chest_xray import ChestXrayDataModule
 from lightning_merge.data.cifar import CIFARDataModule
@@ -17,6 +18,7 @@ from lightning_merge.data.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
     "CORRUPTIONS",
+    "AdaptedImages",
     "CIFARDataModule",
     "CelebADataModule",
     "ChestXrayDataModule",

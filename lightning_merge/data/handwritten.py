@@ -1,10 +1,13 @@
-"""MNIST (LeCun et al., 1998) and USPS (Hull, 1994), through torchvision's readers."""
+"""MNIST (LeCun et al., 1998) and USPS (Hull, 1994), through torchvision's readers, or HDF5."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_merge.data.images import LabelledImages, Normalisation
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
@@ -59,6 +62,8 @@ class _HandwrittenDataModule(ClassificationDataModule):
     def _read(self, train: bool) -> LabelledImages:
         try:
             data = self._open(train)
+        except DataError:
+            raise
         # torchvision asserts what it expects of MNIST's files.
         except (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError) as error:
             split = "train" if train else "test"
@@ -70,7 +75,15 @@ class _HandwrittenDataModule(ClassificationDataModule):
         return LabelledImages(images, torch.as_tensor(data.targets))
 
     @abstractmethod
-    def _open(self, train: bool, download: bool = False) -> "MNIST | USPS": ...
+    def _open(self, train: bool, download: bool = False) -> "MNIST | USPS | _Read": ...
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a file held, as torchvision's sets have it."""
+
+    data: NDArray[np.uint8]
+    targets: NDArray[np.int64]
 
 
 class MNISTDataModule(_HandwrittenDataModule):
@@ -102,8 +115,10 @@ class USPSDataModule(_HandwrittenDataModule):
     """USPS: 7,291 digits of zip codes to train on and 2,007 to test on, 16x16.
 
     Args:
-        root: Folder that holds `usps.bz2` and `usps.t.bz2`.
-        download: Whether missing files are downloaded (about 8 MB).
+        root: Folder that holds `usps.bz2` and `usps.t.bz2` (LIBSVM's copy), or `usps.h5` with
+            `train/data`, `train/target`, `test/data` and `test/target`: shades from 0 to 1,
+            256 or 16x16 a digit. Of both the former is read. The latter needs `h5py`.
+        download: Whether missing `.bz2` files are downloaded (about 8 MB).
         **kwargs: Arguments of `ClassificationDataModule`.
     """
 
@@ -111,14 +126,48 @@ class USPSDataModule(_HandwrittenDataModule):
     folder = "."
     source = (
         "put usps.bz2 and usps.t.bz2 of "
-        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps there"
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps, or usps.h5, "
+        "there"
     )
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(root, download, **kwargs)
         self.image_size = 16
 
-    def _open(self, train: bool, download: bool = False) -> "USPS":
+    def prepare_data(self) -> None:
+        """Download the files if that was asked for and neither they nor `usps.h5` are there.
+
+        Raises:
+            DataError: If the download fails.
+        """
+        if not self._has_hdf5:
+            super().prepare_data()
+
+    @property
+    def _has_hdf5(self) -> bool:
+        packed = self.root / "usps.bz2"
+        return (self.root / "usps.h5").is_file() and not packed.is_file()
+
+    def _open(self, train: bool, download: bool = False) -> "USPS | _Read":
+        if self._has_hdf5:
+            return _read_hdf5(self.root / "usps.h5", "train" if train else "test")
         from torchvision.datasets import USPS
 
         return USPS(str(self.root), train=train, download=download)
+
+
+def _read_hdf5(path: Path, split: str) -> _Read:
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(
+            f"{path} is read with h5py, which is not installed: pip install h5py, or put usps.bz2 "
+            "and usps.t.bz2 there"
+        ) from error
+    with h5py.File(path) as file:
+        shades = np.asarray(file[split]["data"], dtype=np.float64)
+        targets = np.asarray(file[split]["target"], dtype=np.int64)
+    if shades.min() < 0 or shades.max() > 1 or len(shades) != len(targets):
+        raise ValueError("not shades from 0 to 1 with a target each")
+    # Truncated, as torchvision does with the text files.
+    return _Read((shades.reshape(-1, 16, 16) * 255).astype(np.uint8), targets)

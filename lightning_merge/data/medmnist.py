@@ -115,7 +115,7 @@ class MedMNISTDataModule(ClassificationDataModule):
         import medmnist
 
         reader = getattr(medmnist, medmnist.INFO[self.name]["python_class"])
-        data = reader(split=part, root=str(self.root), size=self.image_size, download=download)
+        data = reader(split=part, root=str(self.root), size=self._file_size, download=download)
         return data.imgs, data.labels
 
 

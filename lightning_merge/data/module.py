@@ -1,15 +1,17 @@
 """What all data modules share: splits, held-out part, normalisation, augmentation, loaders."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lightning_merge.data.adapted import AdaptedImages, adapted_normalisation
 from lightning_merge.data.corruptions import Corruption
 from lightning_merge.data.images import ImageDataset, LabelledImages, Normalisation
 from lightning_merge.data.splits import (
@@ -22,6 +24,9 @@ from lightning_merge.data.splits import (
 from lightning_merge.errors import ConfigError, DataError
 
 Task = Literal["multiclass", "binary", "multilabel"]
+
+# The corrupted images of a test set are kept where they take no more than this.
+_KEPT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,15 @@ class ClassificationDataModule(LightningDataModule, ABC):
         corruption: A corruption of the test images (only), such as `gaussian_noise`, see
             `Corruption`; None for the images as they are.
         severity: Of the corruption, 1 to 5.
+        resize: Bring all images to so many pixels each way, so that sets of different sizes
+            go into one network; None for their own. Corruptions are done after it.
+        channels: 3 for grey images as colour ones, 1 for colour images as grey ones; None for
+            their own.
+        test_examples: Test on so many of the test images only, drawn at random (the same ones
+            whatever `split_seed`); None for all.
 
     Attributes:
         num_classes: Classes, or labels where the task is multi-label.
-        in_chans: Channels of an image.
-        image_size: Height and width of an image.
         task: `"multiclass"`, `"binary"` or `"multilabel"`.
         class_names: One name per class or label.
         train_set: After `setup`: the training examples, augmented.
@@ -89,8 +98,6 @@ class ClassificationDataModule(LightningDataModule, ABC):
     published_normalisation: Normalisation | None = None
 
     num_classes: int
-    in_chans: int
-    image_size: int
     task: Task = "multiclass"
     class_names: list[str]
     train_set: ImageDataset
@@ -114,6 +121,9 @@ class ClassificationDataModule(LightningDataModule, ABC):
         pin_memory: bool = False,
         corruption: str | None = None,
         severity: int = 3,
+        resize: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        test_examples: int | None = None,
     ) -> None:
         super().__init__()
         check_split(split, parts, split_seed)
@@ -127,6 +137,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
             ("examples_per_class", examples_per_class),
+            ("resize", resize),
+            ("test_examples", test_examples),
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: choose 1 or more")
@@ -141,7 +153,30 @@ class ClassificationDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.pin_memory = pin_memory
+        if channels not in (None, 1, 3):
+            raise ConfigError(f"channels is {channels}: choose 1 (grey) or 3 (colour)")
         self.corruption = None if corruption is None else Corruption(corruption, severity)
+        self.resize = resize
+        self.channels = channels
+        self.test_examples = test_examples
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image as it is given; a subclass sets those that its files have."""
+        return self.channels or self._file_channels
+
+    @in_chans.setter
+    def in_chans(self, channels: int) -> None:
+        self._file_channels = channels
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image as it is given; a subclass sets that of its files."""
+        return self.resize or self._file_size
+
+    @image_size.setter
+    def image_size(self, size: int) -> None:
+        self._file_size = size
 
     @abstractmethod
     def load_splits(self) -> OfficialSplits:
@@ -160,10 +195,13 @@ class ClassificationDataModule(LightningDataModule, ABC):
         """
         if hasattr(self, "split_hash"):
             return
-        official = self.load_splits()
+        official = self._adapted(self.load_splits())
         labels = official.train.targets.numpy()
         train, held_out = self._choose(labels)
-        self.normalisation = self.published_normalisation or Normalisation.of(official.train.images)
+        published = adapted_normalisation(
+            self.published_normalisation, self._file_channels, self.in_chans
+        )
+        self.normalisation = published or Normalisation.of(official.train.images)
         self.train_set = ImageDataset(
             official.train,
             self.normalisation,
@@ -176,8 +214,41 @@ class ClassificationDataModule(LightningDataModule, ABC):
             self.val_set = self._plain(official.train, held_out)
         elif official.val is not None:
             self.val_set = self._plain(official.val)
-        self.test_set = ImageDataset(official.test, self.normalisation, corruption=self.corruption)
+        self.test_set = ImageDataset(
+            official.test,
+            self.normalisation,
+            self._tested(len(official.test.targets)),
+            corruption=self.corruption,
+        )
         self.split_hash = _hash(train, held_out, labels)
+
+    def corrupted(self, corruption: str, severity: int = 3) -> Self:
+        """The same data with corrupted test images; what has been read is shared.
+
+        Args:
+            corruption: As for the class; what corrupts the test images already is undone.
+            severity: Of the corruption, 1 to 5.
+
+        Raises:
+            ConfigError: If there is no such corruption or severity.
+        """
+        self.setup("test")
+        twin = copy.copy(self)
+        twin.corruption = Corruption(corruption, severity)
+        clean = self.test_set
+        twin.test_set = ImageDataset(
+            clean.source, clean.normalisation, clean.indices, corruption=twin.corruption
+        )
+        if len(clean) * self.in_chans * self.image_size**2 <= _KEPT_BYTES:
+            images = torch.cat(
+                [
+                    twin.corruption(clean.source.images[chosen], chosen)
+                    for chosen in clean.indices.split(self.eval_batch_size)
+                ]
+            )
+            source = LabelledImages(images, clean.targets)
+            twin.test_set = ImageDataset(source, clean.normalisation)
+        return twin
 
     @property
     def num_train_examples(self) -> int:
@@ -215,6 +286,23 @@ class ClassificationDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The official test examples, in order, with their targets."""
         return self.test_dataloader()
+
+    def _adapted(self, official: OfficialSplits) -> OfficialSplits:
+        if self.resize is None and self.channels is None:
+            return official
+
+        def adapt(split: LabelledImages) -> LabelledImages:
+            images = AdaptedImages(split.images, self.resize, self.channels)
+            return LabelledImages(images, split.targets)
+
+        val = None if official.val is None else adapt(official.val)
+        return OfficialSplits(adapt(official.train), adapt(official.test), val)
+
+    def _tested(self, count: int) -> torch.Tensor | None:
+        if self.test_examples is None or self.test_examples >= count:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        return torch.randperm(count, generator=generator)[: self.test_examples].sort().values
 
     def _choose(self, labels: np.ndarray) -> tuple[Indices, Indices]:
         everything = np.arange(len(labels), dtype=np.int64)

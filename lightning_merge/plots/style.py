@@ -1,6 +1,6 @@
 """How all figures look, and how they are saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,34 @@ def style() -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
+
+
+def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How a line of each method looks, by its name.
+
+    Args:
+        rows: With `method` and `kind`.
+
+    Returns:
+        Settings of `plot`: ingredients grey and dotted, merges solid, ensembles dashed with
+        white markers; colours and markers in order of appearance.
+    """
+    kinds = {row["method"]: row["kind"] for row in rows}
+    made = [name for name, kind in kinds.items() if kind != "ingredient"]
+    colours = [*(colour for colour in CYCLE if colour != GREY), "black"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in kinds.items():
+        if kind == "ingredient":
+            found[name] = {"color": GREY, "ls": ":", "marker": "."}
+            continue
+        index = made.index(name)
+        found[name] = {
+            "color": colours[index % len(colours)],
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+        if kind == "ensemble":
+            found[name] |= {"ls": "--", "markerfacecolor": "white"}
+    return found
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -9,8 +10,7 @@ from lightning.pytorch import __version__ as lightning_version
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
-from lightning_merge.study.gamma import GammaChoice
-from lightning_merge.study.greedy_choice import GreedyChoice
+from lightning_merge.study.choice import Choice
 from lightning_merge.study.measure import Measurement, measure
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
@@ -24,8 +24,7 @@ class Outcome:
     Attributes:
         measurement: Its row.
         content: The checkpoint of the merged network; None for an ensemble.
-        choices: What was chosen on validation data on the way (`GammaChoice.plain`,
-            `GreedyChoice.plain`).
+        choices: What was chosen on validation data on the way (`Choice.plain`).
         chosen: The same in words, for the row and the terminal; empty if nothing was.
     """
 
@@ -82,6 +81,7 @@ def run_recipe(recipe: Recipe, pool: Pool) -> Outcome:
         seed=pool.seed,
         train_examples=pool.learned_from,
     )
+    measurement.pool_size = len(pool.states)
     choices = _choices(recipe, pool)
     content = merged_content(module, recipe, pool) if recipe.aggregate.merges else None
     return Outcome(
@@ -132,8 +132,19 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
     }
 
 
-def _choices(recipe: Recipe, pool: Pool) -> list[GammaChoice | GreedyChoice]:
+def _choices(recipe: Recipe, pool: Pool) -> list[Choice]:
     return [*pool.choices(recipe.align), *pool.selected]
+
+
+def merge_path(folder: Path, method: str, size: int, sizes: Sequence[int]) -> Path:
+    """Where a merge of `size` ingredients is stored, of a comparison over `sizes` of them."""
+    of = f"{size}-networks" if len(sizes) > 1 else ""
+    return folder / "merges" / of / f"{file_name(method)}.ckpt"
+
+
+def network_name(module: LightningModule) -> str:
+    """What to call the ingredients' architecture."""
+    return str(dict(module.hparams).get("model") or type(module).__name__)
 
 
 def file_name(method: str) -> str:

@@ -1,14 +1,18 @@
 """The examples that candidates are compared on: the validation data, never the test set."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
 from lightning_merge.study.pool import Pool
@@ -29,7 +33,7 @@ class HeldOut:
         loader = pool.data.val_dataloader()
         if not isinstance(loader, DataLoader) or not len(loader):
             raise ConfigError(
-                f"a greedy search compares on held-out examples, and {type(pool.data).__name__} "
+                f"candidates are compared on held-out examples, and {type(pool.data).__name__} "
                 "has no validation data in one loader: set its held_out"
             )
         self.loader: DataLoader[Any] = loader
@@ -65,19 +69,49 @@ class HeldOut:
         Yields:
             For each batch a boolean tensor `(B,)`. A batch is computed when it is asked for.
         """
-        trainer = self.pool.trainer()
-        precision = trainer.precision_plugin
-        module = precision.convert_module(module.to(self.pool.device)).eval()  # type: ignore[assignment]
-        batches = Transferred(
-            self._in(order), module, self.pool.data, self.pool.device, precision.convert_input
-        )
-        for batch in batches:
-            with torch.inference_mode(), precision.forward_context():
-                logits = module(inputs_of(batch))
+        for logits, batch in self._outputs(module, order):
             targets = batch[1].flatten()
             one = logits.numel() == len(targets)
             predicted = logits.flatten() > 0 if one else logits.argmax(dim=1)
             yield (predicted == targets).cpu()
+
+    def score(self, module: LightningModule, metric: str | None = None) -> float:
+        """How good a module is.
+
+        Args:
+            module: The module.
+            metric: The name of a metric that its validation logs; if not given, the share of
+                examples that it classifies rightly.
+
+        Raises:
+            ConfigError: If the validation does not log the metric.
+        """
+        if metric is None and self.has_classes:
+            return float(torch.cat(list(self.hits(module))).double().mean())
+        return self.metric(module, metric)
+
+    def own_score(self, state: StateDict, ingredient: str, metric: str | None = None) -> float:
+        """How good weights are at what an ingredient was made for.
+
+        Args:
+            state: The weights, the ingredient's or others in its place.
+            ingredient: Its name in the pool.
+            metric: As for `score`.
+        """
+        del ingredient
+        return self.score(self.pool.build(state), metric)
+
+    def features(self, module: LightningModule) -> Tensor:
+        """What the module's last layer is given, for every example in order: `(N, d)`, float32.
+
+        Raises:
+            ConfigError: If the output is not that of one last linear layer.
+        """
+        body = copy.deepcopy(module)
+        inputs = inputs_of(next(iter(self.loader)))[:2]
+        take_off(body, last_layer(body, inputs))
+        found = [output.float().flatten(1).cpu() for output, _ in self._outputs(body, None)]
+        return torch.cat(found)
 
     def metric(self, module: LightningModule, name: str | None) -> float:
         """A metric that the module's own validation logs.
@@ -89,14 +123,31 @@ class HeldOut:
         Raises:
             ConfigError: If it is not among what the validation logs.
         """
-        (found,) = self.pool.trainer().validate(module, datamodule=self.pool.data, verbose=False)
+        (found,) = self._trainer.validate(module, datamodule=self.pool.data, verbose=False)
         for logged in [name] if name else ["val_accuracy", "val_acc", "val/accuracy", "val/acc"]:
             if logged in found:
                 return float(found[logged])
         raise ConfigError(
             f"{type(module).__name__}'s validation logs no {name or 'accuracy'}, only "
-            f"{', '.join(found) or 'nothing'}: set the greedy soup's metric to one of them"
+            f"{', '.join(found) or 'nothing'}: set the recipe's metric to one of them"
         )
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        return self.pool.trainer()
+
+    def _outputs(
+        self, module: LightningModule, order: Tensor | None
+    ) -> Iterator[tuple[Tensor, Any]]:
+        precision = self._trainer.precision_plugin
+        module = precision.convert_module(module.to(self.pool.device)).eval()  # type: ignore[assignment]
+        batches = Transferred(
+            self._in(order), module, self.pool.data, self.pool.device, precision.convert_input
+        )
+        for batch in batches:
+            with torch.inference_mode(), precision.forward_context():
+                output = module(inputs_of(batch))
+            yield output, batch
 
     def _in(self, order: Tensor | None) -> DataLoader[Any]:
         loader = self.loader

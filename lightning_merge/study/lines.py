@@ -29,7 +29,7 @@ def lines_of(recipes: Sequence[Mapping[str, Any]]) -> list[Plain]:
         pair (`direct`, `Permute + reset`), with the matching's arguments where two differ in
         nothing else.
     """
-    averaging = [recipe for recipe in recipes if _class_name(recipe["aggregate"]) == "Average"]
+    averaging = [recipe for recipe in recipes if class_name(recipe["aggregate"]) == "Average"]
     pairs: dict[str, tuple[Any, str | None]] = {_text([None, None]): (None, None)}
     for recipe in averaging or recipes:
         pair = recipe.get("align"), recipe.get("recalibrate")
@@ -50,7 +50,7 @@ def _line_name(align: Any, recalibrate: str | None, with_arguments: bool = False
     if align is None:
         name = "direct"
     else:
-        kind = _class_name(align)
+        kind = class_name(align)
         name = _NAMES.get(kind, kind)
         arguments = _as_dict(align)["init_args"]
         if with_arguments and arguments:
@@ -58,7 +58,8 @@ def _line_name(align: Any, recalibrate: str | None, with_arguments: bool = False
     return name if recalibrate is None else f"{name} + {_RECALIBRATIONS[recalibrate]}"
 
 
-def _class_name(config: Any) -> str:
+def class_name(config: Any) -> str:
+    """The name of a class in either form of its configuration, without its module."""
     path = config["class_path"] if isinstance(config, Mapping) else str(config)
     return str(path).rpartition(".")[2]
 
@@ -68,7 +69,7 @@ def _as_dict(config: Any) -> Any:
     if config is None:
         return None
     arguments = config.get("init_args") if isinstance(config, Mapping) else None
-    return {"class": _class_name(config), "init_args": dict(arguments or {})}
+    return {"class": class_name(config), "init_args": dict(arguments or {})}
 
 
 def _text(value: Any) -> str:

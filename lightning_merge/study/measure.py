@@ -30,6 +30,7 @@ class Measurement:
             is not known.
         flops: The operations of one prediction (a multiply-add is two); None if the module
             cannot be asked by its input alone.
+        pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
     """
 
@@ -42,6 +43,7 @@ class Measurement:
     test_examples: int
     train_examples: int | None
     flops: int | None = None
+    pool_size: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -16,23 +16,23 @@ from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
 from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.study.choice import Choice
 from lightning_merge.study.gamma import GammaChoice, check_held_out, choose_gamma
-from lightning_merge.study.greedy_choice import GreedyChoice
 
 
 @dataclass
-class Alignment:
-    """What aligning a pool's ingredients gave.
+class Aligned:
+    """One ingredient, aligned to the first one.
 
     Attributes:
-        states: The ingredients, each aligned to the first one.
-        seconds: What that took.
-        choices: What was chosen on the way, on validation data.
+        state: Its state dict.
+        seconds: What aligning it took.
+        choice: What was chosen on the way, on validation data.
     """
 
-    states: list[StateDict]
+    state: StateDict
     seconds: float = 0.0
-    choices: list[GammaChoice] = field(default_factory=list)
+    choice: GammaChoice | None = None
 
 
 @dataclass
@@ -71,11 +71,12 @@ class Pool:
     statistics_examples: int | None = None
     learned_from: int = 0
     heads: Sequence[str] = ()
-    selected: list[GreedyChoice] = field(default_factory=list)
+    selected: list[Choice] = field(default_factory=list)
     searches: dict[Any, Any] = field(default_factory=dict)
     reused_seconds: float = 0.0
-    _aligned: dict[str, Alignment] = field(default_factory=dict)
+    _aligned: dict[str, list[Aligned]] = field(default_factory=dict)
     _spec: PermutationSpec | None = None
+    _whole: "Pool | None" = None
 
     def __post_init__(self) -> None:
         check_statistics_examples(self.statistics_examples)
@@ -88,6 +89,16 @@ class Pool:
     def digests(self) -> list[str]:
         """The SHA-256 of each ingredient."""
         return [digest(state) for state in self.states]
+
+    def first(self, count: int) -> "Pool":
+        """The pool of the first `count` ingredients; both share what either aligns or searches."""
+        if count == len(self.states):
+            return self
+        smaller = copy.copy(self)
+        smaller.states, smaller.names = self.states[:count], self.names[:count]
+        smaller.digests = self.digests[:count]
+        smaller._whole = self._whole or self
+        return smaller
 
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""
@@ -121,7 +132,7 @@ class Pool:
             The aligned state dicts, and the seconds that aligning them took.
         """
         found = self._alignment(matching)
-        return list(found.states), found.seconds
+        return [one.state for one in found], sum(one.seconds for one in found)
 
     def check(self, matching: Matching | None) -> None:
         """Checks that the data can give what a matching needs, before anything is computed.
@@ -134,29 +145,36 @@ class Pool:
 
     def choices(self, matching: Matching | None) -> list[GammaChoice]:
         """What an alignment has chosen on validation data: CCA's gamma, where it was not given."""
-        return self._alignment(matching).choices
+        return [one.choice for one in self._alignment(matching) if one.choice is not None]
 
-    def _alignment(self, matching: Matching | None) -> Alignment:
+    def _alignment(self, matching: Matching | None) -> list[Aligned]:
+        count = len(self.states)
         if matching is None:
-            return Alignment(list(self.states))
+            return [Aligned(state) for state in self.states]
         kind = type(matching)
         key = f"{kind.__module__}.{kind.__qualname__} {sorted(vars(matching).items())}"
-        if key not in self._aligned:
+        # Each is aligned to the first alone, so that more ingredients change none of the others.
+        found = self._aligned.setdefault(key, [])
+        if len(found) < count:
             start = time.perf_counter()
-            found = self._align(matching)
-            found.seconds = time.perf_counter() - start
-            self._aligned[key] = found
-        return self._aligned[key]
+            for one in (self._whole or self)._align(matching, range(len(found), count)):
+                one.seconds = time.perf_counter() - start
+                found.append(one)
+                start = time.perf_counter()
+        return found[:count]
 
-    def _align(self, matching: Matching) -> Alignment:
+    def _align(self, matching: Matching, which: range) -> Iterator[Aligned]:
         self.check(matching)
         device = self.device
         first = self.build(self.states[0]).to(device).eval()
         batches = self.statistics()
         if self._spec is None:
             self._spec = PermutationSpec.from_model(first, example_inputs(batches, device))
-        result = Alignment([dict(self.states[0])])
-        for state, name in zip(self.states[1:], self.names[1:], strict=True):
+        for index in which:
+            if index == 0:
+                yield Aligned(dict(self.states[0]))
+                continue
+            state, name, choice = self.states[index], self.names[index], None
             # A head of another task must not say which units correspond.
             headless = {**state, **{head: torch.zeros_like(state[head]) for head in self.heads}}
             pair = self._spec, first, self.build(headless).to(device).eval(), batches
@@ -166,13 +184,11 @@ class Pool:
                     found, choice = choose_gamma(
                         observed, matching.candidates, self.states[0], name, self
                     )
-                    result.choices.append(choice)
                 else:
                     found = matching.align(*pair, progress=self.progress)
             aligned = {name: value.cpu() for name, value in found.items()}
             heads = {head: self.states[0][head] for head in self.heads}
-            result.states.append({**aligned, **heads})
-        return result
+            yield Aligned({**aligned, **heads}, choice=choice)
 
 
 def _chooses(matching: Matching | None) -> TypeGuard[CCAMatching]:

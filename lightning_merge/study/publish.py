@@ -11,15 +11,18 @@ from lightning_merge.callbacks.alphas import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.files import write_csv, write_json, write_text
 from lightning_merge.loggers import log_figure, log_table
+from lightning_merge.study.lines import class_name
 from lightning_merge.study.measure import Measurement
-from lightning_merge.study.report import markdown_table, summarise
+from lightning_merge.study.report import SIZE, markdown_table, pool_sizes, pool_table, summarise
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
-FIGURES = ("methods", "barrier", "triangle", "alphas")
+_MAGNITUDE = ("magnitude", "magnitude-gap", "magnitude-scatter")
+FIGURES = ("methods", "pools", "gap", "barrier", "triangle", *_MAGNITUDE, "alphas")
 RESULTS = (
     "results.csv",
     "results.json",
@@ -39,6 +42,7 @@ def publish(
     triangles: Sequence[Mapping[str, Any]] = (),
     alphas: StateDict | None = None,
     loggers: Sequence["Logger"] = (),
+    magnitudes: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
     """Writes results, figures and the report, and sends them to the loggers.
 
@@ -52,20 +56,24 @@ def publish(
         triangles: Likewise between three ingredients (`Triangle.plain`).
         alphas: Learned alphas by parameter name.
         loggers: Where tables and figures are sent as well.
+        magnitudes: Accuracy against weight magnitude (`Magnitude.plain`), of all seeds.
 
     Returns:
         The files.
     """
-    from lightning_merge.plots import plot_alphas, plot_barrier, plot_methods, plot_triangle, save
+    from lightning_merge.plots import plot_alphas, plot_barrier, plot_triangle, save
     from lightning_merge.plots.style import files
 
     columns = metric_columns(rows)
     summary = summarise(rows, columns)
-    figures = {"methods": plot_methods(summary, title)}
+    recipes = details.get("config", {}).get("recipes", [])
+    figures = _of_methods(summary, recipes, title)
     if lines:
         figures["barrier"] = plot_barrier(lines, title)
     if triangles:
         figures["triangle"] = plot_triangle(triangles, title)
+    if magnitudes:
+        figures |= magnitude_figures(magnitudes, title)
     if alphas:
         figures["alphas"] = plot_alphas(alphas, f"{title}: learned alphas by layer")
     written = [
@@ -79,6 +87,7 @@ def publish(
                 "summary": summary,
                 "lines": lines,
                 "triangles": triangles,
+                "magnitudes": magnitudes,
             },
         ),
     ]
@@ -100,6 +109,69 @@ def publish(
         for name, figure in figures.items():
             log_figure(logger, name, figure)
     return written
+
+
+def magnitude_figures(curves: Sequence[Mapping[str, Any]], title: str) -> dict[str, "Figure"]:
+    """The figures of `Magnitude.plain`, by their names.
+
+    Args:
+        curves: As they are stored.
+        title: What to head the figures with.
+
+    Returns:
+        The curves; and where there are a soup and an ensemble of logits, their gap, and their
+        scatter by batch.
+    """
+    from lightning_merge.plots import plot_magnitude, plot_magnitude_gap, plot_magnitude_scatter
+    from lightning_merge.plots.magnitude import has_pair
+
+    def heading(what: str) -> str:
+        return f"{title}: {what}" if title else ""
+
+    figures = {"magnitude": plot_magnitude(curves, heading("accuracy by weight magnitude"))}
+    if has_pair(curves):
+        what = heading("soup minus ensemble by weight magnitude")
+        figures["magnitude-gap"] = plot_magnitude_gap(curves, what)
+        what = heading("soup and ensemble, batch by batch")
+        figures["magnitude-scatter"] = plot_magnitude_scatter(curves, what)
+    return figures
+
+
+def first_ensemble(recipes: Sequence[Mapping[str, Any]], summary: Sequence[Row]) -> str | None:
+    """The method that merges are held against.
+
+    Args:
+        recipes: Recipes as plain configuration.
+        summary: The table.
+
+    Returns:
+        The name of the first `LogitsEnsemble`, of any ensemble where there is none, or None.
+    """
+    names = [
+        recipe["name"] for recipe in recipes if class_name(recipe["aggregate"]) == "LogitsEnsemble"
+    ]
+    names += [row["method"] for row in summary if row["kind"] == "ensemble"]
+    return names[0] if names else None
+
+
+def _of_methods(
+    summary: Sequence[Row], recipes: Sequence[Mapping[str, Any]], title: str
+) -> dict[str, "Figure"]:
+    from lightning_merge.plots import plot_gap, plot_methods, plot_pools
+
+    sizes = pool_sizes(summary)
+    if len(sizes) < 2:
+        return {"methods": plot_methods(summary, title)}
+    largest = max(size for size in sizes if size is not None)
+    of_all = [row for row in summary if row.get(SIZE) in (largest, None)]
+    figures = {
+        "methods": plot_methods(of_all, f"{title}, {largest} networks"),
+        "pools": plot_pools(summary, f"{title}: by number of networks"),
+    }
+    ensemble = first_ensemble(recipes, summary)
+    if ensemble is not None and any(row["kind"] == "merge" for row in summary):
+        figures["gap"] = plot_gap({"": summary}, ensemble, f"{title}: gap to the ensemble")
+    return figures
 
 
 def keep_only(folder: Path, merges: set[Path]) -> None:
@@ -144,10 +216,11 @@ def _report(
         "Mean ± standard deviation over seeds; seconds are those of making the model (training "
         "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
         "those of one prediction, a multiply-add counting as two.\n",
+        *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
         markdown_table(summary, columns),
     ]
     chosen = [
-        f"* {row['method']}, seed {row['seed']}: {row['chosen']}"
+        f"* {_of_size(row, rows)}, seed {row['seed']}: {row['chosen']}"
         for row in rows
         if row.get("chosen")
     ]
@@ -161,6 +234,11 @@ def _report(
     parts += landscapes
     parts += [f"![{name}]({name}.png)\n" for name in figures]
     return "\n".join(parts)
+
+
+def _of_size(row: Row, rows: Sequence[Row]) -> str:
+    size = f", {row[SIZE]} networks" if len(pool_sizes(rows)) > 1 else ""
+    return f"{row['method']}{size}"
 
 
 def _barriers(lines: Sequence[Mapping[str, Any]]) -> list[str]:

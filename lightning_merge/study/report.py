@@ -9,6 +9,7 @@ from rich.table import Table
 Row = Mapping[str, Any]
 
 AVERAGE = "Ingredients' average"
+SIZE = "pool_size"
 
 
 def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -19,24 +20,36 @@ def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str
         columns: Further numbers to summarise, beside `accuracy` and `seconds`.
 
     Returns:
-        In order of appearance, with the ingredients' average after the last ingredient;
-        each number under its name, and its sample standard deviation under `name_sd`
-        (None with one seed).
+        The ingredients; then for each number of them their average, and what was made of so
+        many, in order of appearance. Each number is under its name, and its sample standard
+        deviation under `name_sd` (None with one seed).
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
     ingredients = [row for row in rows if row["kind"] == "ingredient"]
+    made = [row for row in rows if row["kind"] != "ingredient"]
     names = list(dict.fromkeys(row["method"] for row in ingredients))
-    summary = []
-    for method in methods:
-        summary.append(_summary(method, [row for row in rows if row["method"] == method], columns))
-        if len(names) > 1 and method == names[-1]:
+    summary = [
+        _summary(name, [row for row in ingredients if row["method"] == name], columns)
+        for name in names
+    ]
+    for size in pool_sizes(made) or [None]:
+        first = [row for row in ingredients if row["method"] in names[:size]]
+        if len(names) > 1:
             # Averaged within each seed first: the deviation is that of the average.
             means = [
-                _mean_row([row for row in ingredients if row["seed"] == seed], columns)
-                for seed in dict.fromkeys(row["seed"] for row in ingredients)
+                {**_mean_row([row for row in first if row["seed"] == seed], columns), SIZE: size}
+                for seed in dict.fromkeys(row["seed"] for row in first)
             ]
             summary.append(_summary(AVERAGE, means, columns))
+        of_size = [row for row in made if row.get(SIZE) == size]
+        for method in dict.fromkeys(row["method"] for row in of_size):
+            same = [row for row in of_size if row["method"] == method]
+            summary.append(_summary(method, same, columns))
     return summary
+
+
+def pool_sizes(rows: Sequence[Row]) -> list[int | None]:
+    """Of how many ingredients the rows' merges and ensembles are, in order of appearance."""
+    return list(dict.fromkeys(row.get(SIZE) for row in rows if row["kind"] != "ingredient"))
 
 
 def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = ()) -> Table:
@@ -45,12 +58,17 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     table.add_column("method", no_wrap=True)
     # The loss is in the files; a terminal is narrow.
     shown = [column for column in _shown(summary, columns) if column != "loss"]
-    for column in [*shown, "seconds", "parameters", "MFLOPs"]:
+    sizes = pool_sizes(summary)
+    of = ["models"] if len(sizes) > 1 else []
+    for column in [*of, *shown, "seconds", "parameters", "MFLOPs"]:
         table.add_column(column, justify="right", no_wrap=True)
     best = _best(summary)
     for row in summary:
-        cells = [_number(row, column) for column in shown]
-        style = "bold green" if row["method"] == best else None
+        cells = [_models(row)] if of else []
+        if of and row["method"] == AVERAGE:
+            table.add_section()
+        cells += [_number(row, column) for column in shown]
+        style = "bold green" if any(row is one for one in best) else None
         cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
         table.add_row(row["method"], *cells, style=style)
     if any(row.get("flops") is not None for row in summary):
@@ -62,13 +80,30 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
 def markdown_table(summary: Sequence[Row], columns: Sequence[str] = ()) -> str:
     """The summary as a Markdown table."""
     shown = _shown(summary, columns)
-    lines = ["| method | " + " | ".join([*shown, "seconds", "parameters", "MFLOPs"]) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(shown) + 3))
+    of = ["models"] if len(pool_sizes(summary)) > 1 else []
+    header = ["method", *of, *shown, "seconds", "parameters", "MFLOPs"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in summary:
-        cells = [_number(row, column) for column in shown]
-        cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
-        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [row["method"], *([_models(row)] if of else [])]
+        cells += [_number(row, column) for column in shown]
+        lines.append([*cells, _seconds(row), _count(row["parameters"]), _mflops(row)])
+    return _markdown(lines)
+
+
+def pool_table(summary: Sequence[Row]) -> str:
+    """Accuracy by number of ingredients as a Markdown table, a row for each method."""
+    made = [row for row in summary if row["kind"] != "ingredient" or row["method"] == AVERAGE]
+    sizes = pool_sizes(summary)
+    lines = [["accuracy", *(f"{size} models" for size in sizes)]]
+    lines.append(["---", *["---:"] * len(sizes)])
+    for method in dict.fromkeys(row["method"] for row in made):
+        of = {row.get(SIZE): _number(row, "accuracy") for row in made if row["method"] == method}
+        lines.append([method, *(of.get(size, "-") for size in sizes)])
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -79,9 +114,13 @@ def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
     ]
 
 
-def _best(summary: Sequence[Row]) -> str | None:
+def _best(summary: Sequence[Row]) -> list[Row]:
+    """The best merge of each number of ingredients."""
     merges = [row for row in summary if row["kind"] == "merge" and row.get("accuracy") is not None]
-    return max(merges, key=lambda row: row["accuracy"])["method"] if merges else None
+    return [
+        max((row for row in merges if row.get(SIZE) == size), key=lambda row: row["accuracy"])
+        for size in pool_sizes(merges)
+    ]
 
 
 def _mean_row(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
@@ -96,6 +135,7 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
     summary: dict[str, Any] = {
         "method": method,
         "kind": rows[0]["kind"],
+        SIZE: rows[0].get(SIZE),
         "parameters": rows[0]["parameters"],
         "flops": rows[0].get("flops"),
         "seeds": len(rows),
@@ -113,6 +153,10 @@ def _number(row: Row, column: str) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if deviation is None else f"{value:.4f} ± {deviation:.4f}"
+
+
+def _models(row: Row) -> str:
+    return "" if row.get(SIZE) is None else str(row[SIZE])
 
 
 def _seconds(row: Row) -> str:

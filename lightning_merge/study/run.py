@@ -10,6 +10,7 @@ from lightning_merge.checkpoint import digest
 from lightning_merge.study.barrier import measure_lines, measure_triangles
 from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
 from lightning_merge.study.compare import run_recipe
+from lightning_merge.study.magnitude import measure_magnitudes
 from lightning_merge.study.measure import fit, measure
 from lightning_merge.study.plan import Study, Task
 from lightning_merge.study.pool import Pool
@@ -36,7 +37,7 @@ def run(
         on_done: Called with each task, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    maker = _Maker(study, store, trainer or {}, progress)
+    maker = _Maker(study, tasks, store, trainer or {}, progress)
     for task in tasks:
         stored = task.key in store
         if not stored:
@@ -47,20 +48,28 @@ def run(
 
 class _Maker:
     def __init__(
-        self, study: Study, store: Store, trainer: Mapping[str, Any], progress: bool
+        self,
+        study: Study,
+        tasks: list[Task],
+        store: Store,
+        trainer: Mapping[str, Any],
+        progress: bool,
     ) -> None:
         self.study = study
+        self.tasks = tasks
         self.trainer = dict(trainer)
         self.store = store
         self.progress = progress
-        self._pool: tuple[tuple[str, ...], Pool] | None = None
+        self._pool: tuple[int, Pool] | None = None
 
     def do(self, task: Task) -> None:
         {
+            "start": self._train,
             "ingredient": self._train,
             "merge": self._merge,
             "barrier": self._barrier,
             "triangle": self._triangle,
+            "magnitudes": self._magnitudes,
         }[task.kind](task)
 
     def _trainer(self, settings: dict[str, Any]) -> Callable[..., Trainer]:
@@ -70,19 +79,25 @@ class _Maker:
         settings = task.settings
         seed_everything(settings["seed"], verbose=False)
         module = build_module(settings["model"])
+        if task.needs:
+            module.load_state_dict(self.store.state(task.needs[0]))
         data = build_data(settings["data"])
         start = time.perf_counter()
-        trainer = self._trainer({**self.trainer, **self.study.training})
+        training = self.study.training if task.kind == "ingredient" else self.study.start
+        trainer = self._trainer({**self.trainer, **(training or {})})
         fitting = trainer()
         examples = fit(module, data, fitting)
         seconds = time.perf_counter() - start
-        row = measure(
-            module, data, trainer(), task.name, "ingredient", seconds, task.seed, examples
-        )
+        measured = {}
+        if task.kind == "ingredient":
+            row = measure(
+                module, data, trainer(), task.name, "ingredient", seconds, task.seed, examples
+            )
+            measured["row"] = row.row()
         content: dict[str, Any] = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
         content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
         result = {
-            "row": row.row(),
+            **measured,
             "split_hash": getattr(data, "split_hash", None),
             "digest": digest(content["state_dict"]),
             "settings": settings,
@@ -105,15 +120,28 @@ class _Maker:
         pool = self._pool_of(task)
         recipes = [build_recipe(line) for line in task.settings["lines"]]
         lines = measure_lines(pool, recipes, task.settings["points"])
-        self._put_landscape(task, pool, lines=[line.plain() for line in lines])
+        self._put_measured(task, pool, lines=[line.plain() for line in lines])
 
     def _triangle(self, task: Task) -> None:
         pool = self._pool_of(task)
         recipes = [build_recipe(line) for line in task.settings["lines"]]
         triangles = measure_triangles(pool, recipes, task.settings["points"])
-        self._put_landscape(task, pool, triangles=[one.plain() for one in triangles])
+        self._put_measured(task, pool, triangles=[one.plain() for one in triangles])
 
-    def _put_landscape(self, task: Task, pool: Pool, **measured: list[dict[str, Any]]) -> None:
+    def _magnitudes(self, task: Task) -> None:
+        pool = self._pool_of(task)
+        settings = task.settings
+        keys = {(name, size): key for name, size, key in settings["merges"]}
+        found = measure_magnitudes(
+            pool,
+            [build_recipe(recipe) for recipe in settings["recipes"]],
+            settings["factors"],
+            settings["pool_sizes"],
+            lambda name, size: self.store.state(keys[name, size]),
+        )
+        self._put_measured(task, pool, magnitudes=[one.plain() for one in found])
+
+    def _put_measured(self, task: Task, pool: Pool, **measured: list[dict[str, Any]]) -> None:
         result = {
             "seed": task.seed,
             **measured,
@@ -124,18 +152,21 @@ class _Maker:
 
     def _pool_of(self, task: Task) -> Pool:
         # Kept between the tasks of one repetition, with the alignments that it has found.
-        if self._pool is None or self._pool[0] != task.needs:
+        if self._pool is None or self._pool[0] != task.seed:
             settings = task.settings
+            keys = [
+                one.key for one in self.tasks if (one.kind, one.seed) == ("ingredient", task.seed)
+            ]
             seed_everything(settings["seed"], verbose=False)
             pool = Pool(
                 module=build_module(settings["model"]),
-                states=[self.store.state(key) for key in task.needs],
-                names=[str(self.store.weights(key)) for key in task.needs],
+                states=[self.store.state(key) for key in keys],
+                names=[str(self.store.weights(key)) for key in keys],
                 data=build_data(settings["data"]),
                 trainer=self._trainer(self.trainer),
                 seed=task.seed,
                 progress=self.progress,
                 statistics_examples=settings.get("statistics_examples"),
             )
-            self._pool = (task.needs, pool)
-        return self._pool[1]
+            self._pool = (task.seed, pool)
+        return self._pool[1].first(len(task.needs))

@@ -68,7 +68,7 @@ def data_options(name, tmp_path, request):
 
 def test_no_configuration_is_forgotten():
     folders = {name.split("/")[0] for name in FILES}
-    assert folders == {"fit", "merge", "compare", "studies", "logger"}
+    assert folders == {"fit", "merge", "compare", "studies", "tasks", "logger"}
     assert all(of(folder) for folder in folders)
 
 
@@ -115,8 +115,12 @@ def test_study(name, tmp_path, request):
     output = tmp_path / "out"
     words = ["study", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
     words += ["--training", "{max_epochs: 1}", "--seeds", "[0]"]
+    written = yaml.safe_load((CONFIGS / name).read_text())
+    fewer = {"ingredients": "[{}, {}]", "pool_sizes": "[2]", "magnitudes": "[1, 2]"}
+    for option in ("pool_sizes" in written) * list(fewer):
+        words += [f"--{option}", fewer[option]]
     main([*words, "--barrier", "3", "--output", str(output)])
-    recipes = yaml.safe_load((CONFIGS / name).read_text())["recipes"]
+    recipes = written["recipes"]
     check_results(output, 2 + len(recipes), recipes)
 
 

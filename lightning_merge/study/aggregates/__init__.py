@@ -2,6 +2,7 @@
 
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.aggregates.average import Average
+from lightning_merge.study.aggregates.by_data import Fisher, RegMean
 from lightning_merge.study.aggregates.ensembles import (
     FeaturesEnsemble,
     GreedyFeaturesEnsemble,
@@ -10,15 +11,23 @@ from lightning_merge.study.aggregates.ensembles import (
 )
 from lightning_merge.study.aggregates.greedy import GreedySoup
 from lightning_merge.study.aggregates.learned import FineTune, NPMerge
+from lightning_merge.study.aggregates.model_stock import ModelStock
+from lightning_merge.study.aggregates.task_vectors import DARE, TIES, TaskArithmetic
 
 __all__ = [
+    "DARE",
+    "TIES",
     "Aggregate",
     "Average",
     "FeaturesEnsemble",
     "FineTune",
+    "Fisher",
     "GreedyFeaturesEnsemble",
     "GreedyLogitsEnsemble",
     "GreedySoup",
     "LogitsEnsemble",
+    "ModelStock",
     "NPMerge",
+    "RegMean",
+    "TaskArithmetic",
 ]

@@ -18,12 +18,15 @@ class Aggregate(ABC):
 
     Attributes:
         learns: Whether it takes gradients on the pool's labelled training data.
+        from_pretrained: Whether it goes from the network that the ingredients were fine-tuned
+            from: they are then in its order, and not to be aligned.
         merges: Whether the result is one network, whose weights can be stored as such.
         recalibrate: How the recipe is going to recalibrate the result: a search tries its
             candidates in that state. The recipe sets it.
     """
 
     learns: ClassVar[bool] = False
+    from_pretrained: ClassVar[bool] = False
     merges: ClassVar[bool] = True
     recalibrate: "Kind | None" = None
 

@@ -18,9 +18,9 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.progress import tracked
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.greedy_choice import GreedyChoice
-from lightning_merge.study.held_out import HeldOut
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recalibration import Recalibration
+from lightning_merge.study.task_held_out import held_out_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Greedy(Aggregate):
         Raises:
             ConfigError: If there are none.
         """
-        HeldOut(pool)
+        held_out_of(pool)
 
     def search(self, states: Sequence[StateDict], pool: Pool) -> Selection:
         """The greedy soup of a pool's ingredients.
@@ -111,7 +111,7 @@ class _Search:
         self.sign = 1.0 if greedy.mode == "max" else -1.0
         self.states = states
         self.pool = pool
-        self.held_out = HeldOut(pool)
+        self.held_out = held_out_of(pool)
         self.recalibrate = Recalibration(greedy.recalibrate, states, pool, "greedy soup")
 
     def run(self) -> Selection:

@@ -1,0 +1,39 @@
+"""Figures that a command has drawn, written beside what they were drawn from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_merge.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Figures = Mapping[str, "Figure"]
+"""Figures by what their file's name ends in, beside what the user chose."""
+
+
+def write_figures(figures: Figures, path: Path, overwrite: bool) -> None:
+    """Writes figures as PNG and SVG, and prints the files' names.
+
+    Args:
+        figures: The figures.
+        path: Where to; what a figure is called is put behind the name.
+        overwrite: Whether files that are there are written over.
+
+    Raises:
+        OutputExistsError: If one is there, and is not to be.
+    """
+    from lightning_merge.plots import save
+    from lightning_merge.plots.style import files
+
+    named = {
+        path.with_name(f"{path.stem}{ending}{path.suffix}") if ending else path: figure
+        for ending, figure in figures.items()
+    }
+    for file in (file for target in named for file in files(target)):
+        if file.exists() and not overwrite:
+            raise OutputExistsError(f"{file} exists: choose another --output, or add --overwrite")
+    for target, figure in named.items():
+        for file in save(figure, target):
+            print(file)

@@ -1,0 +1,165 @@
+"""`plot templates` and `plot kernels`: the patterns in weights, from checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_merge.checkpoint import Checkpoint, read_checkpoint
+from lightning_merge.commands import options
+from lightning_merge.commands.figures import write_figures
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import example_inputs, statistics_batches_of
+from lightning_merge.plots import plot_kernels, plot_merged_templates, plot_templates
+from lightning_merge.study.build import build_data, module_of
+from lightning_merge.study.patterns import (
+    class_averages,
+    first_kernels,
+    match,
+    pairs,
+    templates_of,
+)
+
+
+def templates(words: list[str]) -> None:
+    """Draws a linear classifier's templates beside the class averages, and merged in pairs.
+
+    Args:
+        words: The command line after `plot templates`.
+
+    Raises:
+        MergeError: If the user can mend it.
+    """
+    parser = _parser(
+        "templates",
+        "Draws the weights of a linear classifier as images, and (its name ends in -merged) the "
+        "templates of the first half of the classes merged with those of the second half. With "
+        "--data, the average training image of each class stands beside its template.",
+    )
+    parser.add_argument("checkpoint", type=str, help="a linear classifier of images")
+    parser.add_subclass_arguments(LightningDataModule, "data", required=False)
+    parser.add_argument(
+        "--classes",
+        type=list[int] | None,
+        default=None,
+        help="which classes to draw, by number, for example '[0, 1, 2]'; all if not given",
+    )
+    config = options.plain(parser, parser.parse_args(words))
+    options.quiet()
+    checkpoint = read_checkpoint(config["checkpoint"])
+    averages, names, caption = None, None, ""
+    if config["data"]:
+        data = build_data(config["data"])
+        batches = _training_batches(data, checkpoint)
+        shape = tuple(example_inputs(batches, "cpu").shape[1:])
+        weights = templates_of(checkpoint.state_dict, shape, config["checkpoint"])
+        averages = class_averages(batches, len(weights))
+        caption = _caption(weights, averages)
+        averages = _pixels(averages, data)
+        names = getattr(data, "class_names", None)
+    else:
+        shape = _shape_in(checkpoint)
+        weights = templates_of(checkpoint.state_dict, shape, config["checkpoint"])
+    names = names or [str(number) for number in range(len(weights))]
+    chosen = config["classes"] or list(range(len(weights)))
+    if any(not 0 <= number < len(weights) for number in chosen):
+        raise ConfigError(f"classes are {chosen}: choose numbers from 0 to {len(weights) - 1}")
+    shown, titles = weights[chosen], [names[number] for number in chosen]
+    beside = None if averages is None else averages[chosen]
+    figures = {"": plot_templates(shown, beside, titles, config["title"], caption)}
+    if len(chosen) > 1:
+        under = "each pair and its mean, on one scale"
+        merged = plot_merged_templates(shown, pairs(shown), titles, config["title"], under)
+        figures["-merged"] = merged
+    write_figures(figures, _path(config, checkpoint.path, "templates"), config["overwrite"])
+
+
+def kernels(words: list[str]) -> None:
+    """Draws the kernels of networks' first layers, and how alike they are.
+
+    Args:
+        words: The command line after `plot kernels`.
+
+    Raises:
+        MergeError: If the user can mend it.
+    """
+    parser = _parser(
+        "kernels",
+        "Draws the first layer's kernels as a grid, and the cosines between them; of several "
+        "networks (two ingredients and their merge) side by side and on one scale.",
+    )
+    parser.add_argument("checkpoints", type=str, nargs="+", help="networks with convolutions")
+    parser.add_argument("--most", type=int, default=64, help="how many kernels of each to draw")
+    config = options.plain(parser, parser.parse_args(words))
+    paths = [Path(path) for path in config["checkpoints"]]
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else list(config["checkpoints"])
+    if len(set(names)) < len(names) or config["most"] < 1:
+        raise ConfigError("give each checkpoint once, and --most 1 or more")
+    found = {
+        name: first_kernels(read_checkpoint(path).state_dict, str(path))[1]
+        for name, path in zip(names, paths, strict=True)
+    }
+    figures = {"": plot_kernels(found, config["title"], config["most"])}
+    write_figures(figures, _path(config, paths[0], "kernels"), config["overwrite"])
+
+
+def _parser(figure: str, description: str) -> ArgumentParser:
+    made = options.Parser(prog=f"python -m lightning_merge plot {figure}", description=description)
+    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
+    made.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="the figure's path; beside the source if none",
+    )
+    made.add_argument("--title", type=str, default="")
+    made.add_argument("--overwrite", action="store_true", help="write over existing files")
+    return made
+
+
+def _path(config: dict[str, Any], source: Path, figure: str) -> Path:
+    if config["output"]:
+        return Path(config["output"])
+    return source.with_name(f"{source.stem}-{figure}")
+
+
+def _training_batches(data: LightningDataModule, checkpoint: Checkpoint) -> Any:
+    module = module_of(checkpoint)
+    data.prepare_data()
+    data.setup("fit")
+    return statistics_batches_of(data, module, torch.device("cpu"))
+
+
+def _shape_in(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """The images' shape that a linear classifier's hyper-parameters tell."""
+    saved = checkpoint.hyper_parameters
+    size = (saved.get("model_kwargs") or {}).get("img_size", 32)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(saved.get("in_chans", 3)), int(height), int(width)
+
+
+def _pixels(averages: Tensor, data: LightningDataModule) -> Tensor:
+    """Normalised images as pixels in [0, 1]."""
+    normalisation = getattr(data, "normalisation", None)
+    if normalisation is not None:
+        mean = torch.tensor(normalisation.mean).view(-1, 1, 1)
+        return averages * torch.tensor(normalisation.std).view(-1, 1, 1) + mean
+    low, high = averages.nan_to_num().min(), averages.nan_to_num().max()
+    return (averages - low) / (high - low).clamp_min(1e-12)
+
+
+def _caption(weights: Tensor, averages: Tensor) -> str:
+    known = averages.isfinite().flatten(1).all(1)
+    cosines = match(weights[known], averages[known])
+    own = cosines.diagonal()
+    nearest = int((cosines.argmax(1) == torch.arange(len(cosines))).sum())
+    others = (cosines.sum() - own.sum()) / max(cosines.numel() - len(own), 1)
+    return (
+        "left: average training image; right: template. Cosine of a template with its own class's "
+        f"average {float(own.mean()):.2f} on average,\nwith others' {float(others):.2f}; nearest "
+        f"to its own in {nearest} of {len(own)} classes (what all have in common taken off)"
+    )

@@ -1,0 +1,101 @@
+"""Bars of every method's accuracy, grouped by architecture (Rethinking, Fig. 3 and 18 to 21)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightning_merge.plots.style import looks, style
+
+Row = Mapping[str, Any]
+
+# As many bars in a panel can have their figures above them.
+_WRITTEN = 60
+
+
+def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
+    """Draws a group of bars for each table, a bar for each method.
+
+    Args:
+        tables: Summaries by what they are of (an architecture, a data set); rows with
+            `method`, `kind`, `accuracy`, `accuracy_sd` and `pool_size`. Single ingredients are
+            left out, their average is kept.
+        title: What to head the figure with.
+
+    Returns:
+        The figure: a panel for each number of networks, one below the other; merges are
+        filled, ensembles hatched.
+    """
+    average = {"ingredient": "Ingredients' average"}
+    kept = {
+        label: [
+            row
+            for row in summary
+            if row.get("accuracy") is not None
+            and row["method"] == average.get(row["kind"], row["method"])
+        ]
+        for label, summary in tables.items()
+    }
+    rows = [row for summary in kept.values() for row in summary]
+    look = looks(rows)
+    sizes = sorted({row.get("pool_size") for row in rows}, key=lambda size: size or 0)
+    labels = list(kept)
+    width = 0.86 / len(look)
+    with style():
+        size = (max(7.6, 1.6 + 0.16 * len(look) * len(labels)), 1.3 + 1.7 * len(sizes))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(sizes), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, count in zip(panels, sizes, strict=True):
+            for place, (method, one) in enumerate(look.items()):
+                found = {
+                    label: row
+                    for label, summary in kept.items()
+                    for row in summary
+                    if row["method"] == method and row.get("pool_size") == count
+                }
+                _draw(axes, found, labels, place, width, method, one)
+            axes.set_ylim(0, 1.2)
+            axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+            axes.set_ylabel("test accuracy")
+            axes.grid(axis="x", visible=False)
+            if count:
+                axes.set_title(f"{count} networks", weight="normal")
+        turned = {"rotation": 35, "ha": "right"} if len(labels) > 6 else {}
+        panels[-1].set_xticks(range(len(labels)), labels, **turned)
+        panels[-1].set_xlim(-0.55, len(labels) - 0.45)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=1.6)
+        figure.suptitle(title or "Merges and ensembles", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _draw(
+    axes: Any,
+    found: Mapping[str, Row],
+    labels: Sequence[str],
+    place: int,
+    width: float,
+    method: str,
+    look: Mapping[str, Any],
+) -> None:
+    at = [labels.index(label) - 0.43 + (place + 0.5) * width for label in found]
+    heights = [row["accuracy"] for row in found.values()]
+    deviations = [row.get("accuracy_sd") or 0.0 for row in found.values()]
+    dashed = look.get("ls") == "--"
+    axes.bar(
+        at,
+        heights,
+        width * 0.9,
+        yerr=deviations if any(deviations) else None,
+        error_kw={"lw": 0.8},
+        color="white" if dashed else look["color"],
+        edgecolor=look["color"],
+        hatch="/////" if dashed else None,
+        lw=0.8,
+        label=method,
+    )
+    if len(labels) * len(found) <= _WRITTEN:
+        for x, height, deviation in zip(at, heights, deviations, strict=True):
+            text = f"{height:.3f}"
+            y = height + deviation + 0.025
+            axes.text(x, y, text, rotation=90, ha="center", va="bottom", fontsize=6.5)

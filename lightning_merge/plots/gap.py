@@ -1,0 +1,102 @@
+"""By how much the ensemble is better than each merge (Rethinking, Fig. 8a and 22)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from lightning_merge.plots.style import MARKERS, looks, style
+
+Row = Mapping[str, Any]
+Tables = Mapping[str, Sequence[Row]]
+"""Summaries by what they are of, an architecture for example."""
+
+
+def plot_gap(tables: Tables, ensemble: str, title: str = "") -> Figure:
+    """Draws the ensemble's accuracy minus each merge's.
+
+    Args:
+        tables: Summaries; rows with `method`, `kind`, `accuracy` and `pool_size`.
+        ensemble: The method that merges are held against.
+        title: What to head the figure with.
+
+    Returns:
+        The figure. Of one table over several numbers of networks, the gap against that number, a
+        line for each merge; otherwise a panel for each merge, with the gap of every table, a line
+        for each number of networks. In percentage points.
+    """
+    gaps = {label: _gaps(summary, ensemble) for label, summary in tables.items()}
+    merges = list(dict.fromkeys(name for gap in gaps.values() for name, _ in gap))
+    sizes = sorted({size for gap in gaps.values() for _, size in gap}, key=lambda size: size or 0)
+    with style():
+        if len(tables) == 1 and len(sizes) > 1:
+            (summary,), (gap,) = tables.values(), gaps.values()
+            figure = _by_size(gap, merges, sizes, looks(summary))
+        else:
+            figure = _by_table(gaps, merges, sizes)
+        for axes in figure.axes:
+            axes.set_ylabel(f"{ensemble} minus merge\n(percentage points)")
+        figure.suptitle(title or "The gap to the ensemble", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _gaps(summary: Sequence[Row], ensemble: str) -> dict[tuple[str, int | None], float]:
+    known = [row for row in summary if row.get("accuracy") is not None]
+    bounds = {row.get("pool_size"): row["accuracy"] for row in known if row["method"] == ensemble}
+    return {
+        (row["method"], row.get("pool_size")): 100
+        * (bounds[row.get("pool_size")] - row["accuracy"])
+        for row in known
+        if row["kind"] == "merge" and row.get("pool_size") in bounds
+    }
+
+
+def _by_size(
+    gap: Mapping[tuple[str, int | None], float],
+    merges: Sequence[str],
+    sizes: Sequence[int | None],
+    look: Mapping[str, Mapping[str, Any]],
+) -> Figure:
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for merge in merges:
+        found = {size: gap[merge, size] for size in sizes if size and (merge, size) in gap}
+        axes.plot(list(found), list(found.values()), label=merge, **look[merge])
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks([size for size in sizes if size])
+    axes.set_xlabel("networks in the pool")
+    axes.legend()
+    return figure
+
+
+def _by_table(
+    gaps: Mapping[str, Mapping[tuple[str, int | None], float]],
+    merges: Sequence[str],
+    sizes: Sequence[int | None],
+) -> Figure:
+    labels = list(gaps)
+    # Light to dark, as more networks are merged; told apart in grey as well.
+    colours = mpl.colormaps["viridis_r"]([0.15 + 0.8 * i / max(len(sizes), 1) for i in range(9)])
+    width = max(3.4, 1.4 + 0.45 * len(labels))
+    figure = Figure(figsize=(max(5.0, width), 0.9 + 2.5 * len(merges)), layout="constrained")
+    panels = figure.subplots(len(merges), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, merge in zip(panels, merges, strict=True):
+        for index, size in enumerate(sizes):
+            heights = [gaps[label].get((merge, size), float("nan")) for label in labels]
+            axes.plot(
+                range(len(labels)),
+                heights,
+                color=colours[index % len(colours)],
+                marker=MARKERS[index % len(MARKERS)],
+                ls="-" if len(labels) > 1 else "",
+                label=f"{size} networks" if size else None,
+            )
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set_title(merge, weight="normal")
+    panels[-1].set_xticks(range(len(labels)), labels, rotation=35, ha="right")
+    panels[-1].set_xlim(-0.5, len(labels) - 0.5)
+    handles, names = panels[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, loc="outside right upper")
+    return figure

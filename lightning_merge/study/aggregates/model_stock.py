@@ -1,0 +1,45 @@
+"""Model Stock as a recipe's aggregate."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule
+
+from lightning_merge.aggregate import model_stock
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.study.aggregates.aggregate import Aggregate
+from lightning_merge.study.pool import Pool
+from lightning_merge.study.pretrained import check_pretrained, pretrained_state
+
+
+class ModelStock(Aggregate):
+    """Between the pre-trained network and the average, as far as the angles say.
+
+    Jang et al. 2024, "Model Stock: All we need is just a few fine-tuned models".
+
+    Args:
+        pretrained: The checkpoint that the ingredients were fine-tuned from; where several
+            tasks are merged it is known.
+    """
+
+    from_pretrained = True
+
+    def __init__(self, pretrained: str | None = None) -> None:
+        self.pretrained = pretrained
+
+    def check(self, pool: Pool) -> None:
+        """Checks that the pre-trained network is known.
+
+        Raises:
+            ConfigError: If not.
+        """
+        check_pretrained(self.pretrained, pool, "ModelStock")
+
+    def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
+        """A module with the merged weights.
+
+        Raises:
+            MergeError: If the pre-trained network is not given, or is of another architecture.
+        """
+        return pool.build(
+            model_stock(pretrained_state(self.pretrained, pool, "ModelStock"), states)
+        )

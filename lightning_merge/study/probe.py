@@ -1,0 +1,81 @@
+"""A head for a body: logistic regression on what the body makes of a task's training images."""
+
+import copy
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.ensemble import last_layer, take_off
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
+
+
+def linear_probe(
+    module: LightningModule, data: LightningDataModule, device: torch.device
+) -> tuple[StateDict, int]:
+    """The last layer that tells a task's classes best from a fixed body's features.
+
+    Logistic regression with scikit-learn's default penalty on standardised features; the
+    standardisation is then folded into the weights, so that the layer takes plain features.
+
+    Args:
+        module: The body, with a head of the task's shape whose weights do not matter.
+        data: Gives the training images (without augmentation if it offers them) and labels.
+        device: Where the features are computed.
+
+    Returns:
+        The layer's weights by their names in the module, and on how many labelled examples
+        they stand.
+
+    Raises:
+        ConfigError: If the labels are not one class each, a class has no example, or the
+            module's output is not that of one last linear layer.
+    """
+    body = copy.deepcopy(module).to(device).eval()
+    batches = statistics_batches_of(data, module, device)
+    name = last_layer(body, example_inputs(batches, device))
+    layer = take_off(body, name)
+    assert isinstance(layer, torch.nn.Linear)
+    features, targets = _features(body, batches)
+    classes = layer.out_features
+    if targets.is_floating_point() or targets.dim() != 1 or len(targets.unique()) != classes:
+        raise ConfigError(
+            f"a head of {classes} classes cannot be fitted: the training examples have "
+            f"{len(targets.unique())}, and each class needs one; give the task a checkpoint"
+        )
+    weight, bias = _regress(features.double().numpy(), targets.numpy())
+    state: StateDict = {f"{name}.weight": torch.from_numpy(weight).to(layer.weight.dtype)}
+    if layer.bias is not None:
+        state[f"{name}.bias"] = torch.from_numpy(bias).to(layer.weight.dtype)
+    return state, len(targets)
+
+
+@torch.no_grad()
+def _features(body: LightningModule, batches: Transferred) -> tuple[Tensor, Tensor]:
+    features, targets = [], []
+    for batch in batches:
+        features.append(body(inputs_of(batch)).flatten(1).float().cpu())
+        targets.append(batch[1].cpu())
+    return torch.cat(features), torch.cat(targets)
+
+
+def _regress(
+    features: NDArray[np.float64], targets: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    from sklearn.linear_model import LogisticRegression
+
+    mean, deviation = features.mean(0), features.std(0)
+    # A unit that never fires tells nothing.
+    deviation[deviation == 0] = 1
+    fitted = LogisticRegression(max_iter=1000).fit((features - mean) / deviation, targets)
+    weight, bias = fitted.coef_ / deviation, fitted.intercept_
+    bias = bias - weight @ mean
+    if len(weight) == 1:
+        # Of two classes scikit-learn gives the difference of the logits.
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias

@@ -1,0 +1,116 @@
+"""What a body gets right on every task, under the tasks' own heads, clean and corrupted."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_merge.data import ClassificationDataModule
+from lightning_merge.errors import ConfigError
+from lightning_merge.progress import tracked
+from lightning_merge.study.measure import evaluate
+from lightning_merge.study.task_pool import TaskData
+
+CLEAN = "clean"
+
+
+@dataclass
+class Conditions:
+    """The test sets of all tasks, clean and under corruptions.
+
+    Attributes:
+        tasks: The tasks.
+        corruptions: Names of corruptions.
+        severity: Of the corruptions, 1 to 5.
+        corrupted: The names of the tasks that are measured under them; all if empty.
+    """
+
+    tasks: Sequence[TaskData]
+    corruptions: Sequence[str] = ()
+    severity: int = 3
+    corrupted: Sequence[str] = ()
+    _made: dict[tuple[str, str], LightningDataModule] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        under = len(self.corrupted) or len(self.tasks)
+        return len(self.tasks) + len(self.corruptions) * under
+
+    def __iter__(self) -> Iterator[tuple[str, TaskData, LightningDataModule]]:
+        """Each condition's name, the task, and its data; corrupted images are made once."""
+        for task in self.tasks:
+            yield CLEAN, task, task.data
+        for corruption in self.corruptions:
+            for task in self.tasks:
+                if not self.corrupted or task.name in self.corrupted:
+                    yield corruption, task, self._corrupted(task, corruption)
+
+    def check(self) -> None:
+        """Checks that the data modules can corrupt their images.
+
+        Raises:
+            ConfigError: If one that has to cannot.
+        """
+        for task in self.tasks:
+            wanted = self.corruptions and (not self.corrupted or task.name in self.corrupted)
+            if wanted and not isinstance(task.data, ClassificationDataModule):
+                raise ConfigError(
+                    f"task '{task.name}': {type(task.data).__name__} cannot corrupt its images; "
+                    "leave it out of corrupted_tasks"
+                )
+
+    def _corrupted(self, task: TaskData, corruption: str) -> LightningDataModule:
+        key = task.name, corruption
+        if key not in self._made:
+            assert isinstance(task.data, ClassificationDataModule)
+            self._made[key] = task.data.corrupted(corruption, self.severity)
+        return self._made[key]
+
+
+def measure_tasks(
+    body: Callable[[TaskData], LightningModule | None],
+    conditions: Conditions,
+    trainer: Callable[..., Trainer],
+    said: Mapping[str, Any],
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """A row for each task under each condition.
+
+    Args:
+        body: Makes the network with which a task is asked; None leaves the task out.
+        conditions: The test sets.
+        trainer: Makes a Trainer.
+        said: What else a row is to hold: method, kind, seed.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The rows: `said`, `condition`, `task`, `seen`, `test_examples` and the metrics that
+        the module's test reports.
+
+    Raises:
+        ConfigError: If a module's test reports no accuracy.
+    """
+    rows = []
+    # Making one takes longer than testing on a few images.
+    tester = trainer()
+    for condition, task, data in tracked(conditions, f"{said['method']}: tasks", progress):
+        module = body(task)
+        if module is None:
+            continue
+        metrics, examples = evaluate(module, data, tester)
+        if "accuracy" not in metrics:
+            raise ConfigError(
+                f"task '{task.name}': {type(task.module).__name__}'s test logs no test_accuracy "
+                "(test_acc), which the tables are made of"
+            )
+        rows.append(
+            {
+                **said,
+                "condition": condition,
+                "task": task.name,
+                "seen": task.seen,
+                "test_examples": examples,
+                **metrics,
+            }
+        )
+    return rows

@@ -1,0 +1,160 @@
+"""A study of several tasks: what there is to train, to merge and to measure."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.study.plan import Plain, Task, data_for
+
+PRETRAINED = "Pre-trained"
+INDIVIDUAL = "Individual"
+
+
+@dataclass
+class TaskStudy:
+    """One pre-trained body, fine-tuned on tasks, merged by recipes, measured on all tasks.
+
+    Attributes:
+        tasks: For each task its `name`, its `data` (`class_path`, `init_args`), and, where it
+            is not to be trained, a `checkpoint`; `unseen: true` keeps its body out of merges.
+        recipes: The recipes, as plain configuration.
+        model: `class_path` and `init_args` of the LightningModule; its `num_classes` are set
+            to those of the data. Needed where something is trained.
+        pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from.
+        pretraining: Where there is none: `data` and `trainer` to make it with.
+        training: The Trainer's arguments for fine-tuning, `max_epochs` above all; a task's own
+            `training` changes some of them.
+        train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it
+            was fitted to the pre-trained body, as CLIP's heads stay what its text tower made.
+        seeds: One repetition each.
+        trainer: The Trainer's arguments for everything.
+        data_defaults: `init_args` of every data module, where it does not set them itself.
+        root: Replaces each `root` among the data modules' `init_args`.
+        corruptions: Corruptions of the test images to measure under as well.
+        severity: Of the corruptions, 1 to 5.
+        corrupted_tasks: The tasks to measure under them; all if none is named.
+        statistics_examples: How many training examples of each task statistics are read
+            from; None for all.
+        title: What tables are headed with.
+    """
+
+    tasks: list[Plain]
+    recipes: list[Plain]
+    model: Plain | None = None
+    pretrained: str | None = None
+    pretraining: Plain | None = None
+    training: Plain = field(default_factory=dict)
+    train_heads: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0])
+    trainer: Plain = field(default_factory=dict)
+    data_defaults: Plain = field(default_factory=dict)
+    root: str | None = None
+    corruptions: list[str] = field(default_factory=list)
+    severity: int = 3
+    corrupted_tasks: list[str] = field(default_factory=list)
+    statistics_examples: int | None = None
+    title: str = "Tasks"
+
+    def data(self, config: Plain, seed: int) -> Plain:
+        """A data module's configuration, with what all share, for one repetition."""
+        arguments = {**self.data_defaults, **config.get("init_args", {})}
+        if self.root is not None and "root" in arguments:
+            arguments["root"] = self.root
+        return data_for({**config, "init_args": arguments}, seed, {})
+
+
+def check_tasks(study: TaskStudy) -> None:
+    """Checks that a study says all that is needed.
+
+    Raises:
+        ConfigError: If not.
+    """
+    names = [task.get("name") for task in study.tasks]
+    if any(not name or not isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ConfigError("each of the tasks needs a `name` of its own")
+    for task in study.tasks:
+        unknown = sorted(set(task) - {"name", "data", "checkpoint", "unseen", "training"})
+        if unknown or "data" not in task:
+            wrong = f"`{unknown[0]}` is unknown" if unknown else "`data` is missing"
+            raise ConfigError(
+                f"task '{task['name']}': {wrong}; a task has name, data and, where wanted, "
+                "checkpoint, unseen, training"
+            )
+    if sum(not task.get("unseen") for task in study.tasks) < 2:
+        raise ConfigError("merging needs two seen tasks or more: list them under `tasks`")
+    if (study.pretrained is None) == (study.pretraining is None):
+        raise ConfigError("give either `pretrained`, a checkpoint, or `pretraining` to make one")
+    made = study.pretraining or any("checkpoint" not in task for task in study.tasks)
+    if made and study.model is None:
+        raise ConfigError("something is to be trained: say with `model` what")
+    strange = sorted(set(study.corrupted_tasks) - set(names))
+    if strange:
+        raise ConfigError(f"corrupted_tasks: there is no task '{strange[0]}'")
+    if not study.seeds or len(set(study.seeds)) != len(study.seeds):
+        raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
+
+
+def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Task]:
+    """The work of a study, in an order in which it can be done.
+
+    Args:
+        study: The study.
+        digests: The SHA-256 of every checkpoint that it names, by path.
+
+    Returns:
+        For each seed the pre-training, the fine-tuning of each task, the two rows to hold
+        merges against, and the merges.
+    """
+    return [one for seed in study.seeds for one in _repetition(study, seed, digests)]
+
+
+def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iterator[Task]:
+    common: Plain = {"model": study.model, "trainer": study.trainer, "seed": seed}
+    if study.pretraining is not None:
+        made = {**study.pretraining, "data": study.data(study.pretraining["data"], seed)}
+        start = _task("pretraining", PRETRAINED, seed, {**common, "pretraining": made})
+    else:
+        start = _task("pretraining", PRETRAINED, seed, {"file": digests[str(study.pretrained)]})
+    yield start
+    needs = [start.key]
+    tested = {}
+    for task in study.tasks:
+        data = study.data(task["data"], seed)
+        unseen = bool(task.get("unseen"))
+        settings: Plain = {**common, "data": data, "unseen": unseen}
+        if "checkpoint" in task:
+            settings["file"] = digests[task["checkpoint"]]
+        elif not unseen:
+            settings["training"] = {**study.training, **task.get("training", {})}
+            settings["train_heads"] = study.train_heads
+        one = _task("task", task["name"], seed, settings, (start.key,))
+        needs.append(one.key)
+        tested[task["name"]] = data
+        yield one
+    common |= {
+        "tasks": tested,
+        "corruptions": study.corruptions,
+        "severity": study.severity,
+        "corrupted_tasks": study.corrupted_tasks,
+    }
+    for name in (PRETRAINED, INDIVIDUAL):
+        yield _task("baseline", name, seed, common, needs)
+    if study.statistics_examples is not None:
+        common["statistics_examples"] = study.statistics_examples
+    for recipe in study.recipes:
+        yield _task("merge", recipe["name"], seed, {**common, "recipe": recipe}, needs)
+
+
+def _task(kind: str, name: str, seed: int, settings: Plain, needs: Sequence[str] = ()) -> Task:
+    text = json.dumps([kind, name, settings, list(needs)], sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Task(key, kind, name, seed, settings, tuple(needs))
+
+
+def checkpoints_of(study: TaskStudy) -> list[str]:
+    """The paths of all checkpoints that a study names."""
+    named: list[Any] = [study.pretrained, *(task.get("checkpoint") for task in study.tasks)]
+    return [str(path) for path in named if path is not None]

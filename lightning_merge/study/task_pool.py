@@ -1,0 +1,172 @@
+"""Ingredients of different tasks: one body is merged, and each task keeps a head of its own."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.align import Matching
+from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict, fit_names
+from lightning_merge.ensemble import last_layer
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, statistics_batches_of
+from lightning_merge.study.pool import Pool
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task: its examples, and the head through which every body is asked for it.
+
+    Attributes:
+        name: What to call it.
+        module: A LightningModule with the task's number of classes; its weights do not matter.
+        head: The weights of its last layer, by their names in the module.
+        data: Its data module.
+        seen: Whether the body of this task is among the ingredients.
+    """
+
+    name: str
+    module: LightningModule
+    head: StateDict
+    data: LightningDataModule
+    seen: bool = True
+
+    def build(self, body: Mapping[str, Tensor]) -> LightningModule:
+        """A new module with the body of a state dict and this task's head.
+
+        Args:
+            body: A state dict; another task's head in it is left aside.
+
+        Raises:
+            ArchitectureMismatchError: If the body is of another architecture.
+        """
+        module = copy.deepcopy(self.module)
+        state = fit_names({**body, **self.head}, module.state_dict(), f"task '{self.name}'")
+        module.load_state_dict(state)
+        return module
+
+
+def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
+    """The part of a state dict that is its module's last layer.
+
+    Args:
+        module: The module.
+        data: Gives an example to run it with.
+        state: A state dict of it.
+
+    Raises:
+        ConfigError: If the module's output is not that of one last linear layer.
+    """
+    data.prepare_data()
+    data.setup("fit")
+    example = inputs_of(next(iter(data.train_dataloader())))[:2]
+    layer = last_layer(module, example)
+    return {name: value for name, value in state.items() if name.startswith(f"{layer}.")}
+
+
+@dataclass
+class TaskPool(Pool):
+    """A pool whose ingredients were fine-tuned on a task each, from one pre-trained body.
+
+    The ingredients hold the first task's head, so that recipes see one architecture, and what
+    they merge is the body: `build` gives it under the first head, `TaskData.build` under any.
+    What recipes read of data is that of all seen tasks together.
+
+    Attributes:
+        tasks: The seen tasks in the order of the ingredients, then the unseen ones.
+        pretrained: The pre-trained body, under the first task's head.
+    """
+
+    tasks: Sequence[TaskData] = ()
+    pretrained: StateDict = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        tasks: Sequence[TaskData],
+        bodies: Sequence[StateDict],
+        pretrained: StateDict,
+        trainer: Callable[..., Trainer],
+        **settings: Any,
+    ) -> "TaskPool":
+        """The pool of some tasks.
+
+        Args:
+            tasks: The tasks, of which two or more are seen; their names differ.
+            bodies: A state dict for each seen task, in their order, under whatever head.
+            pretrained: The state dict that they were fine-tuned from, under whatever head.
+            trainer: As for `Pool`.
+            **settings: `seed`, `progress` and `statistics_examples` of `Pool`.
+
+        Raises:
+            MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
+        """
+        seen = [task for task in tasks if task.seen]
+        unseen = [task for task in tasks if not task.seen]
+        first = seen[0]
+        return cls(
+            first.module,
+            [{**body, **first.head} for body in bodies],
+            [task.name for task in seen],
+            first.data,
+            trainer,
+            heads=list(first.head),
+            tasks=[*seen, *unseen],
+            pretrained={**pretrained, **first.head},
+            **settings,
+        )
+
+    @property
+    def seen(self) -> list[TaskData]:
+        """The tasks whose bodies may be merged."""
+        return [task for task in self.tasks if task.seen]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for task in self.tasks:
+            task.data.prepare_data()
+            task.data.setup("fit")
+            task.data.setup("test")
+            task.build(self.pretrained)
+
+    def task(self, name: str) -> TaskData:
+        """The task that an ingredient was fine-tuned on."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def statistics_of(self, task: TaskData) -> Transferred:
+        """One task's training batches; `statistics_examples` of them, if that is given."""
+        return statistics_batches_of(
+            task.data, task.module, self.device, self.statistics_examples, self.seed
+        )
+
+    def statistics(self) -> Transferred:
+        """The training batches of all seen tasks, of each task as many examples as it has."""
+        chained = _Chained([self.statistics_of(task) for task in self.seen])
+        # Each task's own hooks have been applied by then.
+        return Transferred(chained, LightningModule(), None, self.device)
+
+    def check(self, matching: Matching | None) -> None:
+        """Checks that a matching can be done without the labels of a single task.
+
+        Raises:
+            ConfigError: If CCA's gamma is to be chosen.
+        """
+        if matching is not None and getattr(matching, "gamma", 0.0) is None:
+            raise ConfigError("CCAMatching cannot choose its gamma over several tasks: give it one")
+
+
+class _Chained:
+    def __init__(self, parts: Sequence[Transferred]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __iter__(self) -> Iterator[Any]:
+        for part in self.parts:
+            # The inputs alone: labels of different tasks do not go together.
+            yield from (inputs_of(batch) for batch in part)

@@ -1,0 +1,178 @@
+"""`tasks`: trains what is missing, merges, and measures seen, unseen and corrupted tasks."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+from made_data import classes, write_medmnist
+
+from lightning_merge import ImageClassifier
+from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Digits to pre-train on; two tasks of random images, and one that is unseen."""
+    for name, shape, count in (
+        ("breastmnist", (28, 28), 2),
+        ("retinamnist", (28, 28, 3), 5),
+        ("pneumoniamnist", (28, 28), 2),
+    ):
+        write_medmnist(tmp_path, name, shape, classes(count))
+    medical = [
+        {
+            "name": name,
+            "data": {"class_path": "MedMNISTDataModule", "init_args": {"name": name, "root": "x"}},
+        }
+        for name in ("breastmnist", "retinamnist")
+    ]
+    data = {"class_path": "DigitsDataModule", "init_args": {"examples_per_class": 5}}
+    unseen = {**medical[0], "name": "unseen", "unseen": True}
+    unseen["data"] = {
+        "class_path": "MedMNISTDataModule",
+        "init_args": {"name": "pneumoniamnist", "root": "x"},
+    }
+    return {
+        "title": "Small",
+        "root": str(tmp_path),
+        "model": {
+            "class_path": "ImageClassifier",
+            "init_args": {"model": "resnet20_cifar", "model_kwargs": {"depth": 1}},
+        },
+        "data_defaults": {"resize": 12, "channels": 3, "split_seed": 0, "batch_size": 16},
+        "pretraining": {"data": data, "trainer": {"max_epochs": 1}},
+        "training": {"max_epochs": 1},
+        "tasks": [*medical, unseen],
+        "recipes": [
+            {"name": "Average", "aggregate": "Average", "recalibrate": "batchnorm"},
+            {
+                "name": "TIES",
+                "aggregate": {"class_path": "TIES", "init_args": {"candidates": [0.0, 1.0]}},
+            },
+        ],
+        "corruptions": ["contrast"],
+        "corrupted_tasks": ["retinamnist"],
+    }
+
+
+def run(config, output, *words):
+    path = output.parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    main(["tasks", "-c", str(path), "--output", str(output), *words])
+    return json.loads((output / "results.json").read_text())
+
+
+def test_tables_merges_and_going_on(config, tmp_path, capsys):
+    output = tmp_path / "out"
+    results = run(config, output)
+    methods = ["Pre-trained", "Individual", "Average", "TIES"]
+    assert [one["method"] for one in results["methods"]] == methods
+    with (output / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # Three clean tasks (individual ones: two), and one under a corruption.
+    assert len(rows) == len(results["measurements"]) == 4 + 3 + 4 + 4
+    average = {
+        row["task"]: float(row["accuracy"])
+        for row in rows
+        if (row["method"], row["condition"]) == ("Average", "clean")
+    }
+    line = next(row for row in results["tables"]["tasks"] if row["method"] == "Average")
+    seen = [average["breastmnist"], average["retinamnist"]]
+    assert line["seen"] == pytest.approx(statistics.fmean(seen))
+    assert line["unseen"] == pytest.approx(average["unseen"])
+    assert line["all"] == pytest.approx(statistics.fmean(average.values()))
+    report = (output / "report.md").read_text()
+    assert "fitted to the pre-trained body on 20 labelled examples" in report
+    assert "12 labelled examples seen" in report
+    assert "### contrast" in report
+    merged = ImageClassifier.load_from_checkpoint(output / "merges/seed0/average.ckpt")
+    assert merged.hparams["num_classes"] == 2
+
+    # Heads are those that were fitted; bodies have moved.
+    store = {one["task"]: key for key, one in results["ingredients"].items()}
+    start = read_checkpoint(output / "runs" / store["Pre-trained"] / "weights.ckpt").state_dict
+    tuned = read_checkpoint(output / "runs" / store["retinamnist"] / "weights.ckpt").state_dict
+    other = read_checkpoint(output / "runs" / store["unseen"] / "weights.ckpt").state_dict
+    name = "network.layer1.0.conv1.weight"
+    assert not start[name].equal(tuned[name])
+    assert start[name].equal(other[name])
+
+    capsys.readouterr()
+    more = [{"name": "Arithmetic", "aggregate": {"class_path": "TaskArithmetic"}}]
+    again = run({**config, "recipes": config["recipes"] + more}, output)
+    assert "9 pieces, 8 already done" in capsys.readouterr().out
+    kept = {one["method"]: one for one in again["methods"]}
+    assert kept["Average"] == next(one for one in results["methods"] if one["method"] == "Average")
+    assert kept["Arithmetic"]["choices"][0]["scale"] in [step / 10 for step in range(11)]
+    with pytest.raises(SystemExit):
+        run({**config, "severity": 5}, output)
+    assert "another study" in capsys.readouterr().err
+
+
+def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
+    first = run({**config, "recipes": config["recipes"][:1], "corruptions": []}, tmp_path / "out")
+    store = {one["task"]: key for key, one in first["ingredients"].items()}
+    path = {name: str(tmp_path / "out/runs" / key / "weights.ckpt") for name, key in store.items()}
+    own = {key: value for key, value in config.items() if key not in ("model", "pretraining")}
+    own["pretrained"] = path["Pre-trained"]
+    own["recipes"], own["corruptions"] = config["recipes"][:1], []
+    own["tasks"] = [{**task, "checkpoint": path[task["name"]]} for task in config["tasks"]]
+    second = run(own, tmp_path / "own")
+    accuracy = {
+        (row["method"], row["task"]): row["accuracy"]
+        for results in (first, second)
+        for row in results["measurements"]
+    }
+    for row in first["measurements"]:
+        assert accuracy[row["method"], row["task"]] == row["accuracy"]
+    assert all(
+        one.get("head", "of its checkpoint") == "of its checkpoint"
+        for one in second["ingredients"].values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pretraining": None}, "either `pretrained`"),
+        ({"model": None}, "with `model`"),
+        ({"corrupted_tasks": ["none"]}, "no task 'none'"),
+        ({"recipes": [{"name": "E", "aggregate": "LogitsEnsemble"}]}, "no one body"),
+        ({"recipes": [{"name": "F", "aggregate": "FineTune"}]}, "labels"),
+        ({"seeds": [1, 1]}, "seeds"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said):
+    with pytest.raises(SystemExit) as stopped:
+        run({**config, **change}, tmp_path / "out")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_wrong_tasks_are_named(config, tmp_path, capsys):
+    for tasks, said in (
+        (config["tasks"][:1], "two seen tasks"),
+        ([config["tasks"][0]] * 2, "`name` of its own"),
+        ([{"name": "a", "data": {}, "colour": 1}, *config["tasks"]], "`colour` is unknown"),
+        ([{"name": "a"}, *config["tasks"]], "`data` is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            run({**config, "tasks": tasks}, tmp_path / "out")
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_configurations_are_complete(path, tmp_path, capsys):
+    """Their data are not made here: a folder without them is what is found missing."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["tasks", "-c", str(path), "--root", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "cifar-100-python" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""Figures show the numbers that they were given."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_merge.plots import (
+    plot_bars,
+    plot_gap,
+    plot_kernels,
+    plot_magnitude,
+    plot_magnitude_gap,
+    plot_magnitude_scatter,
+    plot_merged_templates,
+    plot_pools,
+    plot_templates,
+    save,
+)
+from lightning_merge.plots.magnitude import has_pair
+from lightning_merge.plots.style import looks
+from lightning_merge.plots.templates import to_pixels
+from lightning_merge.study.report import AVERAGE
+
+
+def row(method, kind, accuracy, size=None, deviation=None):
+    return {
+        "method": method,
+        "kind": kind,
+        "accuracy": accuracy,
+        "accuracy_sd": deviation,
+        "pool_size": size,
+    }
+
+
+def summary(shift=0.0, sizes=(2, 5)):
+    rows = [row("Ingredient 1", "ingredient", 0.7), row("Ingredient 2", "ingredient", 0.7)]
+    for size in sizes:
+        rows += [
+            row(AVERAGE, "ingredient", 0.7 - shift, size, 0.01),
+            row("soup", "merge", 0.8 - shift - size / 100, size, 0.01),
+            row("greedy", "merge", 0.75 - shift, size, 0.01),
+            row("all", "ensemble", 0.9 - shift, size, 0.01),
+        ]
+    return rows
+
+
+def curve(name, kind, aggregate, size, accuracy, by_batch, seed=0):
+    return {
+        "name": name,
+        "kind": kind,
+        "aggregate": aggregate,
+        "pool_size": size,
+        "seed": seed,
+        "factor": [2.0, 0.5, 1.0],
+        "accuracy": accuracy,
+        "by_batch": by_batch,
+    }
+
+
+def curves():
+    batches = [[0.2, 0.4], [0.6, 0.8], [0.9, 0.7]]
+    better = [[0.3, 0.5], [0.5, 0.7], [0.9, 0.8]]
+    return [
+        one
+        for size in (2, 5)
+        for seed in (0, 1)
+        for one in (
+            curve(AVERAGE, "ingredient", "", size, [0.3, 0.6, 0.7], [], seed),
+            curve("soup", "merge", "Average", size, [0.3, 0.7 + seed / 10, 0.8], batches, seed),
+            curve("all", "ensemble", "LogitsEnsemble", size, [0.4, 0.6, 0.85], better, seed),
+        )
+    ]
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_pools():
+    (axes,) = plot_pools(summary()).axes
+    drawn = lines(axes)
+    assert list(drawn) == [AVERAGE, "soup", "greedy", "all"]
+    assert list(drawn["soup"].get_xdata()) == [2, 5]
+    np.testing.assert_allclose(drawn["soup"].get_ydata(), [0.78, 0.75])
+
+
+def test_the_gap_of_one_table_is_over_pool_sizes():
+    (axes,) = plot_gap({"x": summary()}, "all").axes
+    drawn = lines(axes)
+    np.testing.assert_allclose(drawn["soup"].get_ydata(), [12.0, 15.0])
+    np.testing.assert_allclose(drawn["greedy"].get_ydata(), [15.0, 15.0])
+
+
+def test_the_gap_of_several_tables_is_over_them():
+    figure = plot_gap({"one": summary(), "two": summary(0.1, (5,))}, "all")
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(panels) == ["soup", "greedy"]
+    drawn = lines(panels["soup"])
+    np.testing.assert_allclose(drawn["5 networks"].get_ydata(), [15.0, 15.0])
+    np.testing.assert_allclose(drawn["2 networks"].get_ydata(), [12.0, np.nan])
+    labels = [tick.get_text() for tick in panels["greedy"].get_xticklabels()]
+    assert labels == ["one", "two"]
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (None,)])
+def test_bars(sizes):
+    figure = plot_bars(
+        {
+            "one": summary(0.0, sizes) if sizes[0] else OLD,
+            "two": OLD if not sizes[0] else summary(0.2, sizes),
+        }
+    )
+    assert len(figure.axes) == len(sizes)
+    bars = {container.get_label(): container for container in figure.axes[0].containers}
+    heights = {
+        name: [patch.get_height() for patch in container.patches]
+        for name, container in bars.items()
+        if getattr(container, "patches", None)
+    }
+    assert list(heights) == [AVERAGE, "soup", "greedy", "all"]
+    np.testing.assert_allclose(heights["all"], [0.9, 0.7] if sizes[0] else [0.9, 0.9])
+
+
+OLD = [{**one, "pool_size": None} for one in summary(0.0, (2,))]
+
+
+def test_magnitude_means_over_seeds_in_order_of_the_factors():
+    figure = plot_magnitude(curves())
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["2 networks", "5 networks"]
+    drawn = lines(figure.axes[0])
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["0.5", "1", "2"]
+    np.testing.assert_allclose(drawn["soup"].get_ydata(), [0.75, 0.8, 0.3])
+
+
+def test_the_gap_by_magnitude():
+    (axes,) = plot_magnitude_gap(curves()).axes
+    drawn = lines(axes)
+    np.testing.assert_allclose(drawn["5 networks"].get_ydata(), [15.0, -5.0, -10.0])
+    assert has_pair(curves())
+    assert not has_pair(curves()[:2])
+
+
+def test_the_scatter_has_a_point_for_each_batch_of_the_largest_pool():
+    figure = plot_magnitude_scatter(curves())
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(panels) == ["× 0.5", "× 1", "× 2"]
+    points = panels["× 2"].get_lines()[1]
+    # Two batches in each of two seeds.
+    np.testing.assert_allclose(points.get_xdata(), [0.2, 0.4] * 2)
+    np.testing.assert_allclose(points.get_ydata(), [0.3, 0.5] * 2)
+    assert panels["× 2"].texts[0].get_text() == "above: 100%, below: 0%"
+
+
+def test_every_method_looks_different():
+    rows = [row(f"m{i}", "merge" if i % 2 else "ensemble", 0.5) for i in range(6)]
+    found = looks([*rows, row(AVERAGE, "ingredient", 0.5)])
+    assert len({(one["color"], one["marker"]) for one in found.values()}) == 7
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_zero_is_the_middle_and_a_sign_a_side(channels):
+    weights = torch.zeros(channels, 2, 2)
+    weights[:, 0, 0], weights[:, 1, 1] = 1.0, -1.0
+    pixels = to_pixels(weights, weights)
+    assert pixels.shape == (2, 2, 3)
+    if channels == 3:
+        np.testing.assert_allclose(pixels[0, 0], 1.0)
+        np.testing.assert_allclose(pixels[1, 1], 0.0)
+        np.testing.assert_allclose(pixels[0, 1], 0.5)
+    else:
+        assert pixels[0, 1].min() > 0.9
+        assert pixels[0, 0, 0] > pixels[0, 0, 2]
+        assert pixels[1, 1, 2] > pixels[1, 1, 0]
+
+
+def test_templates_stand_beside_their_averages(tmp_path):
+    templates, averages = torch.randn(6, 3, 4, 4), torch.rand(6, 3, 4, 4)
+    names = [f"class {i}" for i in range(6)]
+    (axes,) = plot_templates(templates, averages, names).axes
+    images = axes.get_images()
+    assert len(images) == 12
+    np.testing.assert_allclose(images[4].get_array(), averages[2].permute(1, 2, 0), atol=1e-6)
+    assert [text.get_text() for text in axes.texts] == names
+    (axes,) = plot_merged_templates(templates, templates[:3], names).axes
+    assert [text.get_text() for text in axes.texts] == [
+        f"class {i} + class {i + 3}" for i in range(3)
+    ]
+    assert len(axes.get_images()) == 9
+
+
+def test_kernels_are_on_one_scale_and_say_which_are_alike(tmp_path):
+    kernels = torch.randn(8, 3, 7, 7)
+    kernels[5] = 2 * kernels[2]
+    figure = plot_kernels({"a": kernels, "b": kernels / 4})
+    above, below = figure.axes[0].get_images(), figure.axes[1].get_images()
+    spread = [np.ptp(images[3].get_array()) for images in (above, below)]
+    assert spread[1] == pytest.approx(spread[0] / 4, rel=0.2)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert "most alike: 2 and 5 (1.00)" in titles
+    files = save(figure, tmp_path / "kernels")
+    assert [file.suffix for file in files] == [".png", ".svg"]
