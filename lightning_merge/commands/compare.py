@@ -18,7 +18,7 @@ from lightning_merge.study.compare import (
     run_recipe,
 )
 from lightning_merge.study.lines import lines_of
-from lightning_merge.study.magnitude import measure_magnitudes
+from lightning_merge.study.magnitude import check_classes, measure_magnitudes
 from lightning_merge.study.measure import Measurement
 from lightning_merge.study.plan import check_barrier, check_magnitudes, check_pool_sizes
 from lightning_merge.study.provenance import provenance
@@ -60,8 +60,11 @@ def compare(words: list[str]) -> None:
     check_names(recipes)
     folder = claim_folder(config["output"], RESULTS, config["overwrite"])
     pool, loggers = open_pool(config)
-    for recipe in recipes:
-        recipe.check_pool(pool)
+    for size in sizes:
+        for recipe in recipes:
+            recipe.check_pool(pool.first(size))
+    if config["magnitudes"]:
+        check_classes(pool)
     for logger in loggers:
         log_config(logger, config)
 

@@ -17,7 +17,7 @@ from lightning_merge.study.provenance import provenance
 from lightning_merge.study.publish import RESULTS, keep_only, metric_columns, publish
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.report import summarise, terminal_table
-from lightning_merge.study.run import run
+from lightning_merge.study.run import check_recipes, run
 from lightning_merge.study.store import Store
 
 
@@ -57,6 +57,7 @@ def study(words: list[str]) -> None:
     options.quiet()
     folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
     trainer = instantiate_trainer(config["trainer"])
+    loggers = trainer.pop("loggers")
     config["pool_sizes"] = config["pool_sizes"] or [len(config["ingredients"])]
     planned = Study(**config)
     recipes = [build_recipe(recipe) for recipe in planned.recipes]
@@ -64,16 +65,14 @@ def study(words: list[str]) -> None:
     check_triangle(planned.triangle, len(planned.ingredients))
     check_statistics_examples(planned.statistics_examples)
     tasks = plan(planned)
-    module = build_module(planned.model)
-    for recipe in recipes:
-        recipe.check(module)
+    store = Store(folder / "runs")
+    done = {task.key for task in tasks if task.key in store}
+    if len(done) < len(tasks):
+        check_recipes(planned, recipes, trainer)
     _claim(folder, config, overwrite)
-    loggers = trainer.pop("loggers")
     for logger in loggers:
         log_config(logger, config)
 
-    store = Store(folder / "runs")
-    done = {task.key for task in tasks if task.key in store}
     options.console.print(
         f"[bold]{planned.title}[/bold]: {len(tasks)} tasks, {len(done)} already done"
     )

@@ -17,7 +17,7 @@ from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
 from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
 from lightning_merge.study.task_publish import RESULTS, publish_tasks
-from lightning_merge.study.task_run import check_task_recipe, run_tasks
+from lightning_merge.study.task_run import check_task_recipe, check_work, run_tasks
 from lightning_merge.study.task_tables import corruption_table, task_table, terminal
 
 
@@ -81,9 +81,11 @@ def tasks(words: list[str]) -> None:
         check_task_recipe(recipe)
     digests = {path: digest(read_checkpoint(path).state_dict) for path in checkpoints_of(study)}
     work = plan_tasks(study, digests)
-    _claim(folder, config, overwrite)
     store = Store(folder / "runs")
     done = sum(one.key in store for one in work)
+    if done < len(work):
+        check_work(study, recipes, trainer)
+    _claim(folder, config, overwrite)
     options.console.print(f"[bold]{study.title}[/bold]: {len(work)} pieces, {done} already done")
     run_tasks(study, work, store, trainer, _say)
     _finish(folder, study, work, store, config, words)

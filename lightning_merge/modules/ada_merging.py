@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
+from lightning_merge.errors import ConfigError
 from lightning_merge.modules.merge import MergeModule
 
 
@@ -81,6 +82,11 @@ class AdaMerging(MergeModule, _EntropyObjective):
         lr_scheduler: LRSchedulerCallable | None = None,
         keep_a: str | None = None,
     ) -> None:
+        if coefficient is not None and not 0 < coefficient * len(checkpoints) < 1:
+            raise ConfigError(
+                f"coefficient is {coefficient}: with {len(checkpoints)} task vectors choose one "
+                f"above 0 and below 1 / {len(checkpoints)}"
+            )
         super().__init__(
             module,
             [pretrained, *checkpoints],

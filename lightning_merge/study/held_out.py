@@ -14,7 +14,7 @@ from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred
+from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.study.pool import Pool
 
 
@@ -108,8 +108,8 @@ class HeldOut:
             ConfigError: If the output is not that of one last linear layer.
         """
         body = copy.deepcopy(module)
-        inputs = inputs_of(next(iter(self.loader)))[:2]
-        take_off(body, last_layer(body, inputs))
+        batches = Transferred(self._in(None), body, self.pool.data, self.pool.device)
+        take_off(body, last_layer(body, example_inputs(batches, self.pool.device)))
         found = [output.float().flatten(1).cpu() for output, _ in self._outputs(body, None)]
         return torch.cat(found)
 

@@ -111,6 +111,15 @@ def measure_magnitudes(
     return [method.result for method in tested.methods]
 
 
+def check_classes(pool: Pool) -> None:
+    """Checks that right answers can be counted on the test set, before anything is computed.
+
+    Raises:
+        ConfigError: If the test examples do not have one class each.
+    """
+    _classes(next(iter(_test_batches(pool))))
+
+
 class _Tested:
     """The networks that have to be asked, each once, and what is made of their answers."""
 
@@ -135,7 +144,7 @@ class _Tested:
         method = _Method(Magnitude(recipe.name, kind, name, size, pool.seed), [])
         if aggregate.merges:
             method.members = [self._index(weights(recipe.name, size))]
-        elif isinstance(aggregate, _OF_LOGITS + _OF_FEATURES) and recipe.recalibrate is None:
+        elif isinstance(aggregate, _OF_LOGITS + _OF_FEATURES) and _is_plain(recipe):
             states, _ = pool.align(recipe.align)
             kept = (
                 aggregate.search(states, pool).members if isinstance(aggregate, Greedy) else states
@@ -258,6 +267,11 @@ class _Method:
             result.by_batch.append([right / count for right, count in batches])
 
 
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether an ensemble's members are ingredients as they are, all that its search keeps."""
+    return recipe.recalibrate is None and recipe.select is None
+
+
 def _predicted(logits: Tensor, targets: Tensor) -> Tensor:
     """The class of the largest logit; where there is one logit, whether it is positive."""
     one = logits.numel() == len(targets)
@@ -283,7 +297,7 @@ def _test_batches(pool: Pool) -> Iterable[Any]:
     trainer = pool.trainer()
     loader = pool.data.test_dataloader()
     limit = trainer.limit_test_batches
-    count = limit if isinstance(limit, int) else round(limit * len(loader))
+    count = limit if isinstance(limit, int) else int(limit * len(loader))
     precision = trainer.precision_plugin
     module: LightningModule = pool.module
     batches = Transferred(loader, module, pool.data, pool.device, precision.convert_input)

@@ -73,6 +73,11 @@ def class_averages(batches: Transferred, classes: int, progress: bool = True) ->
                     "classes: give the --data that it was trained on"
                 )
             belongs = torch.nn.functional.one_hot(targets.flatten().long(), classes)
+        elif targets.shape[1] != classes:
+            raise DataError(
+                f"the data have {targets.shape[1]} labels, and the network {classes} classes: give "
+                "the --data that it was trained on"
+            )
         else:
             belongs = targets
         belongs = belongs.to(images.device, torch.float64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,7 +133,7 @@ def check_magnitudes(factors: Sequence[float]) -> None:
     Raises:
         ConfigError: If one is not positive, or is given twice.
     """
-    if any(not factor > 0 for factor in factors) or len(set(factors)) != len(factors):
+    if any(not 0 < factor < math.inf for factor in factors) or len(set(factors)) != len(factors):
         raise ConfigError(
             f"magnitudes are {list(factors)}: give positive numbers that differ, for example "
             "'[0.5, 1, 2]'"

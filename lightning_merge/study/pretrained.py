@@ -1,6 +1,7 @@
 """The network that a pool's ingredients were fine-tuned from."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
 from lightning_merge.errors import ConfigError
@@ -13,7 +14,10 @@ def check_pretrained(pretrained: str | None, pool: Pool, what: str) -> None:
 
     Raises:
         ConfigError: If neither the recipe nor the pool says it.
+        CheckpointError: If there is no such file.
     """
+    if pretrained is not None and not Path(pretrained).exists():
+        read_checkpoint(pretrained)
     if pretrained is None and not isinstance(pool, TaskPool):
         raise ConfigError(
             f"{what} needs the network that the ingredients were fine-tuned from: set its "

@@ -219,13 +219,7 @@ def _report(
         *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
         markdown_table(summary, columns),
     ]
-    chosen = [
-        f"* {_of_size(row, rows)}, seed {row['seed']}: {row['chosen']}"
-        for row in rows
-        if row.get("chosen")
-    ]
-    if chosen:
-        parts.append("\n".join(chosen) + "\n")
+    parts += _choices(rows)
     if statistics_examples is not None:
         parts.append(
             "Activations, BatchNorm statistics and REPAIR's were read from "
@@ -236,9 +230,17 @@ def _report(
     return "\n".join(parts)
 
 
-def _of_size(row: Row, rows: Sequence[Row]) -> str:
-    size = f", {row[SIZE]} networks" if len(pool_sizes(rows)) > 1 else ""
-    return f"{row['method']}{size}"
+def _choices(rows: Sequence[Row]) -> list[str]:
+    """What was chosen on held-out data: once for all methods that share a choice."""
+    several = len(pool_sizes(rows)) > 1
+    methods: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.get("chosen"):
+            where = f"{row[SIZE]} networks, " if several else ""
+            where += f"seed {row['seed']}"
+            methods.setdefault((where, row["chosen"]), []).append(row["method"])
+    lines = [f"* {', '.join(of)}, {where}: {what}\n" for (where, what), of in methods.items()]
+    return ["".join(lines)] if lines else []
 
 
 def _barriers(lines: Sequence[Mapping[str, Any]]) -> list[str]:

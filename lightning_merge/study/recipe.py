@@ -77,7 +77,9 @@ class Recipe:
         self.check(pool.module)
         pool.check(self.align)
         self.aggregate.check(pool)
-        if self.select is not None:
+        if self.select is None:
+            self.aggregate.check_count(len(pool.states))
+        else:
             self.select.check(pool)
 
     def __call__(self, pool: Pool) -> tuple[LightningModule, float]:

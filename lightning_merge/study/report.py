@@ -127,7 +127,7 @@ def _mean_row(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     row = dict(rows[0])
     for column in ["accuracy", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
-        row[column] = statistics.fmean(values) if values else None
+        row[column] = statistics.fmean(values) if len(values) == len(rows) else None
     return row
 
 
@@ -143,8 +143,9 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
     for column in ["accuracy", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
         # NaN is stored as null: a mean of the other seeds would hide the one that failed.
-        summary[column] = statistics.fmean(values) if len(values) == len(rows) else None
-        summary[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        whole = len(values) == len(rows)
+        summary[column] = statistics.fmean(values) if whole else None
+        summary[f"{column}_sd"] = statistics.stdev(values) if whole and len(values) > 1 else None
     return summary
 
 

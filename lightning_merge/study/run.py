@@ -1,7 +1,7 @@
 """Doing a study's tasks, each at most once."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
@@ -10,13 +10,44 @@ from lightning_merge.checkpoint import digest
 from lightning_merge.study.barrier import measure_lines, measure_triangles
 from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
 from lightning_merge.study.compare import run_recipe
-from lightning_merge.study.magnitude import measure_magnitudes
+from lightning_merge.study.magnitude import check_classes, measure_magnitudes
 from lightning_merge.study.measure import fit, measure
-from lightning_merge.study.plan import Study, Task
+from lightning_merge.study.plan import Study, Task, data_for
 from lightning_merge.study.pool import Pool
+from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
 
 Report = Callable[[Task, dict[str, Any], bool], None]
+
+
+def check_recipes(
+    study: Study, recipes: Sequence[Recipe], trainer: Mapping[str, Any] | None = None
+) -> None:
+    """Checks recipes on networks that have learned nothing, before any is trained.
+
+    Args:
+        study: The study.
+        recipes: Its recipes.
+        trainer: The Trainer's arguments, with callbacks made.
+
+    Raises:
+        MergeError: If data are missing, or a recipe does not suit the network, the data or a
+            number of ingredients.
+    """
+    module = build_module(study.model)
+    count = len(study.ingredients)
+    pool = Pool(
+        module=module,
+        states=[module.state_dict()] * count,
+        names=[f"Ingredient {index + 1}" for index in range(count)],
+        data=build_data(data_for(study.data, study.seeds[0], {})),
+        trainer=trainer_maker(trainer or {}, False),
+    )
+    for size in study.pool_sizes or [count]:
+        for recipe in recipes:
+            recipe.check_pool(pool.first(size))
+    if study.magnitudes:
+        check_classes(pool)
 
 
 def run(

@@ -1,5 +1,6 @@
 """How far to go along a direction, chosen on held-out data."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,6 +65,11 @@ def choose_scale(
     scores = {
         scale: held_out.score(build(direction.at(pretrained, scale)), metric) for scale in shown
     }
-    best = max(scores, key=lambda scale: sign * scores[scale])
+    # A score that is no number is worse than any.
+    best = max(scores, key=lambda scale: _worth(sign * scores[scale]))
     named = {f"{scale:g}": score for scale, score in scores.items()}
     return ScaleChoice(best, named, metric or "accuracy", held_out.size)
+
+
+def _worth(score: float) -> float:
+    return -math.inf if math.isnan(score) else score

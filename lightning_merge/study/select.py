@@ -262,7 +262,7 @@ def merge_selected(
         score = select.sign * held_out.score(module, select.metric) if several else math.inf
         scores[str(len(subset))] = select.sign * score
         pool.reused_seconds += part.reused_seconds
-        if best is None or score > best[0]:
+        if best is None or score > best[0] or math.isnan(best[0]):
             best = score, module, part
     assert best is not None
     _, module, part = best

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_merge.data import ClassificationDataModule
+from lightning_merge.data.corruptions import Corruption
 from lightning_merge.errors import ConfigError
 from lightning_merge.progress import tracked
 from lightning_merge.study.measure import evaluate
@@ -46,11 +47,13 @@ class Conditions:
                     yield corruption, task, self._corrupted(task, corruption)
 
     def check(self) -> None:
-        """Checks that the data modules can corrupt their images.
+        """Checks that the data modules can corrupt their images, and in these ways.
 
         Raises:
-            ConfigError: If one that has to cannot.
+            ConfigError: If one that has to cannot, or there is no such corruption or severity.
         """
+        for corruption in self.corruptions:
+            Corruption(corruption, self.severity)
         for task in self.tasks:
             wanted = self.corruptions and (not self.corrupted or task.name in self.corrupted)
             if wanted and not isinstance(task.data, ClassificationDataModule):

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.study.compare import file_name
 from lightning_merge.study.plan import Plain, Task, data_for
 
 PRETRAINED = "Pre-trained"
 INDIVIDUAL = "Individual"
+
+# What the tables' other columns are called.
+_COLUMNS = ("seen", "unseen", "all", "average", "method")
 
 
 @dataclass
@@ -60,7 +64,7 @@ class TaskStudy:
 
     def data(self, config: Plain, seed: int) -> Plain:
         """A data module's configuration, with what all share, for one repetition."""
-        arguments = {**self.data_defaults, **config.get("init_args", {})}
+        arguments = {**self.data_defaults, **(config.get("init_args") or {})}
         if self.root is not None and "root" in arguments:
             arguments["root"] = self.root
         return data_for({**config, "init_args": arguments}, seed, {})
@@ -75,6 +79,11 @@ def check_tasks(study: TaskStudy) -> None:
     names = [task.get("name") for task in study.tasks]
     if any(not name or not isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConfigError("each of the tasks needs a `name` of its own")
+    taken = [name for name in names if name in _COLUMNS]
+    if taken:
+        raise ConfigError(
+            f"task '{taken[0]}': a column of the tables has that name; choose another"
+        )
     for task in study.tasks:
         unknown = sorted(set(task) - {"name", "data", "checkpoint", "unseen", "training"})
         if unknown or "data" not in task:
@@ -83,11 +92,17 @@ def check_tasks(study: TaskStudy) -> None:
                 f"task '{task['name']}': {wrong}; a task has name, data and, where wanted, "
                 "checkpoint, unseen, training"
             )
+        _check_data(task["data"], f"task '{task['name']}'")
     if sum(not task.get("unseen") for task in study.tasks) < 2:
         raise ConfigError("merging needs two seen tasks or more: list them under `tasks`")
     if (study.pretrained is None) == (study.pretraining is None):
         raise ConfigError("give either `pretrained`, a checkpoint, or `pretraining` to make one")
-    made = study.pretraining or any("checkpoint" not in task for task in study.tasks)
+    if study.pretraining is not None:
+        strange = sorted(set(study.pretraining) - {"data", "trainer"})
+        if strange:
+            raise ConfigError(f"pretraining: `{strange[0]}` is unknown; it has data and trainer")
+        _check_data(study.pretraining.get("data"), "pretraining")
+    made = study.pretraining or any(task.get("checkpoint") is None for task in study.tasks)
     if made and study.model is None:
         raise ConfigError("something is to be trained: say with `model` what")
     strange = sorted(set(study.corrupted_tasks) - set(names))
@@ -95,6 +110,16 @@ def check_tasks(study: TaskStudy) -> None:
         raise ConfigError(f"corrupted_tasks: there is no task '{strange[0]}'")
     if not study.seeds or len(set(study.seeds)) != len(study.seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
+    for recipe in study.recipes:
+        if file_name(recipe["name"]) in (file_name(PRETRAINED), file_name(INDIVIDUAL)):
+            raise ConfigError(
+                f"recipe '{recipe['name']}': a row of the tables has that name; choose another"
+            )
+
+
+def _check_data(data: Any, whose: str) -> None:
+    if not isinstance(data, Mapping) or "class_path" not in data:
+        raise ConfigError(f"{whose}: say with `data: {{class_path: ..., init_args: ...}}` what on")
 
 
 def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Task]:
@@ -125,10 +150,10 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
         data = study.data(task["data"], seed)
         unseen = bool(task.get("unseen"))
         settings: Plain = {**common, "data": data, "unseen": unseen}
-        if "checkpoint" in task:
+        if task.get("checkpoint") is not None:
             settings["file"] = digests[task["checkpoint"]]
         elif not unseen:
-            settings["training"] = {**study.training, **task.get("training", {})}
+            settings["training"] = {**study.training, **(task.get("training") or {})}
             settings["train_heads"] = study.train_heads
         one = _task("task", task["name"], seed, settings, (start.key,))
         needs.append(one.key)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict, fit_names
 from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred, statistics_batches_of
+from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
 from lightning_merge.study.pool import Pool
 
 
@@ -63,8 +64,8 @@ def head_of(module: LightningModule, data: LightningDataModule, state: StateDict
     """
     data.prepare_data()
     data.setup("fit")
-    example = inputs_of(next(iter(data.train_dataloader())))[:2]
-    layer = last_layer(module, example)
+    batches = statistics_batches_of(data, module, torch.device("cpu"))
+    layer = last_layer(module, example_inputs(batches, "cpu"))
     return {name: value for name, value in state.items() if name.startswith(f"{layer}.")}
 
 

@@ -1,7 +1,7 @@
 """Doing the work of a study of several tasks, each piece at most once."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -53,6 +53,43 @@ def check_task_recipe(recipe: Recipe) -> None:
             f"recipe '{recipe.name}': {kind} trains on one task's labels, and there are several "
             "tasks: leave it out"
         )
+
+
+def check_work(
+    study: TaskStudy, recipes: Sequence[Recipe], trainer: Mapping[str, Any] | None = None
+) -> None:
+    """Checks data and recipes on networks that have learned nothing, before any is trained.
+
+    Args:
+        study: The study.
+        recipes: Its recipes.
+        trainer: The Trainer's arguments, with callbacks made.
+
+    Raises:
+        MergeError: If data are missing or cannot be corrupted as the study says, or a recipe
+            does not suit the network or the data.
+    """
+    seed = study.seeds[0]
+    if study.pretraining is not None:
+        _read(study.data(study.pretraining["data"], seed))
+    tasks = []
+    for one in study.tasks:
+        data = _read(study.data(one["data"], seed))
+        path = one.get("checkpoint")
+        module = _module(study, data, None if path is None else read_checkpoint(path))
+        head = head_of(module, data, module.state_dict())
+        tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
+    bodies = [task.module.state_dict() for task in tasks if task.seen]
+    pool = TaskPool.of(
+        tasks,
+        bodies,
+        bodies[0],
+        trainer_maker(trainer or {}, False),
+        statistics_examples=study.statistics_examples,
+    )
+    _conditions(study, tasks).check()
+    for recipe in recipes:
+        recipe.check_pool(pool)
 
 
 def run_tasks(
@@ -114,11 +151,11 @@ class _Maker:
         start = time.perf_counter()
         if "file" in work.settings:
             checkpoint = read_checkpoint(str(self.study.pretrained))
-            self.store.put(work.key, {"seconds": None}, _content_of_file(checkpoint.path))
+            self.store.put(work.key, {"seconds": None}, _content_of_file(checkpoint))
             return
         made = work.settings["pretraining"]
         data = build_data(made["data"])
-        module = self._module(data)
+        module = _module(self.study, data)
         trainer = self._make_trainer(made.get("trainer", {}))
         examples = fit(module, data, trainer())
         seconds = time.perf_counter() - start
@@ -135,19 +172,17 @@ class _Maker:
     def _fine_tune(self, work: Task) -> None:
         start = time.perf_counter()
         settings = work.settings
-        data = build_data(settings["data"])
-        data.prepare_data()
-        data.setup("fit")
+        data = _read(settings["data"])
         result: dict[str, Any] = {"split_hash": None, "settings": settings}
         if "file" in settings:
             (path,) = (task["checkpoint"] for task in self.study.tasks if task["name"] == work.name)
             checkpoint = read_checkpoint(path)
-            module = self._module(data, checkpoint)
+            module = _module(self.study, data, checkpoint)
             expected = module.state_dict()
             module.load_state_dict(fit_names(checkpoint.state_dict, expected, path))
             result |= {"head": "of its checkpoint", "seconds": None}
         else:
-            module = self._module(data)
+            module = _module(self.study, data)
             own = head_of(module, data, module.state_dict())
             body = _headless(self.store.state(work.needs[0]), module, own)
             start_at = fit_names({**body, **own}, module.state_dict(), "the pre-trained network")
@@ -210,18 +245,6 @@ class _Maker:
         }
         self.store.put(work.key, result, made.content)
 
-    def _module(
-        self, data: LightningDataModule, checkpoint: Checkpoint | None = None
-    ) -> LightningModule:
-        config = self.study.model
-        if config is None:
-            assert checkpoint is not None
-            return module_of(checkpoint)
-        arguments = dict(config.get("init_args", {}))
-        if hasattr(data, "num_classes"):
-            arguments["num_classes"] = data.num_classes
-        return build_module({**config, "init_args": arguments})
-
     def _pool_of(self, work: Task) -> tuple[TaskPool, Conditions, dict[str, StateDict]]:
         # Kept between the pieces of one repetition, with the corrupted images.
         if self._pool is None or self._pool[0] != work.seed:
@@ -229,7 +252,7 @@ class _Maker:
             for key in work.needs[1:]:
                 one = self.work[key]
                 data = build_data(one.settings["data"])
-                module = self._module(data, read_checkpoint(self.store.weights(key)))
+                module = _module(self.study, data, read_checkpoint(self.store.weights(key)))
                 state = fit_names(self.store.state(key), module.state_dict(), one.name)
                 unseen = one.settings["unseen"]
                 head = head_of(module, data, state)
@@ -245,13 +268,32 @@ class _Maker:
                 progress=self.progress,
                 statistics_examples=self.study.statistics_examples,
             )
-            study = self.study
-            conditions = Conditions(
-                pool.tasks, study.corruptions, study.severity, study.corrupted_tasks
-            )
-            conditions.check()
-            self._pool = work.seed, pool, conditions, bodies
+            self._pool = work.seed, pool, _conditions(self.study, pool.tasks), bodies
         return self._pool[1:]
+
+
+def _read(config: Plain) -> LightningDataModule:
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def _module(
+    study: TaskStudy, data: LightningDataModule, checkpoint: Checkpoint | None = None
+) -> LightningModule:
+    config = study.model
+    if config is None:
+        assert checkpoint is not None
+        return module_of(checkpoint)
+    arguments = dict(config.get("init_args", {}))
+    if hasattr(data, "num_classes"):
+        arguments["num_classes"] = data.num_classes
+    return build_module({**config, "init_args": arguments})
+
+
+def _conditions(study: TaskStudy, tasks: Sequence[TaskData]) -> Conditions:
+    return Conditions(tasks, study.corruptions, study.severity, study.corrupted_tasks)
 
 
 def _headless(state: StateDict, module: LightningModule, head: StateDict) -> StateDict:
@@ -280,7 +322,6 @@ def _content(module: LightningModule) -> Plain:
     }
 
 
-def _content_of_file(path: Any) -> Plain:
-    checkpoint = read_checkpoint(path)
+def _content_of_file(checkpoint: Checkpoint) -> Plain:
     kept = {"hyper_parameters": checkpoint.hyper_parameters} if checkpoint.hyper_parameters else {}
     return {"state_dict": checkpoint.state_dict, **kept}

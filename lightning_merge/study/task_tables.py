@@ -54,7 +54,11 @@ def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     tasks = _names(row for row in rows if row["condition"] != CLEAN)
     kept = [row for row in rows if row["task"] in tasks]
     means = [
-        {**row, "task": condition, "accuracy": statistics.fmean(values)}
+        {
+            **row,
+            "task": condition,
+            "accuracy": None if None in values else statistics.fmean(values),
+        }
         for condition in (CLEAN, *names)
         for row, values in _per_repetition(kept, condition, tasks)
     ]

@@ -256,6 +256,18 @@ def test_a_studys_callbacks_are_called(tmp_path, capsys):
         ),
         (["--recipes", "[{name: '+', aggregate: Average}]"], "named '\\+'"),
         (["--recipes", "[{name: Ingredient 1, aggregate: Average}]"], "Ingredient 1"),
+        (["--recipes", "[{name: T, aggregate: TIES}]"], "`pretrained`"),
+        (
+            [
+                "--recipes",
+                "[{name: T, aggregate: {class_path: TIES, init_args: {pretrained: no.ckpt}}}]",
+            ],
+            "no.ckpt",
+        ),
+        (
+            ["--recipes", "[{name: N, aggregate: NPMerge}]", "--ingredients", "[{}, {}, {}]"],
+            "two checkpoints, not 3",
+        ),
     ],
 )
 def test_a_study_that_would_fail_late_fails_at_once(tmp_path, capsys, words, message):

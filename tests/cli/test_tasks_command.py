@@ -33,7 +33,7 @@ def config(tmp_path):
         for name in ("breastmnist", "retinamnist")
     ]
     data = {"class_path": "DigitsDataModule", "init_args": {"examples_per_class": 5}}
-    unseen = {**medical[0], "name": "unseen", "unseen": True}
+    unseen = {**medical[0], "name": "pneumonia", "unseen": True}
     unseen["data"] = {
         "class_path": "MedMNISTDataModule",
         "init_args": {"name": "pneumoniamnist", "root": "x"},
@@ -85,7 +85,7 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     line = next(row for row in results["tables"]["tasks"] if row["method"] == "Average")
     seen = [average["breastmnist"], average["retinamnist"]]
     assert line["seen"] == pytest.approx(statistics.fmean(seen))
-    assert line["unseen"] == pytest.approx(average["unseen"])
+    assert line["unseen"] == pytest.approx(average["pneumonia"])
     assert line["all"] == pytest.approx(statistics.fmean(average.values()))
     report = (output / "report.md").read_text()
     assert "fitted to the pre-trained body on 20 labelled examples" in report
@@ -98,7 +98,7 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     store = {one["task"]: key for key, one in results["ingredients"].items()}
     start = read_checkpoint(output / "runs" / store["Pre-trained"] / "weights.ckpt").state_dict
     tuned = read_checkpoint(output / "runs" / store["retinamnist"] / "weights.ckpt").state_dict
-    other = read_checkpoint(output / "runs" / store["unseen"] / "weights.ckpt").state_dict
+    other = read_checkpoint(output / "runs" / store["pneumonia"] / "weights.ckpt").state_dict
     name = "network.layer1.0.conv1.weight"
     assert not start[name].equal(tuned[name])
     assert start[name].equal(other[name])
@@ -146,6 +146,8 @@ def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
         ({"recipes": [{"name": "E", "aggregate": "LogitsEnsemble"}]}, "no one body"),
         ({"recipes": [{"name": "F", "aggregate": "FineTune"}]}, "labels"),
         ({"seeds": [1, 1]}, "seeds"),
+        ({"recipes": [{"name": "individual", "aggregate": "Average"}]}, "has that name"),
+        ({"pretraining": {"trainer": {"max_epochs": 1}}}, "pretraining: say with `data:"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said):
@@ -157,12 +159,45 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said)
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corruptions": ["fog of war"]}, "'fog of war' is unknown"),
+        ({"severity": 6}, "severity is 6"),
+        (
+            {"recipes": [{"name": "R", "aggregate": "Average", "recalibrate": "repair"}]},
+            "without BatchNorm",
+        ),
+        (
+            {
+                "recipes": [
+                    {
+                        "name": "W",
+                        "aggregate": {"class_path": "Average", "init_args": {"weights": [1]}},
+                    }
+                ]
+            },
+            "1 weights for 2 ingredients",
+        ),
+    ],
+)
+def test_what_would_fail_late_fails_at_once(config, tmp_path, capsys, monkeypatch, change, said):
+    monkeypatch.setattr("lightning_merge.study.task_run._Maker.do", lambda *_: pytest.fail("began"))
+    with pytest.raises(SystemExit) as stopped:
+        run({**config, **change}, tmp_path / "out")
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_tasks_are_named(config, tmp_path, capsys):
     for tasks, said in (
         (config["tasks"][:1], "two seen tasks"),
         ([config["tasks"][0]] * 2, "`name` of its own"),
         ([{"name": "a", "data": {}, "colour": 1}, *config["tasks"]], "`colour` is unknown"),
         ([{"name": "a"}, *config["tasks"]], "`data` is missing"),
+        ([{"name": "a", "data": "Digits"}, *config["tasks"]], "task 'a': say with `data:"),
+        ([{"name": "all", "data": {}}, *config["tasks"]], "has that name"),
     ):
         with pytest.raises(SystemExit):
             run({**config, "tasks": tasks}, tmp_path / "out")

@@ -9,6 +9,7 @@ from tiny_pools import CLASSES, Perceptron, Points, trained
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_merge.errors import ConfigError
 from lightning_merge.modules.ada_merging import AdaMerging, mean_entropy
 
 
@@ -116,3 +117,10 @@ def test_several_heads_add_their_entropies():
     assert seen == [("train_entropy", pytest.approx(float(expected)))]
     for name, value in first.heads.state_dict().items():
         torch.testing.assert_close(module.state_dict()[f"heads.{name}"], value)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.6])
+def test_a_coefficient_that_leaves_nothing_is_refused_by_its_name(coefficient):
+    states = [randomise(Perceptron(), seed).state_dict() for seed in range(3)]
+    with pytest.raises(ConfigError, match=r"coefficient is .* below 1 / 2"):
+        AdaMerging(Perceptron(), states[0], states[1:], coefficient=coefficient)

@@ -17,10 +17,11 @@ from lightning_merge.study.aggregates import (
     GreedySoup,
     LogitsEnsemble,
 )
-from lightning_merge.study.magnitude import measure_magnitudes
+from lightning_merge.study.magnitude import check_classes, measure_magnitudes
 from lightning_merge.study.plan import check_magnitudes
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.report import AVERAGE
+from lightning_merge.study.select import Proposal, Select
 
 FACTORS = [0.3, 1.0, 3.0]
 RECIPES = [
@@ -183,9 +184,26 @@ def test_an_ensemble_that_is_recalibrated_is_asked_as_it_is():
     assert found.accuracy[0] == pytest.approx(metrics["test_acc"])
 
 
+def test_an_ensemble_of_selected_ingredients_is_of_those():
+    class First(Select):
+        def propose(self, states, pool):
+            return Proposal([[0, 1]], {})
+
+    pool = made_pool(4)
+    recipes = [Recipe("all", LogitsEnsemble()), Recipe("two", LogitsEnsemble(), select=First())]
+    _, everyone, picked = measure(pool, recipes, FACTORS, [4])
+    _, wanted = measure(pool, recipes[:1], FACTORS, [2])
+    assert picked.accuracy == pytest.approx(wanted.accuracy)
+    assert picked.accuracy != everyone.accuracy
+
+
 def test_the_trainers_limit_holds():
     pool = made_pool(2)
     pool.trainer = lambda **changes: quiet_trainer(limit_test_batches=1, **changes)
+    _, soup = measure(pool, RECIPES[:1], [1.0], [2])
+    assert len(soup.by_batch[0]) == 1
+    # Of three batches 0.6 are one: Lightning rounds down.
+    pool.trainer = lambda **changes: quiet_trainer(limit_test_batches=0.6, **changes)
     _, soup = measure(pool, RECIPES[:1], [1.0], [2])
     assert len(soup.by_batch[0]) == 1
 
@@ -203,6 +221,8 @@ def test_what_is_refused():
     pool = made_pool(2, data=Labels())
     with pytest.raises(ConfigError, match="needs one class"):
         measure(pool, RECIPES[:1], [1.0], [2])
-    for factors in ([0.0], [-1.0], [1.0, 1.0], [float("nan")]):
+    with pytest.raises(ConfigError, match="needs one class"):
+        check_classes(pool)
+    for factors in ([0.0], [-1.0], [1.0, 1.0], [float("nan")], [float("inf")]):
         with pytest.raises(ConfigError, match="positive numbers"):
             check_magnitudes(factors)

@@ -53,6 +53,11 @@ def test_a_seed_without_a_number_leaves_no_mean_of_the_others():
     summary = {entry["method"]: entry for entry in summarise(rows, ["loss"])}
     assert summary["mean"]["loss"] is None
     assert summary["np"]["loss"] is not None
+    rows[0]["loss"] = None
+    summary = {entry["method"]: entry for entry in summarise(rows, ["loss"])}
+    # Nor does an ingredient without one leave an average of the others.
+    assert summary[AVERAGE]["loss"] is summary[AVERAGE]["loss_sd"] is None
+    assert summary[AVERAGE]["accuracy"] is not None
 
 
 def test_the_tables_say_the_same():

@@ -29,6 +29,7 @@ from lightning_merge.study.aggregates import (
     RegMean,
     TaskArithmetic,
 )
+from lightning_merge.study.held_out import HeldOut
 from lightning_merge.study.probe import linear_probe
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.select import DPP
@@ -282,6 +283,30 @@ def test_the_head_is_found_and_fitted(bodies):
     assert float(bias.grad.abs().max()) < 0.02
     two, _ = linear_probe(network("d").eval(), Points("d"), torch.device("cpu"))
     assert two["net.6.weight"].shape == (2, 12)
+
+
+class Bytes(Points):
+    """Gives bytes, which a hook makes numbers of on the device."""
+
+    def loader(self, part, count):
+        x, y = super().loader(part, count).dataset.tensors
+        return DataLoader(TensorDataset((x * 20 + 128).to(torch.uint8), y), batch_size=40)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return (x.float() - 128) / 20, y
+
+
+def test_heads_and_features_are_found_behind_the_batch_transfer_hooks(bodies):
+    _, states = bodies
+    module = network("b")
+    module.load_state_dict(states["b"])
+    assert head_of(module, Bytes("b"), states["b"]).keys() == {"net.6.weight", "net.6.bias"}
+    pool = made_pool(bodies)
+    pool.data = Bytes("b")
+    x = (Bytes("b").val_dataloader().dataset.tensors[0].float() - 128) / 20
+    with torch.no_grad():
+        torch.testing.assert_close(HeldOut(pool).features(module), module.eval().net[:-1](x))
 
 
 def test_what_does_not_fit_is_said(bodies):

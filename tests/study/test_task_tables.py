@@ -46,6 +46,13 @@ ROWS = [
 ]
 
 
+def test_a_number_that_is_missing_leaves_no_mean_under_corruptions():
+    rows = [{**one, "accuracy": None} if one["accuracy"] == 0.1 else one for one in ROWS]
+    (line,) = (one for one in corruption_table(rows) if one["method"] == "A")
+    assert line["fog"] is line["average"] is None
+    assert line["rain"] == pytest.approx((0.1 + 0.5) / 2)
+
+
 def test_averages_are_taken_within_each_seed():
     a, b = task_table(ROWS)
     names = [name for name in a if f"{name}_sd" in a]

@@ -34,6 +34,10 @@ class Aggregate(ABC):
         """Checks that the pool has what is needed, before anything is computed."""
         del pool
 
+    def check_count(self, count: int) -> None:
+        """Checks that so many ingredients can be combined, before anything is computed."""
+        del count
+
     @abstractmethod
     def __call__(self, states: Sequence[StateDict], pool: "Pool") -> LightningModule:
         """Makes the module.

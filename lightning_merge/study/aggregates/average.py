@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.pool import Pool
 
@@ -19,6 +20,17 @@ class Average(Aggregate):
 
     def __init__(self, weights: list[float] | None = None) -> None:
         self.weights = weights
+
+    def check_count(self, count: int) -> None:
+        """Checks that there is a weight for each ingredient.
+
+        Raises:
+            ConfigError: If not.
+        """
+        if self.weights is not None and len(self.weights) != count:
+            raise ConfigError(
+                f"Average: {len(self.weights)} weights for {count} ingredients: give one for each"
+            )
 
     def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
         """A module with the averaged weights."""

@@ -65,16 +65,24 @@ class NPMerge(Aggregate):
         self.alpha = alpha
         self.optimizer = optimizer
 
+    def check_count(self, count: int) -> None:
+        """Checks that there are two ingredients.
+
+        Raises:
+            ConfigError: If not.
+        """
+        if count != 2:
+            raise ConfigError(
+                f"NPMerge merges two checkpoints, not {count}; merge more in successive pairs"
+            )
+
     def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
         """A module with the merged weights, and `alphas()`.
 
         Raises:
             ConfigError: If there are not two ingredients.
         """
-        if len(states) != 2:
-            raise ConfigError(
-                f"NPMerge merges two checkpoints, not {len(states)}; merge more in successive pairs"
-            )
+        self.check_count(len(states))
         module = MergeModule(
             pool.build(states[0]),
             states,
