@@ -35,7 +35,7 @@ from lightning_merge.progress import tracked
 # Enough examples to tell a batch from a single one.
 _PROBE = 2
 # What values may take at least, in bytes, on a CPU and on a GPU, which needs larger batches.
-_ROOM = (2**26, 2**30)
+_ROOM = (2**25, 2**30)
 
 
 class ActivationMatching(Matching):
@@ -51,12 +51,13 @@ class ActivationMatching(Matching):
 
     Args:
         cost: What the products at a layer may cost, in multiplications, as a multiple of
-            running it once; infinite if every position is to count everywhere.
+            running it once; infinite if every position is to count everywhere, as it should
+            where there are only some dozens of examples.
     """
 
     needs_data: ClassVar[bool] = True
 
-    def __init__(self, cost: float = 0.5) -> None:
+    def __init__(self, cost: float = 0.25) -> None:
         self.cost = cost
 
     def match(
@@ -199,8 +200,8 @@ def observe(
 class _Observer:
     """Runs both networks, a first, and adds b's values to the moments as soon as they exist.
 
-    What a's layers read is kept until b's have read theirs. It may take as much memory as the
-    networks themselves, and batches that would need more are divided.
+    What a's layers read is kept until b's have read theirs. It may take half as much memory as
+    the networks themselves, and batches that would need more are divided.
     """
 
     def __init__(
@@ -274,7 +275,7 @@ class _Observer:
         storages = [sample.untyped_storage() for *_, read in passed for sample in read]
         kept = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
         networks = [*self.model_a.parameters(), *self.model_b.parameters()]
-        room = max(sum(p.nbytes for p in networks), _ROOM[x.is_cuda])
+        room = max(sum(p.nbytes for p in networks) // 2, _ROOM[x.is_cuda])
         self.at_once = max(1, room * len(x) // max(1, kept))
 
     def drop_repeated(self, passed: list[tuple[Place, tuple[int, int]]]) -> None:
