@@ -151,13 +151,16 @@ class TaskPool(Pool):
         return Transferred(chained, LightningModule(), None, self.device)
 
     def check(self, matching: Matching | None) -> None:
-        """Checks that a matching can be done without the labels of a single task.
+        """Checks that nothing is to be aligned.
 
         Raises:
-            ConfigError: If CCA's gamma is to be chosen.
+            ConfigError: If something is: the heads would read the units in their old order.
         """
-        if matching is not None and getattr(matching, "gamma", 0.0) is None:
-            raise ConfigError("CCAMatching cannot choose its gamma over several tasks: give it one")
+        if matching is not None:
+            raise ConfigError(
+                f"{type(matching).__name__}: bodies of several tasks come from one pre-trained "
+                "network, whose order their heads read: leave `align` out"
+            )
 
 
 class _Chained:

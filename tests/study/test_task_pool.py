@@ -18,6 +18,7 @@ from lightning_merge.aggregate import (
     task_vector,
     ties,
 )
+from lightning_merge.align import WeightMatching
 from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.aggregates import (
@@ -311,6 +312,8 @@ def test_heads_and_features_are_found_behind_the_batch_transfer_hooks(bodies):
 
 def test_what_does_not_fit_is_said(bodies):
     start, states = bodies
+    with pytest.raises(ConfigError, match=r"WeightMatching: .* leave `align` out"):
+        Recipe("aligned", Average(), align=WeightMatching()).check_pool(made_pool(bodies))
     broken = dict(states)
     broken["b"] = {**states["b"], "net.0.weight": torch.zeros(3, 3)}
     with pytest.raises(MergeError, match=r"net\.0\.weight"):
