@@ -51,8 +51,8 @@ class ActivationMatching(Matching):
 
     Args:
         cost: What the products at a layer may cost, in multiplications, as a multiple of
-            running it once; infinite if every position is to count everywhere, as it should
-            where there are only some dozens of examples.
+            running it once; infinite if every position is to count everywhere. The default
+            is chosen for speed; what it costs in quality has not been measured on trained networks.
     """
 
     needs_data: ClassVar[bool] = True
