@@ -37,9 +37,16 @@ _HOMES = {
         "MedMNISTDataModule",
         "TinyImageNetDataModule",
         "USPSDataModule",
+        "VisionTaskDataModule",
     ),
     "errors": ("MergeError",),
-    "modules": ("EnsembleModule", "FeatureEnsembleModule", "ImageClassifier", "MergeModule"),
+    "modules": (
+        "CLIPClassifier",
+        "EnsembleModule",
+        "FeatureEnsembleModule",
+        "ImageClassifier",
+        "MergeModule",
+    ),
     "recalibrate": ("reset_batchnorm",),
     "renormalize": ("repair",),
 }

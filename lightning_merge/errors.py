@@ -34,5 +34,9 @@ class ConfigError(MergeError):
     """A recipe or study whose parts do not fit together."""
 
 
+class SelectionError(ConfigError):
+    """A selection that leaves too few ingredients; known when they have been looked at."""
+
+
 class AlignmentError(MergeError):
     """A network that cannot be traced, or a permutation that does not fit its spec."""

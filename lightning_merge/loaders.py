@@ -1,6 +1,6 @@
 """The batches on which statistics are taken, as the network would get them from a Trainer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -115,6 +115,31 @@ def statistics_batches_of(
     return Transferred(loader, module, data, device)
 
 
+def few_test_batches(
+    data: LightningDataModule,
+    module: LightningModule,
+    device: torch.device,
+    examples: int,
+    seed: int = 0,
+) -> Transferred:
+    """Batches of test images, drawn at random, for figures.
+
+    Args:
+        data: The data module, set up to test.
+        module: Whose batch-transfer hooks apply.
+        device: Where the batches are to be.
+        examples: How many examples at most.
+        seed: Determines which.
+
+    Raises:
+        ConfigError: If there is not one loader of test images, which can be indexed.
+    """
+    loader = data.test_dataloader()
+    if isinstance(loader, Sequence) and len(loader) == 1:
+        (loader,) = loader
+    return Transferred(_some(loader, examples, seed), module, data, device)
+
+
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
     """The input of the first batch, at most two examples of it, on `device`."""
     inputs = inputs_of(next(iter(batches)))
@@ -135,7 +160,8 @@ def _some(loader: Any, examples: int, seed: int) -> Any:
     ):
         raise ConfigError(
             f"{examples} examples cannot be drawn from a {type(loader).__name__} without an index: "
-            "leave statistics_examples out, or give a DataLoader over an indexed data set"
+            "give a DataLoader over an indexed data set, or (for statistics) leave "
+            "statistics_examples out"
         )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(loader.dataset), generator=generator)[:examples]  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ class AlphaMonitor(Callback):
     `alpha/<layer>` (every logger), and the distribution as a histogram (Weights & Biases,
     TensorBoard). When training ends, a table with mean, standard deviation, minimum,
     maximum and the share of alphas above one half (Weights & Biases, TensorBoard; `alphas.csv`
-    beside the metrics of a CSV logger).
+    beside the metrics of a CSV logger). Where more than two ingredients are merged, each has
+    alphas of its own: `alpha/<layer>/<ingredient>`, counted from 1.
 
     Raises:
         ConfigError: When fitting starts, if the module has no alphas.
@@ -31,7 +32,7 @@ class AlphaMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs means and histograms."""
-        alphas: dict[str, Any] = pl_module.alphas()  # type: ignore[operator]
+        alphas = _by_ingredient(pl_module)
         means = {f"alpha/{name}": alpha.mean() for name, alpha in alphas.items()}
         pl_module.log_dict(means, sync_dist=False)
         if trainer.is_global_zero:
@@ -42,9 +43,21 @@ class AlphaMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the table."""
         if trainer.is_global_zero:
-            rows = alpha_rows(pl_module.alphas())  # type: ignore[operator]
+            rows = alpha_rows(_by_ingredient(pl_module))
             for logger in trainer.loggers:
                 log_table(logger, "alphas", rows)
+
+
+def _by_ingredient(module: LightningModule) -> dict[str, Any]:
+    alphas: dict[str, Any] = module.alphas()  # type: ignore[operator]
+    found = {}
+    for name, alpha in alphas.items():
+        if alpha.dim() == module.get_parameter(name).dim():
+            found[name] = alpha
+        else:
+            # The mean over all ingredients would tell nothing: they add up to 1.
+            found |= {f"{name}/{index}": one for index, one in enumerate(alpha, 1)}
+    return found
 
 
 def alpha_rows(alphas: dict[str, Any]) -> list[dict[str, Any]]:

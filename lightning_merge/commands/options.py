@@ -50,6 +50,21 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
     return made
 
 
+def figure_parser(figure: str, description: str) -> ArgumentParser:
+    """A parser of `plot`, with `-c`, `--config`, `--output`, `--title` and `--overwrite`."""
+    made = Parser(prog=f"python -m lightning_merge plot {figure}", description=description)
+    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
+    made.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="the figure's path; beside the source if none",
+    )
+    made.add_argument("--title", type=str, default="")
+    made.add_argument("--overwrite", action="store_true", help="write over existing files")
+    return made
+
+
 def add_data_and_trainer(to: ArgumentParser) -> None:
     """Adds `--data` and `--trainer`."""
     to.add_subclass_arguments(LightningDataModule, "data", required=True)

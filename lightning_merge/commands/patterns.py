@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -33,7 +32,7 @@ def templates(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
-    parser = _parser(
+    parser = options.figure_parser(
         "templates",
         "Draws the weights of a linear classifier as images, and (its name ends in -merged) the "
         "templates of the first half of the classes merged with those of the second half. With "
@@ -86,7 +85,7 @@ def kernels(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
-    parser = _parser(
+    parser = options.figure_parser(
         "kernels",
         "Draws the first layer's kernels as a grid, and the cosines between them; of several "
         "networks (two ingredients and their merge) side by side and on one scale.",
@@ -105,20 +104,6 @@ def kernels(words: list[str]) -> None:
     }
     figures = {"": plot_kernels(found, config["title"], config["most"])}
     write_figures(figures, _path(config, paths[0], "kernels"), config["overwrite"])
-
-
-def _parser(figure: str, description: str) -> ArgumentParser:
-    made = options.Parser(prog=f"python -m lightning_merge plot {figure}", description=description)
-    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
-    made.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="the figure's path; beside the source if none",
-    )
-    made.add_argument("--title", type=str, default="")
-    made.add_argument("--overwrite", action="store_true", help="write over existing files")
-    return made
 
 
 def _path(config: dict[str, Any], source: Path, figure: str) -> Path:

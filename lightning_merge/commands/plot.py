@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json
 
 _SEVERAL = ("bars", "gap")
-_FROM_WEIGHTS = ("templates", "kernels")
+# Drawn from checkpoints, with options of their own: where they are.
+_FROM_WEIGHTS = {"embedding": "embedding", "kernels": "patterns", "templates": "patterns"}
 
 
 @dataclass
@@ -33,8 +35,8 @@ def plot(words: list[str]) -> None:
     """Draws figures and writes them as PNG and SVG.
 
     `barrier` draws the line, and the triangle beside it (its name ends in `-triangle`) where
-    the results hold both; `magnitude` draws three figures. `templates` and `kernels` are drawn
-    from checkpoints, and have options of their own (`plot templates --help`).
+    the results hold both; `magnitude` draws three figures. `templates`, `kernels` and `embedding`
+    are drawn from checkpoints, and have options of their own (`plot templates --help`).
 
     Args:
         words: The command line after `plot`.
@@ -43,9 +45,8 @@ def plot(words: list[str]) -> None:
         MergeError: If the user can mend it.
     """
     if words and words[0] in _FROM_WEIGHTS:
-        from lightning_merge.commands import patterns
-
-        getattr(patterns, words[0])(words[1:])
+        commands = import_module(f"lightning_merge.commands.{_FROM_WEIGHTS[words[0]]}")
+        getattr(commands, words[0])(words[1:])
         return
     parser = ArgumentParser(
         prog="python -m lightning_merge plot",
@@ -54,8 +55,8 @@ def plot(words: list[str]) -> None:
     parser.add_argument(
         "figure",
         choices=sorted([*_FIGURES, *_FROM_WEIGHTS]),
-        help="which figure; templates and kernels have options of their own, see plot templates "
-        "--help",
+        help="which figure; templates, kernels and embedding have options of their own, see plot "
+        "templates --help",
     )
     parser.add_argument(
         "source",

@@ -5,11 +5,9 @@ from typing import Any
 
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.commands import options
-from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import claim_folder, read_json, write_json
-from lightning_merge.loggers import log_config
+from lightning_merge.commands.going_on import Run
 from lightning_merge.study.barrier import check_triangle
-from lightning_merge.study.build import build_module, build_recipe, instantiate_trainer
+from lightning_merge.study.build import build_module, build_recipe
 from lightning_merge.study.compare import check_names, merge_path, network_name
 from lightning_merge.study.plan import Study, Task, plan
 from lightning_merge.study.pool import check_statistics_examples
@@ -18,7 +16,6 @@ from lightning_merge.study.publish import RESULTS, keep_only, metric_columns, pu
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.report import summarise, terminal_table
 from lightning_merge.study.run import check_recipes, run
-from lightning_merge.study.store import Store
 
 
 def study(words: list[str]) -> None:
@@ -52,12 +49,8 @@ def study(words: list[str]) -> None:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Study")
     options.add_data_and_trainer(parser)
-    parsed = parser.parse_args(words)
-    config = options.plain(parser, parsed)
-    options.quiet()
-    folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
-    trainer = instantiate_trainer(config["trainer"])
-    loggers = trainer.pop("loggers")
+    asked = Run.of(parser, words)
+    config = asked.config
     config["pool_sizes"] = config["pool_sizes"] or [len(config["ingredients"])]
     planned = Study(**config)
     recipes = [build_recipe(recipe) for recipe in planned.recipes]
@@ -65,39 +58,17 @@ def study(words: list[str]) -> None:
     check_triangle(planned.triangle, len(planned.ingredients))
     check_statistics_examples(planned.statistics_examples)
     tasks = plan(planned)
-    store = Store(folder / "runs")
+    store = asked.store
     done = {task.key for task in tasks if task.key in store}
     if len(done) < len(tasks):
-        check_recipes(planned, recipes, trainer)
-    _claim(folder, config, overwrite)
-    for logger in loggers:
-        log_config(logger, config)
+        check_recipes(planned, recipes, asked.trainer)
+    asked.claim("study.json", RESULTS, ("title", "barrier", "triangle", "magnitudes"))
 
     options.console.print(
         f"[bold]{planned.title}[/bold]: {len(tasks)} tasks, {len(done)} already done"
     )
-    run(planned, tasks, store, trainer, on_done=_say)
-    _finish(folder, planned, tasks, store, config, words, loggers)
-
-
-def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
-    # The same study, or one that does more, goes on in its folder; another one would write
-    # over its tables.
-    kept = folder / "study.json"
-    if kept.is_file() and not overwrite and not _goes_on(read_json(kept), config):
-        raise OutputExistsError(
-            f"{folder} holds another study: choose another --output, or add --overwrite (what "
-            "both studies share is not computed again)"
-        )
-    claim_folder(folder, () if kept.is_file() else RESULTS, overwrite)
-    write_json(kept, config)
-
-
-def _goes_on(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    grows = ("seeds", "recipes", "pool_sizes")
-    shown = ("title", "barrier", "triangle", "magnitudes")
-    same = all(before.get(key) == now[key] for key in now if key not in (*grows, *shown))
-    return same and all(item in now[key] for key in grows for item in before.get(key, []))
+    run(planned, tasks, store, asked.trainer, on_done=_say)
+    _finish(asked, planned, tasks, words)
 
 
 def _say(task: Task, result: dict[str, Any], stored: bool) -> None:
@@ -111,15 +82,8 @@ def _say(task: Task, result: dict[str, Any], stored: bool) -> None:
     options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
 
 
-def _finish(
-    folder: Path,
-    planned: Study,
-    tasks: list[Task],
-    store: Store,
-    config: dict[str, Any],
-    words: list[str],
-    loggers: list[Any],
-) -> None:
+def _finish(asked: Run, planned: Study, tasks: list[Task], words: list[str]) -> None:
+    folder, store = asked.folder, asked.store
     results = {task.key: store.result(task.key) for task in tasks}
     rows = [result["row"] for result in results.values() if "row" in result]
     lines = [line for result in results.values() for line in result.get("lines", [])]
@@ -138,7 +102,7 @@ def _finish(
     columns = metric_columns(rows)
     options.console.print(terminal_table(summarise(rows, columns), planned.title, columns))
     details = {
-        "config": config,
+        "config": asked.config,
         "network": network_name(build_module(planned.model)),
         "ingredients": {
             task.key: results[task.key]["digest"] for task in tasks if task.kind == "ingredient"
@@ -165,7 +129,7 @@ def _finish(
         lines,
         triangles,
         alphas,
-        loggers,
+        asked.loggers,
         magnitudes,
     )
     options.console.print(

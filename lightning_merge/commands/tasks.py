@@ -5,16 +5,14 @@ from typing import Any
 
 from lightning_merge.checkpoint import digest, read_checkpoint
 from lightning_merge.commands import options
-from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import claim_folder, read_json, write_json
-from lightning_merge.study.build import build_recipe, instantiate_trainer
+from lightning_merge.commands.going_on import Run
+from lightning_merge.study.build import build_recipe
 from lightning_merge.study.compare import check_names, file_name
 from lightning_merge.study.plan import Task
 from lightning_merge.study.pool import check_statistics_examples
 from lightning_merge.study.provenance import provenance
 from lightning_merge.study.publish import keep_only
 from lightning_merge.study.recipe import Recipe
-from lightning_merge.study.store import Store
 from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
 from lightning_merge.study.task_publish import RESULTS, publish_tasks
 from lightning_merge.study.task_run import check_task_recipe, check_work, run_tasks
@@ -66,13 +64,8 @@ def tasks(words: list[str]) -> None:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Tasks")
     options.add_trainer(parser)
-    parsed = parser.parse_args(words)
-    config = options.plain(parser, parsed)
-    options.quiet()
-    folder, overwrite = Path(config.pop("output")), config.pop("overwrite")
-    trainer = instantiate_trainer(config["trainer"])
-    trainer.pop("loggers")
-    study = TaskStudy(**config)
+    asked = Run.of(parser, words)
+    study = TaskStudy(**asked.config)
     check_tasks(study)
     check_statistics_examples(study.statistics_examples)
     recipes = [build_recipe(recipe) for recipe in study.recipes]
@@ -81,29 +74,14 @@ def tasks(words: list[str]) -> None:
         check_task_recipe(recipe)
     digests = {path: digest(read_checkpoint(path).state_dict) for path in checkpoints_of(study)}
     work = plan_tasks(study, digests)
-    store = Store(folder / "runs")
+    store = asked.store
     done = sum(one.key in store for one in work)
     if done < len(work):
-        check_work(study, recipes, trainer)
-    _claim(folder, config, overwrite)
+        check_work(study, recipes, asked.trainer)
+    asked.claim("tasks.json", RESULTS, ("title",))
     options.console.print(f"[bold]{study.title}[/bold]: {len(work)} pieces, {done} already done")
-    run_tasks(study, work, store, trainer, _say)
-    _finish(folder, study, work, store, config, words)
-
-
-def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
-    # The same study, or one with other seeds or recipes, goes on in its folder.
-    kept = folder / "tasks.json"
-    grows = ("seeds", "recipes", "title")
-    if kept.is_file() and not overwrite:
-        before = read_json(kept)
-        if any(before.get(key) != config[key] for key in config if key not in grows):
-            raise OutputExistsError(
-                f"{folder} holds another study: choose another --output, or add --overwrite (what "
-                "both studies share is not computed again)"
-            )
-    claim_folder(folder, () if kept.is_file() else RESULTS, overwrite)
-    write_json(kept, config)
+    run_tasks(study, work, store, asked.trainer, _say)
+    _finish(asked, study, work, words)
 
 
 def _say(work: Task, result: dict[str, Any], stored: bool) -> None:
@@ -113,6 +91,8 @@ def _say(work: Task, result: dict[str, Any], stored: bool) -> None:
         text += "".join(
             f"  {name} {row[name]:.4f}" for name in ("seen", "unseen") if row.get(name) is not None
         )
+    if "not_merged" in result:
+        text += f": not merged: {result['not_merged']}"
     if result.get("seconds") is not None:
         text += f" ({result['seconds']:.1f} s)"
     if result.get("chosen"):
@@ -120,23 +100,18 @@ def _say(work: Task, result: dict[str, Any], stored: bool) -> None:
     options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
 
 
-def _finish(
-    folder: Path,
-    study: TaskStudy,
-    work: list[Task],
-    store: Store,
-    config: dict[str, Any],
-    words: list[str],
-) -> None:
+def _finish(asked: Run, study: TaskStudy, work: list[Task], words: list[str]) -> None:
+    folder, store = asked.folder, asked.store
     results = {one.key: store.result(one.key) for one in work}
     kept: set[Path] = set()
     for one in work:
-        if one.kind == "merge":
+        if one.kind == "merge" and store.weights(one.key).is_file():
             path = folder / "merges" / f"seed{one.seed}" / f"{file_name(one.name)}.ckpt"
             store.export(one.key, path)
             kept.add(path)
     keep_only(folder, kept)
-    publish_tasks(folder, study, work, results, config, provenance(["tasks", *words]))
+    made_by = provenance(["tasks", *words])
+    publish_tasks(folder, study, work, results, asked.config, made_by, asked.loggers)
     rows = [row for result in results.values() for row in result.get("rows", [])]
     options.console.print(terminal(task_table(rows), study.title))
     under = corruption_table(rows)

@@ -4,6 +4,7 @@ from lightning_merge.data.adapted import AdaptedImages
 from lightning_merge.data.celeba import CelebADataModule
 from lightning_merge.data.chest_xray import ChestXrayDataModule
 from lightning_merge.data.cifar import CIFARDataModule
+from lightning_merge.data.class_texts import prompts, readable
 from lightning_merge.data.corruptions import CORRUPTIONS, Corruption
 from lightning_merge.data.digits import DigitsDataModule
 from lightning_merge.data.folders import ImageFolderDataModule
@@ -15,6 +16,7 @@ from lightning_merge.data.medmnist import MedMNISTDataModule
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
 from lightning_merge.data.splits import examples_per_class, hold_out, split_indices
 from lightning_merge.data.tiny_imagenet import TinyImageNetDataModule
+from lightning_merge.data.vision_tasks import VisionTaskDataModule
 
 __all__ = [
     "CORRUPTIONS",
@@ -37,7 +39,10 @@ __all__ = [
     "OfficialSplits",
     "TinyImageNetDataModule",
     "USPSDataModule",
+    "VisionTaskDataModule",
     "examples_per_class",
     "hold_out",
+    "prompts",
+    "readable",
     "split_indices",
 ]

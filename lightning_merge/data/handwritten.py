@@ -24,6 +24,7 @@ class _HandwrittenDataModule(ClassificationDataModule):
     title: str
     folder: str
     source: str
+    prompt_set = "mnist"
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

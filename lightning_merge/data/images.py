@@ -52,6 +52,13 @@ class Normalisation:
         return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     @classmethod
+    def clip(cls, channels: int) -> "Normalisation":
+        """Those that CLIP was trained with (OpenAI's and most others); their mean where grey."""
+        if channels == 1:
+            return cls((0.449,), (0.269,))
+        return cls((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+    @classmethod
     def of(cls, images: Images) -> "Normalisation":
         """The exact statistics of uint8 images `(N, C, H, W)`, whatever the machine.
 

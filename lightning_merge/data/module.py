@@ -25,6 +25,8 @@ from lightning_merge.errors import ConfigError, DataError
 
 Task = Literal["multiclass", "binary", "multilabel"]
 
+_STATISTICS = {"clip": Normalisation.clip, "imagenet": Normalisation.imagenet}
+
 # The corrupted images of a test set are kept where they take no more than this.
 _KEPT_BYTES = 1 << 28
 
@@ -75,6 +77,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
             go into one network; None for their own. Corruptions are done after it.
         channels: 3 for grey images as colour ones, 1 for colour images as grey ones; None for
             their own.
+        normalise: Normalise by the statistics that a pre-trained network was trained with, `clip`
+            or `imagenet`; None for the set's own.
         test_examples: Test on so many of the test images only, drawn at random (the same ones
             whatever `split_seed`); None for all.
 
@@ -96,6 +100,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
     horizontal_flip: bool = False
     #: Published statistics; None to compute them from the whole train split.
     published_normalisation: Normalisation | None = None
+    #: Whose sentences for class names suit, of those in `prompts.yaml`.
+    prompt_set: str = "photo"
 
     num_classes: int
     task: Task = "multiclass"
@@ -124,6 +130,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
         resize: int | None = None,
         channels: Literal[1, 3] | None = None,
         test_examples: int | None = None,
+        normalise: Literal["clip", "imagenet"] | None = None,
     ) -> None:
         super().__init__()
         check_split(split, parts, split_seed)
@@ -155,6 +162,11 @@ class ClassificationDataModule(LightningDataModule, ABC):
         self.pin_memory = pin_memory
         if channels not in (None, 1, 3):
             raise ConfigError(f"channels is {channels}: choose 1 (grey) or 3 (colour)")
+        if normalise is not None and normalise not in _STATISTICS:
+            raise ConfigError(
+                f"normalise is {normalise!r}: choose clip or imagenet, or leave it out"
+            )
+        self.normalise = normalise
         self.corruption = None if corruption is None else Corruption(corruption, severity)
         self.resize = resize
         self.channels = channels
@@ -201,6 +213,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
         published = adapted_normalisation(
             self.published_normalisation, self._file_channels, self.in_chans
         )
+        if self.normalise is not None:
+            published = _STATISTICS[self.normalise](self.in_chans)
         self.normalisation = published or Normalisation.of(official.train.images)
         self.train_set = ImageDataset(
             official.train,

@@ -1,11 +1,11 @@
-"""AdaMerging: the shares of a merge learned without labels, from the entropy of its predictions.
+"""AdaMerging: coefficients of task vectors learned without labels, from predictions' entropy.
 
 Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning".
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.flat_task_vectors import FlatTaskVectors
 from lightning_merge.modules.merge import MergeModule
 
 
@@ -42,14 +43,13 @@ class AdaMerging(MergeModule, _EntropyObjective):
 
     With the pre-trained weights P and K fine-tuned ones the merge is
     `P + sum_k coefficient_k * (W_k - P)`, one coefficient for each task (`model`: the paper's
-    task-wise AdaMerging) or for each task and tensor (`layer`: layer-wise). Gradients are those
-    of the predictions' entropy on the training inputs; labels in a batch are not read. Give it
-    held-out or unlabelled images: on the images that the ingredients learned from, they are
-    sure already.
+    task-wise AdaMerging) or for each task and tensor (`layer`: layer-wise), each of them in
+    [0, 1]. `alpha_logits` are the coefficients. Gradients are those of the predictions' entropy
+    on the training inputs; labels in a batch are not read. Give it held-out or unlabelled
+    images: on the images that the ingredients learned from, they are sure already.
 
-    As everything that `MergeModule` learns, the coefficients are shares: positive, and with
-    what is left to P they add up to 1 (the paper bounds each of them alone). Trained heads that
-    all ingredients have alike stay as they are.
+    Trained heads that all ingredients have alike stay as they are. Running statistics are
+    averaged over all K + 1 networks at the start, as `MergeModule` does.
 
     A module with several heads is asked as it stands: batches that are a dict by task (a
     `CombinedLoader`'s) go to its `forward` as `{task: inputs}`, which gives `{task: logits}`,
@@ -60,16 +60,19 @@ class AdaMerging(MergeModule, _EntropyObjective):
         pretrained: The weights that all were fine-tuned from: a path, or a state dict.
         checkpoints: The fine-tuned ingredients, likewise.
         granularity: `model` or `layer`.
-        coefficient: The initial coefficient of each task vector, below 1 / K; None for
-            1 / (K + 1).
+        coefficient: The initial coefficient of each task vector, between 0 and 1; the default
+            is the paper's.
         optimizer: Called with the list that holds `alpha_logits`; Adam with the paper's
             learning rate of 0.001 if not given.
         lr_scheduler: As for `MergeModule`.
         keep_a: As for `MergeModule`; the first ingredient is the pre-trained network.
 
     Raises:
+        ConfigError: If the granularity is another one, or the coefficient is not in between.
         MergeError: As `MergeModule` does.
     """
+
+    _mixing: ClassVar[type[FlatTaskVectors]] = FlatTaskVectors
 
     def __init__(
         self,
@@ -77,22 +80,38 @@ class AdaMerging(MergeModule, _EntropyObjective):
         pretrained: str | Path | Mapping[str, Tensor],
         checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
         granularity: Literal["model", "layer"] = "layer",
-        coefficient: float | None = None,
+        coefficient: float = 0.3,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         keep_a: str | None = None,
     ) -> None:
-        if coefficient is not None and not 0 < coefficient * len(checkpoints) < 1:
-            raise ConfigError(
-                f"coefficient is {coefficient}: with {len(checkpoints)} task vectors choose one "
-                f"above 0 and below 1 / {len(checkpoints)}"
-            )
+        check_coefficients(granularity, coefficient)
         super().__init__(
             module,
             [pretrained, *checkpoints],
             granularity=granularity,
-            alpha=None if coefficient is None else 1 - coefficient * len(checkpoints),
+            alpha=coefficient,
             optimizer=optimizer or (lambda logits: torch.optim.Adam(logits, lr=0.001)),
             lr_scheduler=lr_scheduler,
             keep_a=keep_a,
+        )
+
+    def coefficients(self) -> Tensor:
+        """The coefficients: `(K, 1)` for `model`, `(K, tensors)` for `layer`."""
+        return self.alpha_logits.detach().clamp(0, 1)
+
+
+def check_coefficients(granularity: str, coefficient: float) -> None:
+    """Checks what is asked of AdaMerging.
+
+    Raises:
+        ConfigError: If it has no such granularity, or no coefficient can begin there.
+    """
+    if granularity not in ("model", "layer"):
+        raise ConfigError(
+            f"AdaMerging: granularity '{granularity}' is none of its own: choose model or layer"
+        )
+    if not 0 < coefficient < 1:
+        raise ConfigError(
+            f"AdaMerging: coefficient is {coefficient}: choose a number between 0 and 1"
         )

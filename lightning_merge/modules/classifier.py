@@ -1,20 +1,17 @@
 """An image classifier over any timm name, as a LightningModule."""
 
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch import nn
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.classification import ClassificationModule, Task
 
-Task = Literal["multiclass", "binary", "multilabel"]
 
-
-class ImageClassifier(LightningModule):
+class ImageClassifier(ClassificationModule):
     """Trains, validates and tests one network of timm on batches `(image, target)`.
 
     `multiclass` wants targets of shape `(N,)` and trains with cross entropy; `binary` has
@@ -38,14 +35,7 @@ class ImageClassifier(LightningModule):
 
     Raises:
         ConfigError: If the name, the task or a metric is unknown.
-
-    Attributes:
-        monitor: The name of the metric by which one classifier is better than another.
-        mode: Whether more of it is better (`max`).
     """
-
-    monitor = "val_accuracy"
-    mode = "max"
 
     def __init__(
         self,
@@ -60,66 +50,11 @@ class ImageClassifier(LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, task, metrics, channels_last, optimizer, lr_scheduler)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        self.task = task
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = self._configure_network(
             model, num_classes, in_chans, pretrained, model_kwargs or {}
         )
-        self.loss = nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()
-        collection = _metrics(task, num_classes, metrics)
-        self.train_metrics = _metrics(task, num_classes, ["accuracy"]).clone(prefix="train_")
-        self.val_metrics = collection.clone(prefix="val_")
-        self.test_metrics = collection.clone(prefix="test_")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape `(N, num_classes)` for images `(N, C, H, W)`."""
-        logits: Tensor = self.network(images.contiguous(memory_format=self.memory_format))
-        return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch; logs `train_loss` and `train_accuracy`."""
-        del batch_idx
-        loss, logits, targets = self._evaluate(batch)
-        self.train_metrics.update(logits, targets)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs `val_loss` and the metrics as `val_...`."""
-        del batch_idx
-        loss, logits, targets = self._evaluate(batch)
-        self.val_metrics.update(logits, targets)
-        self.log("val_loss", loss, batch_size=len(targets))
-        self.log_dict(self.val_metrics, prog_bar=True)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs `test_loss` and the metrics as `test_...`."""
-        del batch_idx
-        loss, logits, targets = self._evaluate(batch)
-        self.test_metrics.update(logits, targets)
-        self.log("test_loss", loss, batch_size=len(targets))
-        self.log_dict(self.test_metrics)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities of shape `(N, num_classes)`; `(N,)` where the task is binary."""
-        del batch_idx
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        logits = self(images)
-        if self.task == "multiclass":
-            return logits.softmax(dim=1)
-        return self._shape(logits).sigmoid()
-
-    def configure_optimizers(self) -> Any:
-        """What `optimizer` and `lr_scheduler` make of the parameters."""
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
 
     def _configure_network(
         self,
@@ -150,39 +85,3 @@ class ImageClassifier(LightningModule):
             **model_kwargs,
         )
         return network.to(memory_format=self.memory_format)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        images, targets = batch
-        logits = self._shape(self(images))
-        wanted = targets if self.task == "multiclass" else targets.to(logits.dtype)
-        return self.loss(logits, wanted), logits, targets.long()
-
-    def _shape(self, logits: Tensor) -> Tensor:
-        return logits.squeeze(1) if self.task == "binary" else logits
-
-
-def _metrics(task: Task, num_classes: int, names: list[str] | None) -> MetricCollection:
-    from torchmetrics import AUROC, Accuracy
-
-    if names is None:
-        names = ["accuracy"]
-        names += ["auroc"] if task != "multiclass" else ["top5"] if num_classes > 5 else []
-    size: dict[str, Any] = {
-        "multiclass": {"num_classes": num_classes},
-        "multilabel": {"num_labels": num_classes},
-        "binary": {},
-    }[task]
-    made: dict[str, Any] = {}
-    for name in names:
-        if name == "accuracy":
-            made[name] = Accuracy(task=task, **{**size, "average": "micro"})
-        elif name == "top5" and task == "multiclass" and num_classes > 5:
-            made[name] = Accuracy(task=task, top_k=5, **{**size, "average": "micro"})
-        elif name == "auroc":
-            made[name] = AUROC(task=task, **size)
-        else:
-            raise ConfigError(
-                f"metric '{name}' does not fit a {task} task of {num_classes} classes: choose "
-                "accuracy, auroc, or (multiclass, six classes or more) top5"
-            )
-    return MetricCollection(made)

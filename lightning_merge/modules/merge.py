@@ -6,7 +6,7 @@ Non-Uniform Parameter-Wise Model Merging (Orozco Camacho et al. 2024), Eq. 2.
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -108,6 +108,9 @@ class MergeModule(LightningModule):
 
     alpha_logits: nn.Parameter
 
+    # How the ingredients are mixed.
+    _mixing: ClassVar[type[FlatIngredients]] = FlatIngredients
+
     def __init__(
         self,
         module: LightningModule,
@@ -137,7 +140,7 @@ class MergeModule(LightningModule):
         if not owners:
             raise ConfigError("keep_a and keep_b leave no parameter to merge; keep fewer")
         parameters = {name: module.get_parameter(name) for name in owners}
-        flat = FlatIngredients(parameters, read.states, granularity)
+        flat = self._mixing(parameters, read.states, granularity)
         self._module_class: type[LightningModule]
         user = type(module)
         adopt(self, module)

@@ -3,6 +3,7 @@
 from lightning_merge.plots.alphas import plot_alphas
 from lightning_merge.plots.barrier import plot_barrier
 from lightning_merge.plots.bars import plot_bars
+from lightning_merge.plots.embedding import plot_embedding
 from lightning_merge.plots.gap import plot_gap
 from lightning_merge.plots.kernels import plot_kernels
 from lightning_merge.plots.magnitude import (
@@ -20,6 +21,7 @@ __all__ = [
     "plot_alphas",
     "plot_barrier",
     "plot_bars",
+    "plot_embedding",
     "plot_gap",
     "plot_kernels",
     "plot_magnitude",

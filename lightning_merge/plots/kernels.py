@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_merge.plots.style import style
 from lightning_merge.plots.templates import to_pixels
-from lightning_merge.study.patterns import similarities
+from lightning_merge.similarity import similarities
 
 
 def plot_kernels(kernels: Mapping[str, Tensor], title: str = "", most: int = 64) -> Figure:

@@ -112,7 +112,8 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
     Returns:
         A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with the
         recipe's name, the ingredients' hashes and the alphas (if any) under
-        `lightning_merge`.
+        `lightning_merge`: those of the first ingredient, and where there are more than two,
+        `other_alphas`, a list of those of the others.
     """
     state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": pool.digests}
@@ -121,7 +122,12 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
         origin["choices"] = [choice.plain() for choice in choices]
     alphas = getattr(module, "alphas", None)
     if callable(alphas):
-        origin["alphas"] = {name: value.cpu().clone() for name, value in alphas().items()}
+        found = {name: value.cpu().clone() for name, value in alphas().items()}
+        if all(value.dim() > state[name].dim() for name, value in found.items()):
+            count = len(next(iter(found.values())))
+            of_each = [{name: value[k] for name, value in found.items()} for k in range(count)]
+            found, origin["other_alphas"] = of_each[0], of_each[1:]
+        origin["alphas"] = found
     return {
         "epoch": 0,
         "global_step": 0,

@@ -13,6 +13,7 @@ from lightning_merge.batches import inputs_of
 from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.loaders import Transferred
 from lightning_merge.progress import tracked
+from lightning_merge.similarity import similarities
 
 
 def templates_of(state: Mapping[str, Tensor], shape: tuple[int, ...], name: str) -> Tensor:
@@ -87,22 +88,6 @@ def class_averages(batches: Transferred, classes: int, progress: bool = True) ->
     if total is None:
         raise DataError("there is no training image: nothing can be averaged")
     return (total / counts.view(-1, 1, 1, 1)).float()
-
-
-def similarities(one: Tensor, other: Tensor) -> Tensor:
-    """The cosine of the angle between each row of one tensor and each of another.
-
-    Args:
-        one: `(N, ...)`.
-        other: `(M, ...)`.
-
-    Returns:
-        The cosines `(N, M)`; 0 where one of the two is zero (Eq. 1).
-    """
-    units = [
-        torch.nn.functional.normalize(tensor.flatten(1).double(), dim=1) for tensor in (one, other)
-    ]
-    return (units[0] @ units[1].T).float()
 
 
 def match(templates: Tensor, averages: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _repetition(study: Study, seed: int) -> list[Task]:
         settings = {
             "model": study.model,
             "data": data_for(study.data, seed, {}),
-            "trainer": {**_determining(study.trainer), **study.start},
+            "trainer": {**determining(study.trainer), **study.start},
             "seed": 1000 * seed + 999,
         }
         tasks.append(_task("start", "Common start", seed, settings))
@@ -156,7 +156,7 @@ def _repetition(study: Study, seed: int) -> list[Task]:
         settings = {
             "model": study.model,
             "data": data_for(study.data, seed, changes),
-            "trainer": {**_determining(study.trainer), **study.training},
+            "trainer": {**determining(study.trainer), **study.training},
             # Far apart, so that no two repetitions ever share an initialisation.
             "seed": 1000 * seed + index,
         }
@@ -165,7 +165,7 @@ def _repetition(study: Study, seed: int) -> list[Task]:
     common = {
         "model": study.model,
         "data": data_for(study.data, seed, {}),
-        "trainer": _determining(study.trainer),
+        "trainer": determining(study.trainer),
         "seed": seed,
     }
     if study.statistics_examples is not None:
@@ -203,7 +203,8 @@ def data_for(data: Plain, seed: int, changes: Mapping[str, Any]) -> Plain:
     return {**data, "init_args": {**arguments, **changes}}
 
 
-def _determining(trainer: Mapping[str, Any]) -> Plain:
+def determining(trainer: Mapping[str, Any]) -> Plain:
+    """Those of the Trainer's arguments that are set, without those that only show something."""
     shown = ("logger", "enable_progress_bar", "enable_model_summary")
     return {
         name: value for name, value in trainer.items() if name not in shown and value is not None

@@ -52,6 +52,7 @@ class Pool:
         learned_from: How many labelled examples the last merge has learned from.
         heads: The names of tensors that are the first ingredient's in every one, where they
             are of different tasks (`share_head`); aligning leaves them as they are.
+        pretrained: What all ingredients were trained from, where that is known: a study's start.
         selected: What the last merge has chosen on validation data, beside its alignment.
         searches: What greedy searches of this pool have found.
         reused_seconds: What the last merge would have taken longer without an earlier search.
@@ -71,6 +72,7 @@ class Pool:
     statistics_examples: int | None = None
     learned_from: int = 0
     heads: Sequence[str] = ()
+    pretrained: StateDict | None = None
     selected: list[Choice] = field(default_factory=list)
     searches: dict[Any, Any] = field(default_factory=dict)
     reused_seconds: float = 0.0

@@ -6,7 +6,9 @@ from pathlib import Path
 from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.study.pool import Pool
-from lightning_merge.study.task_pool import TaskPool
+
+START = "start"
+"""What a recipe's `pretrained` may say instead of a path: what the pool knows to be the start."""
 
 
 def check_pretrained(pretrained: str | None, pool: Pool, what: str) -> None:
@@ -16,12 +18,12 @@ def check_pretrained(pretrained: str | None, pool: Pool, what: str) -> None:
         ConfigError: If neither the recipe nor the pool says it.
         CheckpointError: If there is no such file.
     """
-    if pretrained is not None and not Path(pretrained).exists():
+    if pretrained not in (None, START) and not Path(pretrained).exists():
         read_checkpoint(pretrained)
-    if pretrained is None and not isinstance(pool, TaskPool):
+    if pretrained in (None, START) and pool.pretrained is None:
         raise ConfigError(
             f"{what} needs the network that the ingredients were fine-tuned from: set its "
-            "`pretrained` to that checkpoint"
+            "`pretrained` to that checkpoint, or give the study a `start`"
         )
 
 
@@ -29,7 +31,8 @@ def pretrained_state(pretrained: str | None, pool: Pool, what: str) -> StateDict
     """The pre-trained weights, with the names of the pool's ingredients.
 
     Args:
-        pretrained: A checkpoint; None for what the pool has, if it is one of tasks.
+        pretrained: A checkpoint; None or `start` for what the pool has: that of its tasks, or the
+            start of its study.
         pool: The pool. Heads that it shares among its ingredients are these weights', too.
         what: Who asks, for the message.
 
@@ -38,8 +41,8 @@ def pretrained_state(pretrained: str | None, pool: Pool, what: str) -> StateDict
         MergeError: If the file cannot be read, or is of another architecture.
     """
     check_pretrained(pretrained, pool, what)
-    if pretrained is None:
-        assert isinstance(pool, TaskPool)
+    if pretrained in (None, START):
+        assert pool.pretrained is not None
         return pool.pretrained
     expected = pool.module.state_dict()
     state = prefixed(read_checkpoint(pretrained).state_dict, expected)

@@ -16,8 +16,7 @@ from lightning_merge.study.plan import Study, Task, data_for
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
-
-Report = Callable[[Task, dict[str, Any], bool], None]
+from lightning_merge.study.work import Report, do_missing
 
 
 def check_recipes(
@@ -42,6 +41,7 @@ def check_recipes(
         names=[f"Ingredient {index + 1}" for index in range(count)],
         data=build_data(data_for(study.data, study.seeds[0], {})),
         trainer=trainer_maker(trainer or {}, False),
+        pretrained=None if study.start is None else module.state_dict(),
     )
     for size in study.pool_sizes or [count]:
         for recipe in recipes:
@@ -68,13 +68,7 @@ def run(
         on_done: Called with each task, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    maker = _Maker(study, tasks, store, trainer or {}, progress)
-    for task in tasks:
-        stored = task.key in store
-        if not stored:
-            maker.do(task)
-        if on_done is not None:
-            on_done(task, store.result(task.key), stored)
+    do_missing(tasks, store, _Maker(study, tasks, store, trainer or {}, progress).do, on_done)
 
 
 class _Maker:
@@ -188,6 +182,7 @@ class _Maker:
             keys = [
                 one.key for one in self.tasks if (one.kind, one.seed) == ("ingredient", task.seed)
             ]
+            starts = [one.key for one in self.tasks if (one.kind, one.seed) == ("start", task.seed)]
             seed_everything(settings["seed"], verbose=False)
             pool = Pool(
                 module=build_module(settings["model"]),
@@ -198,6 +193,7 @@ class _Maker:
                 seed=task.seed,
                 progress=self.progress,
                 statistics_examples=settings.get("statistics_examples"),
+                pretrained=next((self.store.state(key) for key in starts), None),
             )
             self._pool = (task.seed, pool)
         return self._pool[1].first(len(task.needs))

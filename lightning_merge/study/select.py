@@ -22,7 +22,7 @@ from lightning_merge.aggregate import (
     select_dpp,
 )
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.progress import tracked
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.pretrained import check_pretrained, pretrained_state
@@ -127,7 +127,7 @@ class DPP(Select):
     Args:
         size: How many ingredients, two or more.
         pretrained: The checkpoint that the ingredients were fine-tuned from; where several
-            tasks are merged it is known.
+            tasks are merged, or the study has a `start`, it is known (None, or `start`).
         search: `greedy` for the fast approximation of the most probable set, `exact` for that
             set (small pools), `sample` for a draw with the pool's seed.
         metric: What quality and number go by: accuracy if not given; otherwise the name of a
@@ -170,25 +170,26 @@ class DPP(Select):
         """One subset, or for `size=None` the beginnings of the greedy order.
 
         Raises:
-            ConfigError: If fewer ingredients than needed are better than the pre-trained network.
+            SelectionError: If fewer ingredients than needed are better than the pre-trained
+                network and no copies of each other.
         """
         kernel = self._kernel(states, pool)
         quality, similarity = kernel.quality, kernel.similarity
+        needed = self.size or 2
+        if not bool((quality > 0).any()):
+            raise SelectionError(_too_few([], pool, needed))
         L = dpp_kernel(quality, similarity)
+        order = greedy_order(L)
+        if len(order) < needed:
+            raise SelectionError(_too_few(order, pool, needed))
         details = {
             "own": dict(zip(pool.names, kernel.own, strict=True)),
             "pretrained": dict(zip(pool.names, kernel.pretrained, strict=True)),
             "quality": dict(zip(pool.names, quality.tolist(), strict=True)),
             "similarity": similarity.tolist(),
-            "greedy_order": [pool.names[index] for index in greedy_order(L)],
+            "greedy_order": [pool.names[index] for index in order],
         }
         if self.size is None:
-            order = select_dpp(quality, similarity)
-            if len(order) < 2:
-                raise ConfigError(
-                    f"DPP: only {pool.names[order[0]]} is better than the pre-trained network, and "
-                    "a merge needs two: leave `select` out, or merge other ingredients"
-                )
             return Proposal([order[:size] for size in range(2, len(order) + 1)], details)
         if self.search == "greedy":
             return Proposal([select_dpp(quality, similarity, self.size)], details)
@@ -221,6 +222,15 @@ class DPP(Select):
         found = _Kernel(own, before, quality, similarity, seconds, list(states))
         pool.searches[key] = found
         return found
+
+
+def _too_few(usable: Sequence[int], pool: Pool, needed: int) -> str:
+    names = ", ".join(pool.names[index] for index in usable)
+    return (
+        f"DPP: of {len(pool.names)} ingredients {f'only {names}' if names else 'none'} can be used "
+        f"(better than the pre-trained network, and no copies of the others), and {needed} are "
+        "needed: leave `select` out, or merge other ingredients"
+    )
 
 
 @dataclass(frozen=True)

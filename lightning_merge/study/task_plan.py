@@ -8,13 +8,14 @@ from typing import Any
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.study.compare import file_name
-from lightning_merge.study.plan import Plain, Task, data_for
+from lightning_merge.study.plan import Plain, Task, data_for, determining
 
 PRETRAINED = "Pre-trained"
 INDIVIDUAL = "Individual"
 
 # What the tables' other columns are called.
 _COLUMNS = ("seen", "unseen", "all", "average", "method")
+_TASK = {"name", "data", "checkpoint", "unseen", "training", "prompts"}
 
 
 @dataclass
@@ -23,16 +24,18 @@ class TaskStudy:
 
     Attributes:
         tasks: For each task its `name`, its `data` (`class_path`, `init_args`), and, where it
-            is not to be trained, a `checkpoint`; `unseen: true` keeps its body out of merges.
+            is not to be trained, a `checkpoint`; `unseen: true` keeps its body out of merges;
+            `prompts` replaces the sentences of which a CLIP's head is made.
         recipes: The recipes, as plain configuration.
         model: `class_path` and `init_args` of the LightningModule; its `num_classes` are set
             to those of the data. Needed where something is trained.
-        pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from.
+        pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from;
+            None for the weights that the model's own `pretrained` names.
         pretraining: Where there is none: `data` and `trainer` to make it with.
         training: The Trainer's arguments for fine-tuning, `max_epochs` above all; a task's own
             `training` changes some of them.
         train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it
-            was fitted to the pre-trained body, as CLIP's heads stay what its text tower made.
+            was fitted to the pre-trained body, or as a CLIP's text tower made it.
         seeds: One repetition each.
         trainer: The Trainer's arguments for everything.
         data_defaults: `init_args` of every data module, where it does not set them itself.
@@ -85,18 +88,22 @@ def check_tasks(study: TaskStudy) -> None:
             f"task '{taken[0]}': a column of the tables has that name; choose another"
         )
     for task in study.tasks:
-        unknown = sorted(set(task) - {"name", "data", "checkpoint", "unseen", "training"})
+        unknown = sorted(set(task) - _TASK)
         if unknown or "data" not in task:
             wrong = f"`{unknown[0]}` is unknown" if unknown else "`data` is missing"
             raise ConfigError(
                 f"task '{task['name']}': {wrong}; a task has name, data and, where wanted, "
-                "checkpoint, unseen, training"
+                "checkpoint, unseen, training, prompts"
             )
         _check_data(task["data"], f"task '{task['name']}'")
     if sum(not task.get("unseen") for task in study.tasks) < 2:
         raise ConfigError("merging needs two seen tasks or more: list them under `tasks`")
-    if (study.pretrained is None) == (study.pretraining is None):
-        raise ConfigError("give either `pretrained`, a checkpoint, or `pretraining` to make one")
+    starts = [study.pretrained is not None, study.pretraining is not None]
+    if sum(starts) > 1 or not (any(starts) or brings_weights(study.model)):
+        raise ConfigError(
+            "give either `pretrained`, a checkpoint, or `pretraining` to make one, or neither and "
+            "a model whose own `pretrained` names its weights"
+        )
     if study.pretraining is not None:
         strange = sorted(set(study.pretraining) - {"data", "trainer"})
         if strange:
@@ -115,6 +122,11 @@ def check_tasks(study: TaskStudy) -> None:
             raise ConfigError(
                 f"recipe '{recipe['name']}': a row of the tables has that name; choose another"
             )
+
+
+def brings_weights(model: Plain | None) -> bool:
+    """Whether a model's configuration names the weights that it starts from."""
+    return bool(model and (model.get("init_args") or {}).get("pretrained"))
 
 
 def _check_data(data: Any, whose: str) -> None:
@@ -137,12 +149,14 @@ def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Task]:
 
 
 def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iterator[Task]:
-    common: Plain = {"model": study.model, "trainer": study.trainer, "seed": seed}
+    common: Plain = {"model": study.model, "trainer": determining(study.trainer), "seed": seed}
     if study.pretraining is not None:
         made = {**study.pretraining, "data": study.data(study.pretraining["data"], seed)}
         start = _task("pretraining", PRETRAINED, seed, {**common, "pretraining": made})
+    elif study.pretrained is not None:
+        start = _task("pretraining", PRETRAINED, seed, {"file": digests[study.pretrained]})
     else:
-        start = _task("pretraining", PRETRAINED, seed, {"file": digests[str(study.pretrained)]})
+        start = _task("pretraining", PRETRAINED, seed, {"weights": study.model})
     yield start
     needs = [start.key]
     tested = {}
@@ -155,6 +169,8 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
         elif not unseen:
             settings["training"] = {**study.training, **(task.get("training") or {})}
             settings["train_heads"] = study.train_heads
+        if task.get("prompts") is not None:
+            settings["prompts"] = task["prompts"]
         one = _task("task", task["name"], seed, settings, (start.key,))
         needs.append(one.key)
         tested[task["name"]] = data

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_merge.files import write_csv, write_json, write_text
+from lightning_merge.loggers import log_table
 from lightning_merge.study.plan import Task
 from lightning_merge.study.task_plan import TaskStudy
 from lightning_merge.study.task_tables import (
@@ -13,6 +14,9 @@ from lightning_merge.study.task_tables import (
     markdown,
     task_table,
 )
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 RESULTS = ("results.csv", "results.json", "report.md", "merges")
 
@@ -26,6 +30,7 @@ def publish_tasks(
     results: Results,
     config: Mapping[str, Any],
     made_by: Mapping[str, Any],
+    loggers: Sequence["Logger"] = (),
 ) -> list[Path]:
     """Writes `results.csv` (a line a measurement), `results.json` and `report.md`.
 
@@ -36,13 +41,14 @@ def publish_tasks(
         results: What each piece gave, by its key.
         config: The configuration.
         made_by: Command, versions and device (`provenance`).
+        loggers: Where tables are sent as well.
 
     Returns:
         The files.
     """
     rows = [row for one in work for row in results[one.key].get("rows", [])]
     methods = [_method(one, results[one.key]) for one in work if "rows" in results[one.key]]
-    tables = {
+    tables: dict[str, Any] = {
         "tasks": task_table(rows),
         "corruptions": corruption_table(rows),
         "conditions": condition_tables(rows),
@@ -58,6 +64,11 @@ def publish_tasks(
         "measurements": rows,
         "tables": tables,
     }
+    for logger in loggers:
+        log_table(logger, "measurements", rows)
+        for name in ("tasks", "corruptions"):
+            if tables[name]:
+                log_table(logger, name, tables[name])
     return [
         write_csv(folder / "results.csv", rows),
         write_json(folder / "results.json", {**made_by, **details}),
@@ -66,7 +77,7 @@ def publish_tasks(
 
 
 def _method(one: Task, result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("parameters", "seconds", "train_examples", "choices", "chosen")
+    names = ("parameters", "seconds", "train_examples", "choices", "chosen", "not_merged")
     known = {name: result[name] for name in names if name in result}
     return {"method": one.name, "kind": one.kind, "seed": one.seed, **known}
 
@@ -104,6 +115,14 @@ def _report(
         if "head" in results[one.key]
     )
     parts.append("\n".join(heads) + "\n")
+    without = ", and not in the means" if len(study.seeds) > 1 else ""
+    missing = [
+        f"* {method['method']}, seed {method['seed']}: not merged{without}: {method['not_merged']}"
+        for method in methods
+        if "not_merged" in method
+    ]
+    if missing:
+        parts.append("\n".join(missing) + "\n")
     chosen = [
         f"* {method['method']}, seed {method['seed']}: {method['chosen']} "
         f"({method['train_examples']:,} labelled examples seen)"

@@ -15,14 +15,9 @@ from lightning_merge.checkpoint import (
     prefixed,
     read_checkpoint,
 )
-from lightning_merge.errors import ConfigError
-from lightning_merge.study.build import (
-    build_data,
-    build_module,
-    build_recipe,
-    module_of,
-    trainer_maker,
-)
+from lightning_merge.errors import ConfigError, SelectionError
+from lightning_merge.modules import CLIPClassifier
+from lightning_merge.study.build import build_data, build_recipe, trainer_maker
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.cost import parameters_at_inference
 from lightning_merge.study.measure import fit
@@ -30,11 +25,17 @@ from lightning_merge.study.plan import Plain, Task
 from lightning_merge.study.probe import linear_probe
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
+from lightning_merge.study.task_heads import (
+    check_images_for,
+    check_prompts,
+    module_for,
+    module_to_train,
+    starting_module,
+)
 from lightning_merge.study.task_measure import Conditions, measure_tasks
 from lightning_merge.study.task_plan import INDIVIDUAL, TaskStudy
 from lightning_merge.study.task_pool import TaskData, TaskPool, head_of
-
-Report = Callable[[Task, dict[str, Any], bool], None]
+from lightning_merge.study.work import Report, do_missing
 
 
 def check_task_recipe(recipe: Recipe) -> None:
@@ -74,9 +75,11 @@ def check_work(
         _read(study.data(study.pretraining["data"], seed))
     tasks = []
     for one in study.tasks:
+        check_prompts(study.model, one)
         data = _read(study.data(one["data"], seed))
         path = one.get("checkpoint")
-        module = _module(study, data, None if path is None else read_checkpoint(path))
+        module = module_for(study.model, data, None if path is None else read_checkpoint(path))
+        check_images_for(module, data, one["name"])
         head = head_of(module, data, module.state_dict())
         tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
     bodies = [task.module.state_dict() for task in tasks if task.seen]
@@ -110,13 +113,7 @@ def run_tasks(
         on_done: Called with each piece, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    maker = _Maker(study, work, store, trainer or {}, progress)
-    for one in work:
-        stored = one.key in store
-        if not stored:
-            maker.do(one)
-        if on_done is not None:
-            on_done(one, store.result(one.key), stored)
+    do_missing(work, store, _Maker(study, work, store, trainer or {}, progress).do, on_done)
 
 
 class _Maker:
@@ -153,9 +150,15 @@ class _Maker:
             checkpoint = read_checkpoint(str(self.study.pretrained))
             self.store.put(work.key, {"seconds": None}, _content_of_file(checkpoint))
             return
+        if "weights" in work.settings:
+            assert self.study.model is not None
+            data = build_data(self.study.data(self.study.tasks[0]["data"], work.seed))
+            module = starting_module(self.study.model, data)
+            self.store.put(work.key, {"seconds": None}, _content(module))
+            return
         made = work.settings["pretraining"]
-        data = build_data(made["data"])
-        module = _module(self.study, data)
+        data = _read(made["data"])
+        module = self._module_to_train(data)
         trainer = self._make_trainer(made.get("trainer", {}))
         examples = fit(module, data, trainer())
         seconds = time.perf_counter() - start
@@ -177,31 +180,46 @@ class _Maker:
         if "file" in settings:
             (path,) = (task["checkpoint"] for task in self.study.tasks if task["name"] == work.name)
             checkpoint = read_checkpoint(path)
-            module = _module(self.study, data, checkpoint)
+            module = module_for(self.study.model, data, checkpoint)
             expected = module.state_dict()
             module.load_state_dict(fit_names(checkpoint.state_dict, expected, path))
             result |= {"head": "of its checkpoint", "seconds": None}
         else:
-            module = _module(self.study, data)
-            own = head_of(module, data, module.state_dict())
-            body = _headless(self.store.state(work.needs[0]), module, own)
-            start_at = fit_names({**body, **own}, module.state_dict(), "the pre-trained network")
-            module.load_state_dict(start_at)
-            trainer = self._make_trainer(settings.get("training", {}))
-            device = trainer().strategy.root_device
-            head, examples = linear_probe(module, data, device)
-            module.load_state_dict({**module.state_dict(), **head})
+            module, head, said = self._start(work, data)
+            tuned = 0
             if "training" in settings:
-                _tune(module, data, trainer(), list(head) if not settings["train_heads"] else [])
-            result |= {
-                "head": f"fitted to the pre-trained body on {examples:,} labelled examples",
-                "train_examples": examples,
-                "seconds": time.perf_counter() - start,
-            }
+                trainer = self._make_trainer(settings["training"])()
+                tuned = _tune(module, data, trainer, list(head), settings["train_heads"])
+            seen = max(said.pop("train_examples", 0), tuned)
+            result |= {**said, "train_examples": seen, "seconds": time.perf_counter() - start}
         result["split_hash"] = getattr(data, "split_hash", None)
         content = _content(module)
         result["digest"] = digest(content["state_dict"])
         self.store.put(work.key, result, content)
+
+    def _start(
+        self, work: Task, data: LightningDataModule
+    ) -> tuple[LightningModule, StateDict, dict[str, Any]]:
+        """The pre-trained body under a head for the task, the head, and what is said of it."""
+        module = self._module_to_train(data, work.settings.get("prompts"))
+        head = head_of(module, data, module.state_dict())
+        body = _headless(self.store.state(work.needs[0]), module, head)
+        start_at = fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
+        module.load_state_dict(start_at)
+        if isinstance(module, CLIPClassifier):
+            sentences = len(module.hparams["made_from"]["prompts"])
+            return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
+        device = self._make_trainer(work.settings.get("training", {}))().strategy.root_device
+        head, examples = linear_probe(module, data, device)
+        module.load_state_dict({**module.state_dict(), **head})
+        fitted = f"fitted to the pre-trained body on {examples:,} labelled examples"
+        return module, head, {"head": fitted, "train_examples": examples}
+
+    def _module_to_train(
+        self, data: LightningDataModule, prompts: Sequence[str] | str | None = None
+    ) -> LightningModule:
+        assert self.study.model is not None
+        return module_to_train(self.study.model, data, prompts)
 
     def _baseline(self, work: Task) -> None:
         pool, conditions, bodies = self._pool_of(work)
@@ -223,7 +241,13 @@ class _Maker:
     def _merge(self, work: Task) -> None:
         pool, conditions, _ = self._pool_of(work)
         recipe = build_recipe(work.settings["recipe"])
-        made = run_recipe(recipe, pool)
+        try:
+            made = run_recipe(recipe, pool)
+        except SelectionError as error:
+            # Only what training gave tells; the other recipes need not suffer for it.
+            left: Plain = {"rows": [], "not_merged": str(error), "settings": work.settings}
+            self.store.put(work.key, left)
+            return
         assert made.content is not None
         body = made.content["state_dict"]
         said = {"method": work.name, "kind": "merge", "seed": work.seed}
@@ -252,7 +276,8 @@ class _Maker:
             for key in work.needs[1:]:
                 one = self.work[key]
                 data = build_data(one.settings["data"])
-                module = _module(self.study, data, read_checkpoint(self.store.weights(key)))
+                weights = read_checkpoint(self.store.weights(key))
+                module = module_for(self.study.model, data, weights)
                 state = fit_names(self.store.state(key), module.state_dict(), one.name)
                 unseen = one.settings["unseen"]
                 head = head_of(module, data, state)
@@ -279,19 +304,6 @@ def _read(config: Plain) -> LightningDataModule:
     return data
 
 
-def _module(
-    study: TaskStudy, data: LightningDataModule, checkpoint: Checkpoint | None = None
-) -> LightningModule:
-    config = study.model
-    if config is None:
-        assert checkpoint is not None
-        return module_of(checkpoint)
-    arguments = dict(config.get("init_args", {}))
-    if hasattr(data, "num_classes"):
-        arguments["num_classes"] = data.num_classes
-    return build_module({**config, "init_args": arguments})
-
-
 def _conditions(study: TaskStudy, tasks: Sequence[TaskData]) -> Conditions:
     return Conditions(tasks, study.corruptions, study.severity, study.corrupted_tasks)
 
@@ -302,13 +314,20 @@ def _headless(state: StateDict, module: LightningModule, head: StateDict) -> Sta
 
 
 def _tune(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer, frozen: list[str]
-) -> None:
-    for name in frozen:
-        module.get_parameter(name).requires_grad_(False)
-    fit(module, data, trainer)
-    for name in frozen:
-        module.get_parameter(name).requires_grad_(True)
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    head: list[str],
+    train_head: bool,
+) -> int:
+    """Trains the body, and its head if that is wanted; returns how many examples it saw."""
+    before = {name: module.get_parameter(name).requires_grad for name in head}
+    for name in head:
+        module.get_parameter(name).requires_grad_(train_head)
+    examples = fit(module, data, trainer)
+    for name, state in before.items():
+        module.get_parameter(name).requires_grad_(state)
+    return examples or 0
 
 
 def _content(module: LightningModule) -> Plain:

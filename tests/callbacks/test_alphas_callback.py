@@ -37,6 +37,24 @@ def test_the_means_reach_a_csv_logger(tmp_path):
     assert float(table["net.3.weight"]["std"]) == pytest.approx(layer.std(correction=0).item())
 
 
+def test_of_three_ingredients_each_has_its_own_mean(tmp_path):
+    states = [randomise(Stranger(), seed).state_dict() for seed in (1, 2, 3)]
+    module = MergeModule(Stranger(), states)
+    logger = CSVLogger(tmp_path)
+    quiet_trainer(max_epochs=1, logger=logger, callbacks=[AlphaMonitor()]).fit(
+        module, image_batches()
+    )
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        (row,) = [row for row in csv.DictReader(file) if row.get("alpha/net.3.weight/1")]
+    shares = module.alphas()["net.3.weight"].flatten(1).mean(1)
+    for index, share in enumerate(shares, 1):
+        logged = float(row[f"alpha/net.3.weight/{index}"])
+        assert logged == pytest.approx(share.item(), abs=1e-6)
+        assert abs(logged - 1 / 3) > 1e-5
+    with open(f"{logger.log_dir}/alphas.csv") as file:
+        assert len(list(csv.DictReader(file))) == 3 * len(module.alphas())
+
+
 class Recorded:
     """Keeps what is sent to it."""
 

@@ -264,10 +264,6 @@ def test_a_studys_callbacks_are_called(tmp_path, capsys):
             ],
             "no.ckpt",
         ),
-        (
-            ["--recipes", "[{name: N, aggregate: NPMerge}]", "--ingredients", "[{}, {}, {}]"],
-            "two checkpoints, not 3",
-        ),
     ],
 )
 def test_a_study_that_would_fail_late_fails_at_once(tmp_path, capsys, words, message):

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from made_data import classes, write_medmnist
 
@@ -103,16 +104,71 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     assert not start[name].equal(tuned[name])
     assert start[name].equal(other[name])
 
-    capsys.readouterr()
+    shown = ["--show", "[Pre-trained, retinamnist, TIES]", "--method", "pca"]
+    main(["plot", "embedding", str(output), *shown])
+    drawn = (output / "embedding.svg").read_text()
+    for name in ("Pre-trained", "retinamnist", "TIES", "pneumonia", "3 data sets as 3 networks"):
+        assert name in drawn
+    with pytest.raises(SystemExit):
+        main(["plot", "embedding", str(output), "--show", "[None]", "--overwrite"])
+    assert "choose among Pre-trained, breastmnist" in capsys.readouterr().err
+
+    steps = {"class_path": "AdaMerging", "init_args": {"max_steps": 3, "granularity": "model"}}
     more = [{"name": "Arithmetic", "aggregate": {"class_path": "TaskArithmetic"}}]
+    more.append({"name": "Ada", "aggregate": steps})
     again = run({**config, "recipes": config["recipes"] + more}, output)
-    assert "9 pieces, 8 already done" in capsys.readouterr().out
+    assert "10 pieces, 8 already done" in capsys.readouterr().out
     kept = {one["method"]: one for one in again["methods"]}
     assert kept["Average"] == next(one for one in results["methods"] if one["method"] == "Average")
     assert kept["Arithmetic"]["choices"][0]["scale"] in [step / 10 for step in range(11)]
+    assert set(kept["Ada"]["choices"][0]["coefficients"]) == {"breastmnist", "retinamnist"}
+    assert kept["Ada"]["train_examples"] == 0
     with pytest.raises(SystemExit):
         run({**config, "severity": 5}, output)
     assert "another study" in capsys.readouterr().err
+
+
+def test_a_recipe_whose_selection_leaves_too_few_is_left_out(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "lightning_merge.study.select.relative_gain_quality",
+        lambda own, _: torch.tensor([1.0] + [-1.0] * (len(own) - 1)),
+    )
+    picked = {"name": "Picked", "aggregate": "Average", "select": "DPP"}
+    config |= {"recipes": [picked, config["recipes"][0]], "corruptions": []}
+    output = tmp_path / "out"
+    results = run(config, output)
+    assert [row["method"] for row in results["tables"]["tasks"]] == [
+        *("Pre-trained", "Individual", "Average")
+    ]
+    failed = next(one for one in results["methods"] if one["method"] == "Picked")
+    said = "DPP: of 2 ingredients only breastmnist can be used"
+    assert failed["not_merged"].startswith(said)
+    assert f"* Picked, seed 0: not merged: {said}" in (output / "report.md").read_text()
+    assert [path.name for path in (output / "merges/seed0").iterdir()] == ["average.ckpt"]
+    assert f"Picked: not merged: {said}" in capsys.readouterr().out
+
+
+def test_what_only_shows_something_is_not_computed_again(config, tmp_path, capsys):
+    output = tmp_path / "out"
+    config["corruptions"] = []
+    run(config, output)
+    capsys.readouterr()
+    logs = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "logs")}}
+    config["trainer"] = {"logger": logs, "enable_progress_bar": False}
+    run(config, output)
+    assert "8 pieces, 8 already done" in capsys.readouterr().out
+    (table,) = (tmp_path / "logs").rglob("tasks.csv")
+    with table.open() as file:
+        assert [row["method"] for row in csv.DictReader(file)][-1] == "TIES"
+    for change in (
+        {"trainer": {"precision": "bf16-true"}},
+        # What is stored would no longer be in the tables.
+        {"recipes": config["recipes"][:1]},
+    ):
+        with pytest.raises(SystemExit):
+            run({**config, **change}, output)
+        assert "another study" in capsys.readouterr().err
+    run({**config, "recipes": config["recipes"][:1]}, output, "--overwrite")
 
 
 def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
@@ -210,4 +266,5 @@ def test_configurations_are_complete(path, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["tasks", "-c", str(path), "--root", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert "cifar-100-python" in capsys.readouterr().err
+    missing = {"cifar100.yaml": "cifar-100-python", "clip_vit_b32.yaml": "SUN397's train files"}
+    assert missing[path.name] in capsys.readouterr().err

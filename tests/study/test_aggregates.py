@@ -20,8 +20,9 @@ from lightning_merge.study.aggregates import (
     GreedyLogitsEnsemble,
     GreedySoup,
     LogitsEnsemble,
+    NPMerge,
 )
-from lightning_merge.study.compare import run_recipe
+from lightning_merge.study.compare import merged_content, run_recipe
 from lightning_merge.study.held_out import HeldOut
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
@@ -390,3 +391,23 @@ def test_the_variance_of_the_mean(correlation):
     assert variance == pytest.approx((4 + 9 + 2 * correlation * 6) / 4, rel=0.02)
     assert (variance == pytest.approx((4 + 9) / 4, rel=0.02)) == (correlation == 0)
     assert variance <= max(float(a.var()), float(b.var()))
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "parameter"])
+def test_a_learned_soup_of_three_is_what_its_shares_say(granularity):
+    pool = pool_of([trained(seed) for seed in range(3)])
+    recipe = Recipe("Learned", NPMerge(granularity, max_epochs=2))
+    recipe.check_pool(pool)
+    module, _ = recipe(pool)
+    shares = module.alphas()
+    moved = 0.0
+    for name, share in shares.items():
+        assert torch.allclose(share.sum(0), torch.ones_like(share[0]), atol=1e-6)
+        mixed = sum(one * state[name] for one, state in zip(share, pool.states, strict=True))
+        assert torch.allclose(module.get_parameter(name), mixed, atol=1e-6)
+        moved = max(moved, float((share - 1 / 3).abs().max()))
+    assert moved > 0.01
+    stored = merged_content(module, recipe, pool)["lightning_merge"]
+    for name, share in shares.items():
+        listed = [stored["alphas"][name], *(one[name] for one in stored["other_alphas"])]
+        assert torch.equal(torch.stack(listed), share)

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import DigitsDataModule
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.similarity import similarities
 from lightning_merge.study.patterns import (
     class_averages,
     first_kernels,
     match,
     pairs,
-    similarities,
     templates_of,
 )
 

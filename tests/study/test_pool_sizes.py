@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 from tiny_pools import made_pool
 
+from lightning_merge.aggregate import model_stock, task_arithmetic, task_vector, ties
 from lightning_merge.align import PermutationSpec, WeightMatching
 from lightning_merge.cli import main
-from lightning_merge.commands.study import _goes_on
+from lightning_merge.commands.going_on import goes_on
 from lightning_merge.errors import ConfigError
 from lightning_merge.study.aggregates import Average
 from lightning_merge.study.compare import run_recipe
@@ -213,11 +214,52 @@ def test_one_study_gives_the_table_over_pool_sizes_and_magnitudes(tmp_path, caps
 
 def test_more_sizes_and_factors_go_on_in_the_same_folder():
     before = {"pool_sizes": [3], "magnitudes": [1.0], "seeds": [0], "start": None}
-    assert _goes_on(before, {**before, "pool_sizes": [2, 3], "magnitudes": []})
-    assert not _goes_on(before, {**before, "pool_sizes": [2]})
-    assert not _goes_on(before, {**before, "start": {"max_epochs": 1}})
+
+    def goes(before, now):
+        return goes_on(before, now, ("title", "magnitudes"))
+
+    assert goes(before, {**before, "pool_sizes": [2, 3], "magnitudes": []})
+    assert not goes(before, {**before, "pool_sizes": [2]})
+    assert not goes(before, {**before, "start": {"max_epochs": 1}})
     # A study from before there was a start.
-    assert _goes_on({"seeds": [0]}, before)
+    assert goes({"seeds": [0]}, before)
+    # What only shows something may change, what computes otherwise may not.
+    before["trainer"] = {"logger": None, "precision": 32}
+    now = {"logger": {"class_path": "CSVLogger"}, "precision": 32, "enable_progress_bar": False}
+    assert goes(before, {**before, "trainer": now})
+    assert not goes(before, {**before, "trainer": {**now, "precision": 16}})
+
+
+VECTORS = """[
+ {name: Arithmetic, aggregate: {class_path: TaskArithmetic, init_args: {scale: 0.4}}},
+ {name: Named, aggregate: {class_path: TIES, init_args: {pretrained: start, scale: 1.0}}},
+ {name: Stock, aggregate: ModelStock}]"""
+
+
+def test_recipes_of_a_study_go_from_its_start(tmp_path, capsys):
+    words = [*STUDY[:-4], "--training", "{max_epochs: 3}", "--recipes", VECTORS]
+    words += ["--seeds", "[0, 1]", "--start", "{max_epochs: 1}"]
+    main([*words, "--output", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    tasks = plan(Study(**results["config"]))
+    for seed in (0, 1):
+        own = [task for task in tasks if task.seed == seed and task.kind != "merge"]
+        start, *tuned = (
+            torch.load(tmp_path / f"out/runs/{task.key}/weights.ckpt")["state_dict"] for task in own
+        )
+        assert own[0].kind == "start"
+        vectors = [task_vector(state, start) for state in tuned]
+        for name, expected in (
+            ("arithmetic", task_arithmetic(start, vectors, 0.4)),
+            ("named", ties(start, vectors, 1.0)),
+            ("stock", model_stock(start, tuned)),
+        ):
+            found = torch.load(tmp_path / f"out/merges/seed{seed}/{name}.ckpt")["state_dict"]
+            for key, value in expected.items():
+                torch.testing.assert_close(found[key], value)
+    with pytest.raises(SystemExit):
+        main([*words[:-2], "--output", str(tmp_path / "other")])
+    assert "give the study a `start`" in capsys.readouterr().err
 
 
 def test_a_comparison_over_pool_sizes(tmp_path, capsys):

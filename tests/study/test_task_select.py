@@ -7,7 +7,7 @@ import torch
 from tiny_pools import Points, made_pool, trained
 
 from lightning_merge.aggregate import average
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.study.aggregates import Average, GreedySoup, TaskArithmetic
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.recipe import Recipe
@@ -154,5 +154,5 @@ def test_what_cannot_be_selected_is_said(pool, start, pretrained):
     with pytest.raises(ConfigError, match="give one of the two"):
         Recipe("weighted", Average([1, 2]), select=DPP(2, pretrained)).check_pool(pool)
     pool.states = [start.state_dict()] * 5
-    with pytest.raises(ConfigError, match="no model is better"):
+    with pytest.raises(SelectionError, match="of 5 ingredients none can be used"):
         Recipe("none", Average(), select=DPP(2, pretrained))(pool)

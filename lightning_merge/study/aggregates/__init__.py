@@ -1,5 +1,6 @@
 """The ways of making one module from aligned ingredients that a recipe can name."""
 
+from lightning_merge.study.aggregates.ada_merging import AdaMerging
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.aggregates.average import Average
 from lightning_merge.study.aggregates.by_data import Fisher, RegMean
@@ -17,6 +18,7 @@ from lightning_merge.study.aggregates.task_vectors import DARE, TIES, TaskArithm
 __all__ = [
     "DARE",
     "TIES",
+    "AdaMerging",
     "Aggregate",
     "Average",
     "FeaturesEnsemble",

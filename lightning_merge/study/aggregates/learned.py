@@ -8,7 +8,6 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
 from lightning_merge.modules.merge import Granularity
 from lightning_merge.study.aggregates.aggregate import Aggregate
@@ -44,10 +43,13 @@ class FineTune(Aggregate):
 class NPMerge(Aggregate):
     """One learned alpha for each parameter (NP Merge, Eq. 2); fewer give a learned soup.
 
+    More than two ingredients are merged jointly: each has an alpha, and a softmax over them is
+    in the sigmoid's place.
+
     Args:
         granularity: One alpha for the `model`, one a `layer`, `channel` or `parameter`.
         max_epochs: How many epochs over the pool's training data.
-        alpha: The initial share of the first ingredient.
+        alpha: The initial share of the first ingredient; all have the same if not given.
         optimizer: Called with the alphas' logits.
     """
 
@@ -57,7 +59,7 @@ class NPMerge(Aggregate):
         self,
         granularity: Granularity = "parameter",
         max_epochs: int = 10,
-        alpha: float = 0.5,
+        alpha: float | None = None,
         optimizer: OptimizerCallable = lambda logits: torch.optim.Adam(logits, lr=0.01),
     ) -> None:
         self.granularity = granularity
@@ -65,24 +67,8 @@ class NPMerge(Aggregate):
         self.alpha = alpha
         self.optimizer = optimizer
 
-    def check_count(self, count: int) -> None:
-        """Checks that there are two ingredients.
-
-        Raises:
-            ConfigError: If not.
-        """
-        if count != 2:
-            raise ConfigError(
-                f"NPMerge merges two checkpoints, not {count}; merge more in successive pairs"
-            )
-
     def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:
-        """A module with the merged weights, and `alphas()`.
-
-        Raises:
-            ConfigError: If there are not two ingredients.
-        """
-        self.check_count(len(states))
+        """A module with the merged weights, and `alphas()`."""
         module = MergeModule(
             pool.build(states[0]),
             states,

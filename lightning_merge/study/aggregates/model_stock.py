@@ -18,7 +18,7 @@ class ModelStock(Aggregate):
 
     Args:
         pretrained: The checkpoint that the ingredients were fine-tuned from; where several
-            tasks are merged it is known.
+            tasks are merged, or the study has a `start`, it is known (None, or `start`).
     """
 
     from_pretrained = True

@@ -92,7 +92,7 @@ class TaskArithmetic(_OfTaskVectors):
 
     Args:
         pretrained: The checkpoint that the ingredients were fine-tuned from; where several
-            tasks are merged it is known.
+            tasks are merged, or the study has a `start`, it is known (None, or `start`).
         scale: The coefficient of the sum, or `search`: the one with the best held-out metric.
         candidates: Those among which to search; 0.0, 0.1, ..., 1.0 if not given.
         metric: What the search compares: accuracy if not given; otherwise the name of a metric

@@ -1,0 +1,22 @@
+"""How alike weights are."""
+
+import torch
+from torch import Tensor
+
+
+def similarities(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of the angle between each row of one tensor and each of another.
+
+    Rethinking Weight-Averaged Model-merging (Wang et al.), Eq. 1.
+
+    Args:
+        one: `(N, ...)`.
+        other: `(M, ...)`.
+
+    Returns:
+        The cosines `(N, M)`; 0 where one of the two is zero.
+    """
+    units = [
+        torch.nn.functional.normalize(tensor.flatten(1).double(), dim=1) for tensor in (one, other)
+    ]
+    return (units[0] @ units[1].T).float()
