@@ -171,7 +171,7 @@ class DPP(Select):
 
         Raises:
             SelectionError: If fewer ingredients than needed are better than the pre-trained
-                network and no copies of each other.
+                network and no copies of each other, or it gets nothing right of a task.
         """
         kernel = self._kernel(states, pool)
         quality, similarity = kernel.quality, kernel.similarity
@@ -215,6 +215,12 @@ class DPP(Select):
             own.append(held_out.own_score(state, name, self.metric))
             before.append(held_out.own_score(pretrained, name, self.metric))
             features.append(held_out.features(pool.build(state)))
+        nothing = [name for name, share in zip(pool.names, before, strict=True) if share <= 0]
+        if nothing:
+            raise SelectionError(
+                f"DPP: the pre-trained network gets nothing right of {nothing[0]}, and a gain "
+                "relative to 0 is not defined: leave `select` out, or that task"
+            )
         quality = relative_gain_quality(own, before)
         similarity = cosine_similarity_matrix(features)
         seconds = time.perf_counter() - start

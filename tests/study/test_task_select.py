@@ -10,6 +10,7 @@ from lightning_merge.aggregate import average
 from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.study.aggregates import Average, GreedySoup, TaskArithmetic
 from lightning_merge.study.compare import run_recipe
+from lightning_merge.study.held_out import HeldOut
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.select import DPP
 
@@ -155,4 +156,10 @@ def test_what_cannot_be_selected_is_said(pool, start, pretrained):
         Recipe("weighted", Average([1, 2]), select=DPP(2, pretrained)).check_pool(pool)
     pool.states = [start.state_dict()] * 5
     with pytest.raises(SelectionError, match="of 5 ingredients none can be used"):
+        Recipe("none", Average(), select=DPP(2, pretrained))(pool)
+
+
+def test_a_gain_over_nothing_is_no_gain(pool, pretrained, monkeypatch):
+    monkeypatch.setattr(HeldOut, "own_score", lambda *_: 0.0)
+    with pytest.raises(SelectionError, match="gets nothing right of network 0"):
         Recipe("none", Average(), select=DPP(2, pretrained))(pool)
