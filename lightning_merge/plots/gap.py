@@ -79,7 +79,7 @@ def _by_table(
     # Light to dark, as more networks are merged; told apart in grey as well.
     colours = mpl.colormaps["viridis_r"]([0.15 + 0.8 * i / max(len(sizes), 1) for i in range(9)])
     width = max(3.4, 1.4 + 0.45 * len(labels))
-    figure = Figure(figsize=(max(5.0, width), 0.9 + 2.5 * len(merges)), layout="constrained")
+    figure = Figure(figsize=(max(5.0, width), 1.4 + 2.5 * len(merges)), layout="constrained")
     panels = figure.subplots(len(merges), 1, sharex=True, squeeze=False)[:, 0]
     for axes, merge in zip(panels, merges, strict=True):
         for index, size in enumerate(sizes):
@@ -98,5 +98,6 @@ def _by_table(
     panels[-1].set_xlim(-0.5, len(labels) - 0.5)
     handles, names = panels[0].get_legend_handles_labels()
     if names:
-        figure.legend(handles, names, loc="outside right upper")
+        # Beside the panels it would meet the heading.
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
