@@ -1,5 +1,7 @@
 """Ten networks: the ensemble, as it is asked by default and in one computation; greedy search."""
 
+from collections.abc import Iterable
+
 import torch
 
 from benchmarks.ratio import Ratio, measure
@@ -20,7 +22,7 @@ def run() -> list[Ratio]:
     found = []
     for case in _CASES:
         found += _evaluation(*case, device)
-    found.append(_greedy())
+    found += [_greedy("all alike", [1.0] * 10), _greedy("near and far", range(1, 11))]
     return found
 
 
@@ -59,7 +61,7 @@ def _evaluation(name, batch, size, channels, classes, pairs, device) -> list[Rat
     return ratios
 
 
-def _greedy() -> Ratio:
+def _greedy(what: str, distances: Iterable[float]) -> Ratio:
     from lightning_merge import ImageClassifier
     from lightning_merge.aggregate import greedy_soup, greedy_soup_by_counts
     from lightning_merge.aggregate.greedy import hardest_first
@@ -75,7 +77,8 @@ def _greedy() -> Ratio:
         # All classes occur, which an untrained network does not see to.
         layer.bias -= network(images).mean(dim=0)
         labels = network(images).argmax(dim=1)
-    # Ten networks near and far from one that is always right: some join the soup, some do not.
+    # Ten networks about one that is always right: of those that are alike most join the soup, of
+    # those that are ever further off few do, and only they can be dropped early.
     states = [
         {
             name: value + 0.02 * far * value.std() * torch.randn_like(value)
@@ -83,7 +86,7 @@ def _greedy() -> Ratio:
             else value
             for name, value in network.state_dict().items()
         }
-        for far in range(1, 11)
+        for far in distances
     ]
 
     def hits(state, order):  # type: ignore[no-untyped-def]
@@ -112,7 +115,7 @@ def _greedy() -> Ratio:
         greedy_soup_by_counts(states, count, len(images), correct)
 
     share = sum(correct) / known.numel()
-    name = f"greedy search of 10, pruned, ResNet20 (mean accuracy {share:.2f})"
+    name = f"greedy search of 10 {what}, pruned, ResNet20 (mean accuracy {share:.2f})"
     return measure(name, pruned, plain, 3, 1, "plain search")
 
 

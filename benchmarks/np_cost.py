@@ -2,11 +2,11 @@
 
 Steps are taken in turns, in one process; memory is the peak over some steps, in a process for
 either side (on the CPU as the kernel counts it, Linux only, with glibc told to give freed memory
-back, without which the peak is half fragments). Adam is the fused one throughout.
+back at once, so that peaks repeat; times are those of glibc as it comes). Adam is the fused one.
 
 On the CPU the gradient of the alphas lies in the same memory step after step, the fourth copy of
-the weights: pages that are new in every step cost more time than it is worth. The rows "buffer
-given back" are without it. A GPU's allocator has memory at hand, and none is kept there.
+the weights: pages that are new in every step cost time. The rows "buffer given back" are without
+it; what they save shows only with glibc set as said, not as it comes. On a GPU none is kept.
 """
 
 import ctypes
