@@ -23,7 +23,13 @@ _HOMES = {
         "task_vector",
         "ties",
     ),
-    "callbacks": ("AlphaMonitor", "BatchNormReset", "GreedySoup", "LastEpochsSoup"),
+    "callbacks": (
+        "AlphaMonitor",
+        "BatchNormReset",
+        "FreezeBatchNorm",
+        "GreedySoup",
+        "LastEpochsSoup",
+    ),
     "data": (
         "CIFARDataModule",
         "CelebADataModule",

@@ -5,7 +5,27 @@ import gzip
 import struct
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+
+from lightning_merge.errors import DataError
+
+MEAN = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+STD = np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+
+
+def normalised(image):
+    """What a network should see of an `(H, W, 3)` image of the size asked for."""
+    return torch.from_numpy((image.transpose(2, 0, 1) / 255 - MEAN) / STD).float()
+
+
+def refused(call, error=DataError):
+    """The one line with which a call is refused."""
+    with pytest.raises(error) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def pixels(*key, shape=(64, 64, 3)):

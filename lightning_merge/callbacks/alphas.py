@@ -25,7 +25,7 @@ class AlphaMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a module without alphas."""
         del trainer
-        if not callable(getattr(pl_module, "alphas", None)):
+        if not callable(getattr(pl_module, "alphas_by_ingredient", None)):
             raise ConfigError(
                 f"AlphaMonitor: {type(pl_module).__name__} has no alphas; use it with MergeModule"
             )
@@ -49,22 +49,22 @@ class AlphaMonitor(Callback):
 
 
 def _by_ingredient(module: LightningModule) -> dict[str, Any]:
-    alphas: dict[str, Any] = module.alphas()  # type: ignore[operator]
-    found = {}
-    for name, alpha in alphas.items():
-        if alpha.dim() == module.get_parameter(name).dim():
-            found[name] = alpha
-        else:
-            # The mean over all ingredients would tell nothing: they add up to 1.
-            found |= {f"{name}/{index}": one for index, one in enumerate(alpha, 1)}
-    return found
+    first, *others = module.alphas_by_ingredient()  # type: ignore[operator]
+    if not others:
+        return dict(first)
+    # The mean over all ingredients would tell nothing: they add up to 1.
+    return {
+        f"{name}/{index}": alpha
+        for name in first
+        for index, alpha in enumerate((one[name] for one in (first, *others)), 1)
+    }
 
 
 def alpha_rows(alphas: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each layer: how many alphas it has and how they are distributed.
 
     Args:
-        alphas: The alphas by parameter name (`MergeModule.alphas()`).
+        alphas: The alphas by layer.
 
     Returns:
         Rows with `layer`, `alphas`, `mean`, `std`, `min`, `max` and `above_half`.

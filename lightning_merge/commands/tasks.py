@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
+
 from lightning_merge.checkpoint import digest, read_checkpoint
 from lightning_merge.commands import options
 from lightning_merge.commands.going_on import Run
@@ -43,6 +45,12 @@ def tasks(words: list[str]) -> None:
         type=dict[str, Any] | None,
         default=None,
         help="`data` and `trainer` to make the pre-trained network with, where there is none",
+    )
+    parser.add_subclass_arguments(
+        LightningModule,
+        "pretraining_model",
+        required=False,
+        help="the model while it is pre-trained, where that has another optimizer",
     )
     parser.add_argument("--training", type=dict[str, Any], default={}, help="for fine-tuning")
     parser.add_argument(

@@ -89,12 +89,18 @@ class FlatIngredients:
             For two ingredients the first one's shares, in the parameters' shapes; for K the
             shares of all, `(K, ...)`, whose sums over the first axis are 1.
         """
+        found = self.alphas_by_ingredient(logits)
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    def alphas_by_ingredient(self, logits: Tensor) -> list[StateDict]:
+        """The alphas in the parameters' shapes, by name: of two ingredients the first one's."""
         with torch.no_grad():
             flat, dtype = self._flat(logits), self.layout.dtype
-            if len(self.buffers) == 2:
-                return self.layout.named_views(torch.sigmoid(flat).to(dtype).contiguous())
-            shares = [self.layout.named_views(one) for one in torch.softmax(flat, 0).to(dtype)]
-            return {name: torch.stack([one[name] for one in shares]) for name in shares[0]}
+            two = len(self.buffers) == 2
+            shares = [torch.sigmoid(flat)] if two else torch.softmax(flat, 0)
+            return [self.layout.named_views(one.to(dtype).contiguous()) for one in shares]
 
     def views(self) -> list[StateDict]:
         """The ingredients' parameters by name, sharing the buffers."""

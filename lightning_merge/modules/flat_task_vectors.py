@@ -31,14 +31,15 @@ class FlatTaskVectors(FlatIngredients):
         with torch.no_grad():
             add_vectors_(self.merged, _bound_(logits), self.buffers, self.layout)
 
-    def alphas(self, logits: Tensor) -> StateDict:
-        """The coefficients of every parameter, by name: `(K, ...)`, all alike within a tensor."""
+    def alphas_by_ingredient(self, logits: Tensor) -> list[StateDict]:
+        """Each fine-tuned network's coefficients by name, all alike within a tensor."""
+        slots = self.layout.slots
         with torch.no_grad():
-            own = _bound_(logits).expand(-1, len(self.layout.slots))
-            return {
-                slot.name: column.view(-1, *[1] * len(slot.shape)).expand(-1, *slot.shape)
-                for slot, column in zip(self.layout.slots, own.to(self.layout.dtype).T, strict=True)
-            }
+            own = _bound_(logits).expand(-1, len(slots)).to(self.layout.dtype)
+            return [
+                {slot.name: one.expand(slot.shape) for slot, one in zip(slots, row, strict=True)}
+                for row in own
+            ]
 
 
 def _bound_(logits: Tensor) -> Tensor:

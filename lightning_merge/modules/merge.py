@@ -175,6 +175,14 @@ class MergeModule(LightningModule):
         """
         return self._flat.alphas(self.alpha_logits)
 
+    def alphas_by_ingredient(self) -> list[StateDict]:
+        """The alphas in the parameters' shapes, a dict for each ingredient that has its own.
+
+        Returns:
+            For two ingredients that of A alone, since B has the rest; for K > 2 all K.
+        """
+        return self._flat.alphas_by_ingredient(self.alpha_logits)
+
     def ingredients(self) -> tuple[StateDict, ...]:
         """The merged parameters of A and of the aligned others, by name."""
         return tuple(self._flat.views())

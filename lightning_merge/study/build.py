@@ -70,6 +70,29 @@ def instantiate_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value is not None}
 
 
+def changed_trainer(trainer: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Trainer for one purpose.
+
+    Args:
+        trainer: The Trainer's arguments for everything, with callbacks made.
+        changes: Those that are otherwise, as plain configuration; `callbacks` take the place of
+            the others'.
+
+    Returns:
+        The arguments, with callbacks made.
+
+    Raises:
+        ConfigError: If there is no such argument, or a callback cannot be made.
+    """
+    if not changes:
+        return dict(trainer)
+    try:
+        made = instantiate_trainer(changes)
+    except ArgumentError as error:
+        raise ConfigError(f"Trainer: {error}") from error
+    return {**trainer, **{name: made[name] for name in changes if name in made}}
+
+
 def open_pool(config: Mapping[str, Any]) -> tuple[Pool, list[Logger]]:
     """The pool that the options of `merge` and `compare` describe, and their loggers.
 

@@ -10,6 +10,7 @@ from lightning.pytorch import __version__ as lightning_version
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules import MergeModule
 from lightning_merge.study.choice import Choice
 from lightning_merge.study.measure import Measurement, measure
 from lightning_merge.study.pool import Pool
@@ -120,14 +121,14 @@ def merged_content(module: LightningModule, recipe: Recipe, pool: Pool) -> dict[
     choices = _choices(recipe, pool)
     if choices:
         origin["choices"] = [choice.plain() for choice in choices]
-    alphas = getattr(module, "alphas", None)
-    if callable(alphas):
-        found = {name: value.cpu().clone() for name, value in alphas().items()}
-        if all(value.dim() > state[name].dim() for name, value in found.items()):
-            count = len(next(iter(found.values())))
-            of_each = [{name: value[k] for name, value in found.items()} for k in range(count)]
-            found, origin["other_alphas"] = of_each[0], of_each[1:]
-        origin["alphas"] = found
+    if isinstance(module, MergeModule):
+        first, *others = (
+            {name: value.cpu().clone() for name, value in one.items()}
+            for one in module.alphas_by_ingredient()
+        )
+        origin["alphas"] = first
+        if others:
+            origin["other_alphas"] = others
     return {
         "epoch": 0,
         "global_step": 0,

@@ -8,7 +8,13 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_merge.checkpoint import digest
 from lightning_merge.study.barrier import measure_lines, measure_triangles
-from lightning_merge.study.build import build_data, build_module, build_recipe, trainer_maker
+from lightning_merge.study.build import (
+    build_data,
+    build_module,
+    build_recipe,
+    changed_trainer,
+    trainer_maker,
+)
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.magnitude import check_classes, measure_magnitudes
 from lightning_merge.study.measure import fit, measure
@@ -30,9 +36,11 @@ def check_recipes(
         trainer: The Trainer's arguments, with callbacks made.
 
     Raises:
-        MergeError: If data are missing, or a recipe does not suit the network, the data or a
-            number of ingredients.
+        MergeError: If data are missing, a Trainer cannot be made, or a recipe does not suit the
+            network, the data or a number of ingredients.
     """
+    for training in (study.start, study.training):
+        trainer_maker(changed_trainer(trainer or {}, training or {}), False)()
     module = build_module(study.model)
     count = len(study.ingredients)
     pool = Pool(
@@ -109,7 +117,7 @@ class _Maker:
         data = build_data(settings["data"])
         start = time.perf_counter()
         training = self.study.training if task.kind == "ingredient" else self.study.start
-        trainer = self._trainer({**self.trainer, **(training or {})})
+        trainer = self._trainer(changed_trainer(self.trainer, training or {}))
         fitting = trainer()
         examples = fit(module, data, fitting)
         seconds = time.perf_counter() - start

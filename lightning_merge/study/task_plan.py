@@ -32,6 +32,8 @@ class TaskStudy:
         pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from;
             None for the weights that the model's own `pretrained` names.
         pretraining: Where there is none: `data` and `trainer` to make it with.
+        pretraining_model: The model while it is pre-trained, where its optimizer, say, is to be
+            another then; None for `model`.
         training: The Trainer's arguments for fine-tuning, `max_epochs` above all; a task's own
             `training` changes some of them.
         train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it
@@ -53,6 +55,7 @@ class TaskStudy:
     model: Plain | None = None
     pretrained: str | None = None
     pretraining: Plain | None = None
+    pretraining_model: Plain | None = None
     training: Plain = field(default_factory=dict)
     train_heads: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -152,7 +155,9 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
     common: Plain = {"model": study.model, "trainer": determining(study.trainer), "seed": seed}
     if study.pretraining is not None:
         made = {**study.pretraining, "data": study.data(study.pretraining["data"], seed)}
-        start = _task("pretraining", PRETRAINED, seed, {**common, "pretraining": made})
+        model = study.pretraining_model or study.model
+        settings = {**common, "model": model, "pretraining": made}
+        start = _task("pretraining", PRETRAINED, seed, settings)
     elif study.pretrained is not None:
         start = _task("pretraining", PRETRAINED, seed, {"file": digests[study.pretrained]})
     else:
@@ -163,7 +168,7 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
     for task in study.tasks:
         data = study.data(task["data"], seed)
         unseen = bool(task.get("unseen"))
-        settings: Plain = {**common, "data": data, "unseen": unseen}
+        settings = {**common, "data": data, "unseen": unseen}
         if task.get("checkpoint") is not None:
             settings["file"] = digests[task["checkpoint"]]
         elif not unseen:

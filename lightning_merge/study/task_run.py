@@ -17,7 +17,7 @@ from lightning_merge.checkpoint import (
 )
 from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.modules import CLIPClassifier
-from lightning_merge.study.build import build_data, build_recipe, trainer_maker
+from lightning_merge.study.build import build_data, build_recipe, changed_trainer, trainer_maker
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.cost import parameters_at_inference
 from lightning_merge.study.measure import fit
@@ -71,8 +71,15 @@ def check_work(
             does not suit the network or the data.
     """
     seed = study.seeds[0]
+    changes = [study.training, *(one.get("training") or {} for one in study.tasks)]
+    body: StateDict | None = None
     if study.pretraining is not None:
-        _read(study.data(study.pretraining["data"], seed))
+        changes.append(study.pretraining.get("trainer") or {})
+        data = _read(study.data(study.pretraining["data"], seed))
+        start = module_for(study.pretraining_model or study.model, data)
+        body = _headless(start.state_dict(), start, head_of(start, data, start.state_dict()))
+    for one in changes:
+        trainer_maker(changed_trainer(trainer or {}, one), False)()
     tasks = []
     for one in study.tasks:
         check_prompts(study.model, one)
@@ -81,6 +88,8 @@ def check_work(
         module = module_for(study.model, data, None if path is None else read_checkpoint(path))
         check_images_for(module, data, one["name"])
         head = head_of(module, data, module.state_dict())
+        if body is not None and path is None:
+            fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
         tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
     bodies = [task.module.state_dict() for task in tasks if task.seen]
     pool = TaskPool.of(
@@ -142,7 +151,7 @@ class _Maker:
         }[work.kind](work)
 
     def _make_trainer(self, changes: Mapping[str, Any]) -> Callable[..., Trainer]:
-        return trainer_maker({**self.trainer, **changes}, self.progress)
+        return trainer_maker(changed_trainer(self.trainer, changes), self.progress)
 
     def _pretrain(self, work: Task) -> None:
         start = time.perf_counter()
@@ -158,8 +167,8 @@ class _Maker:
             return
         made = work.settings["pretraining"]
         data = _read(made["data"])
-        module = self._module_to_train(data)
-        trainer = self._make_trainer(made.get("trainer", {}))
+        module = module_to_train(work.settings["model"], data)
+        trainer = self._make_trainer(made.get("trainer") or {})
         examples = fit(module, data, trainer())
         seconds = time.perf_counter() - start
         (row,) = measure_tasks(

@@ -7,14 +7,13 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
 from strangers import Stranger, image_batches, quiet_trainer, randomise, small_network
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Accuracy
 
 from lightning_merge.callbacks import GreedySoup
-from lightning_merge.callbacks.candidate import check_soups, copy_of
+from lightning_merge.callbacks.candidate import check_soups
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
@@ -356,17 +355,6 @@ def test_what_a_module_writes_to_a_logger_itself_is_not_written_twice(tmp_path):
     trainer = quiet_trainer(max_epochs=2, callbacks=[soup], logger=Drawing(tmp_path))
     trainer.fit(randomise(Logging(), 1), image_batches(), dicts(validation_data()))
     assert len(drawn) == 2 * len(dicts(validation_data()))
-
-
-def test_the_copy_of_a_compiled_module_is_not_compiled_and_uses_its_own_weights():
-    compiled = torch.compile(module(), backend="eager")
-    original = _maybe_unwrap_optimized(compiled)
-    copied = copy_of(original)
-    randomise(copied, 2)
-    images = torch.randn(4, 3, 8, 8)
-    assert torch.equal(copied.eval()(images), module(2).eval()(images))
-    assert not hasattr(copied.validation_step, "_torchdynamo_orig_callable")
-    assert copied.validation_step.__self__ is copied
 
 
 def test_refusals(tmp_path):

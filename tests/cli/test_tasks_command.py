@@ -1,5 +1,6 @@
 """`tasks`: trains what is missing, merges, and measures seen, unseen and corrupted tasks."""
 
+import copy
 import csv
 import json
 import statistics
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import seed_everything
 from made_data import classes, write_medmnist
 
 from lightning_merge import ImageClassifier
@@ -235,6 +237,8 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said)
             },
             "1 weights for 2 ingredients",
         ),
+        ({"training": {"max_epoch": 1}}, "max_epoch"),
+        ({"training": {"callbacks": [{"class_path": "NoSuchCallback"}]}}, "NoSuchCallback"),
     ],
 )
 def test_what_would_fail_late_fails_at_once(config, tmp_path, capsys, monkeypatch, change, said):
@@ -244,6 +248,50 @@ def test_what_would_fail_late_fails_at_once(config, tmp_path, capsys, monkeypatc
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_pretraining_must_give_the_body_that_is_tuned(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_merge.study.task_run._Maker.do", lambda *_: pytest.fail("began"))
+    deeper = copy.deepcopy(config["model"])
+    deeper["init_args"]["model_kwargs"]["depth"] = 2
+    with pytest.raises(SystemExit):
+        run({**config, "pretraining_model": deeper}, tmp_path / "out")
+    error = capsys.readouterr().err
+    assert "the pre-trained network" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_path):
+    still = copy.deepcopy(config["model"])
+    still["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
+    changes = {
+        "pretraining_model": still,
+        "training": {
+            "max_epochs": 1,
+            "callbacks": [{"class_path": "lightning_merge.callbacks.FreezeBatchNorm"}],
+        },
+        "recipes": config["recipes"][:1],
+    }
+    output = tmp_path / "out"
+    results = run({**config, **changes}, output)
+    store = {one["task"]: key for key, one in results["ingredients"].items()}
+
+    def weights(name):
+        return read_checkpoint(output / "runs" / store[name] / "weights.ckpt").state_dict
+
+    start, tuned = weights("Pre-trained"), weights("retinamnist")
+    seed_everything(0, verbose=False)
+    drawn = ImageClassifier(**config["model"]["init_args"]).state_dict()
+    moved = [name for name in tuned if "running" not in name and "fc" not in name]
+    for name, value in start.items():
+        if "fc" in name:
+            continue
+        if "running" in name or "num_batches" in name:
+            assert not value.equal(drawn[name]), name
+            assert value.equal(tuned[name]), name
+        else:
+            assert value.equal(drawn[name]), name
+    assert any(not start[name].equal(tuned[name]) for name in moved)
 
 
 def test_wrong_tasks_are_named(config, tmp_path, capsys):
