@@ -1,10 +1,10 @@
 """Doing a study's tasks, each at most once."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from lightning_merge.checkpoint import digest
 from lightning_merge.study.barrier import measure_lines, measure_triangles
@@ -22,7 +22,7 @@ from lightning_merge.study.plan import Study, Task, data_for
 from lightning_merge.study.pool import Pool
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
-from lightning_merge.study.work import Report, do_missing
+from lightning_merge.study.work import Maker, Report
 
 
 def check_recipes(
@@ -76,26 +76,23 @@ def run(
         on_done: Called with each task, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    do_missing(tasks, store, _Maker(study, tasks, store, trainer or {}, progress).do, on_done)
+    _Maker(tasks, store, trainer, progress, study).do_missing(on_done)
 
 
-class _Maker:
+class _Maker(Maker):
     def __init__(
         self,
-        study: Study,
-        tasks: list[Task],
+        work: Sequence[Task],
         store: Store,
-        trainer: Mapping[str, Any],
+        trainer: Mapping[str, Any] | None,
         progress: bool,
+        study: Study,
     ) -> None:
+        super().__init__(work, store, trainer, progress)
         self.study = study
-        self.tasks = tasks
-        self.trainer = dict(trainer)
-        self.store = store
-        self.progress = progress
         self._pool: tuple[int, Pool] | None = None
 
-    def do(self, task: Task) -> None:
+    def do(self, work: Task) -> None:
         {
             "start": self._train,
             "ingredient": self._train,
@@ -103,10 +100,7 @@ class _Maker:
             "barrier": self._barrier,
             "triangle": self._triangle,
             "magnitudes": self._magnitudes,
-        }[task.kind](task)
-
-    def _trainer(self, settings: dict[str, Any]) -> Callable[..., Trainer]:
-        return trainer_maker(settings, self.progress)
+        }[work.kind](work)
 
     def _train(self, task: Task) -> None:
         settings = task.settings
@@ -117,7 +111,7 @@ class _Maker:
         data = build_data(settings["data"])
         start = time.perf_counter()
         training = self.study.training if task.kind == "ingredient" else self.study.start
-        trainer = self._trainer(changed_trainer(self.trainer, training or {}))
+        trainer = self.make_trainer(training)
         fitting = trainer()
         examples = fit(module, data, fitting)
         seconds = time.perf_counter() - start
@@ -188,16 +182,16 @@ class _Maker:
         if self._pool is None or self._pool[0] != task.seed:
             settings = task.settings
             keys = [
-                one.key for one in self.tasks if (one.kind, one.seed) == ("ingredient", task.seed)
+                one.key for one in self.work if (one.kind, one.seed) == ("ingredient", task.seed)
             ]
-            starts = [one.key for one in self.tasks if (one.kind, one.seed) == ("start", task.seed)]
+            starts = [one.key for one in self.work if (one.kind, one.seed) == ("start", task.seed)]
             seed_everything(settings["seed"], verbose=False)
             pool = Pool(
                 module=build_module(settings["model"]),
                 states=[self.store.state(key) for key in keys],
                 names=[str(self.store.weights(key)) for key in keys],
                 data=build_data(settings["data"]),
-                trainer=self._trainer(self.trainer),
+                trainer=self.make_trainer(),
                 seed=task.seed,
                 progress=self.progress,
                 statistics_examples=settings.get("statistics_examples"),

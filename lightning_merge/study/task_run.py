@@ -1,7 +1,7 @@
 """Doing the work of a study of several tasks, each piece at most once."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -35,7 +35,7 @@ from lightning_merge.study.task_heads import (
 from lightning_merge.study.task_measure import Conditions, measure_tasks
 from lightning_merge.study.task_plan import INDIVIDUAL, TaskStudy
 from lightning_merge.study.task_pool import TaskData, TaskPool, head_of
-from lightning_merge.study.work import Report, do_missing
+from lightning_merge.study.work import Maker, Report
 
 
 def check_task_recipe(recipe: Recipe) -> None:
@@ -122,23 +122,21 @@ def run_tasks(
         on_done: Called with each piece, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    do_missing(work, store, _Maker(study, work, store, trainer or {}, progress).do, on_done)
+    _Maker(work, store, trainer, progress, study).do_missing(on_done)
 
 
-class _Maker:
+class _Maker(Maker):
     def __init__(
         self,
-        study: TaskStudy,
-        work: list[Task],
+        work: Sequence[Task],
         store: Store,
-        trainer: Mapping[str, Any],
+        trainer: Mapping[str, Any] | None,
         progress: bool,
+        study: TaskStudy,
     ) -> None:
+        super().__init__(work, store, trainer, progress)
         self.study = study
-        self.work = {one.key: one for one in work}
-        self.trainer = dict(trainer)
-        self.store = store
-        self.progress = progress
+        self.by_key = {one.key: one for one in work}
         self._pool: tuple[int, TaskPool, Conditions, dict[str, StateDict]] | None = None
 
     def do(self, work: Task) -> None:
@@ -149,9 +147,6 @@ class _Maker:
             "baseline": self._baseline,
             "merge": self._merge,
         }[work.kind](work)
-
-    def _make_trainer(self, changes: Mapping[str, Any]) -> Callable[..., Trainer]:
-        return trainer_maker(changed_trainer(self.trainer, changes), self.progress)
 
     def _pretrain(self, work: Task) -> None:
         start = time.perf_counter()
@@ -168,7 +163,7 @@ class _Maker:
         made = work.settings["pretraining"]
         data = _read(made["data"])
         module = module_to_train(work.settings["model"], data)
-        trainer = self._make_trainer(made.get("trainer") or {})
+        trainer = self.make_trainer(made.get("trainer"))
         examples = fit(module, data, trainer())
         seconds = time.perf_counter() - start
         (row,) = measure_tasks(
@@ -197,7 +192,7 @@ class _Maker:
             module, head, said = self._start(work, data)
             tuned = 0
             if "training" in settings:
-                trainer = self._make_trainer(settings["training"])()
+                trainer = self.make_trainer(settings["training"])()
                 tuned = _tune(module, data, trainer, list(head), settings["train_heads"])
             seen = max(said.pop("train_examples", 0), tuned)
             result |= {**said, "train_examples": seen, "seconds": time.perf_counter() - start}
@@ -218,7 +213,7 @@ class _Maker:
         if isinstance(module, CLIPClassifier):
             sentences = len(module.hparams["made_from"]["prompts"])
             return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
-        device = self._make_trainer(work.settings.get("training", {}))().strategy.root_device
+        device = self.make_trainer(work.settings.get("training"))().strategy.root_device
         head, examples = linear_probe(module, data, device)
         module.load_state_dict({**module.state_dict(), **head})
         fitted = f"fitted to the pre-trained body on {examples:,} labelled examples"
@@ -239,7 +234,7 @@ class _Maker:
             return task.build(pool.pretrained)
 
         said = {"method": work.name, "kind": "baseline", "seed": work.seed}
-        rows = measure_tasks(body, conditions, self._make_trainer({}), said, self.progress)
+        rows = measure_tasks(body, conditions, self.make_trainer(), said, self.progress)
         parameters = parameters_at_inference(pool.module) * (
             len(bodies) if work.name == INDIVIDUAL else 1
         )
@@ -263,7 +258,7 @@ class _Maker:
         rows = measure_tasks(
             lambda task: task.build(body),
             conditions,
-            self._make_trainer({}),
+            self.make_trainer(),
             said,
             self.progress,
         )
@@ -283,7 +278,7 @@ class _Maker:
         if self._pool is None or self._pool[0] != work.seed:
             tasks, bodies = [], {}
             for key in work.needs[1:]:
-                one = self.work[key]
+                one = self.by_key[key]
                 data = build_data(one.settings["data"])
                 weights = read_checkpoint(self.store.weights(key))
                 module = module_for(self.study.model, data, weights)
@@ -297,7 +292,7 @@ class _Maker:
                 tasks,
                 [bodies[task.name] for task in tasks if task.seen],
                 _headless(self.store.state(work.needs[0]), tasks[0].module, tasks[0].head),
-                self._make_trainer({}),
+                self.make_trainer(),
                 seed=work.seed,
                 progress=self.progress,
                 statistics_examples=self.study.statistics_examples,
