@@ -59,6 +59,12 @@ def tasks(words: list[str]) -> None:
         default=False,
         help="whether fine-tuning changes the heads that were fitted to the pre-trained body",
     )
+    parser.add_argument(
+        "--head_examples_per_class",
+        type=int | None,
+        default=None,
+        help="fit heads on so few labelled examples of each class; on all if not given",
+    )
     parser.add_argument("--seeds", type=list[int], default=[0])
     parser.add_argument(
         "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"

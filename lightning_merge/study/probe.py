@@ -16,17 +16,23 @@ from lightning_merge.loaders import Transferred, example_inputs, statistics_batc
 
 
 def linear_probe(
-    module: LightningModule, data: LightningDataModule, device: torch.device
+    module: LightningModule,
+    data: LightningDataModule,
+    device: torch.device,
+    per_class: int | None = None,
 ) -> tuple[StateDict, int]:
     """The last layer that tells a task's classes best from a fixed body's features.
 
     Logistic regression with scikit-learn's default penalty on standardised features; the
-    standardisation is then folded into the weights, so that the layer takes plain features.
+    standardisation, which needs no labels and is that of all training images, is then folded
+    into the weights, so that the layer takes plain features.
 
     Args:
         module: The body, with a head of the task's shape whose weights do not matter.
         data: Gives the training images (without augmentation if it offers them) and labels.
         device: Where the features are computed.
+        per_class: Of how many examples of each class the labels are used, the first that the
+            loader gives; None for all.
 
     Returns:
         The layer's weights by their names in the module, and on how many labelled examples
@@ -48,11 +54,14 @@ def linear_probe(
             f"a head of {classes} classes cannot be fitted: the training examples have "
             f"{len(targets.unique())}, and each class needs one; give the task a checkpoint"
         )
-    weight, bias = _regress(features.double().numpy(), targets.numpy())
+    labelled = torch.arange(len(targets))
+    if per_class is not None:
+        labelled = torch.cat([(targets == one).nonzero()[:per_class, 0] for one in range(classes)])
+    weight, bias = _regress(features.double().numpy(), targets.numpy(), labelled.sort()[0].numpy())
     state: StateDict = {f"{name}.weight": torch.from_numpy(weight).to(layer.weight.dtype)}
     if layer.bias is not None:
         state[f"{name}.bias"] = torch.from_numpy(bias).to(layer.weight.dtype)
-    return state, len(targets)
+    return state, len(labelled)
 
 
 @torch.no_grad()
@@ -65,14 +74,15 @@ def _features(body: LightningModule, batches: Transferred) -> tuple[Tensor, Tens
 
 
 def _regress(
-    features: NDArray[np.float64], targets: NDArray[np.int64]
+    features: NDArray[np.float64], targets: NDArray[np.int64], labelled: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     from sklearn.linear_model import LogisticRegression
 
     mean, deviation = features.mean(0), features.std(0)
     # A unit that never fires tells nothing.
     deviation[deviation == 0] = 1
-    fitted = LogisticRegression(max_iter=1000).fit((features - mean) / deviation, targets)
+    standardised = (features[labelled] - mean) / deviation
+    fitted = LogisticRegression(max_iter=1000).fit(standardised, targets[labelled])
     weight, bias = fitted.coef_ / deviation, fitted.intercept_
     bias = bias - weight @ mean
     if len(weight) == 1:

@@ -38,6 +38,8 @@ class TaskStudy:
             `training` changes some of them.
         train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it
             was fitted to the pre-trained body, or as a CLIP's text tower made it.
+        head_examples_per_class: How many labelled examples of each class a head is fitted on;
+            None for all training examples.
         seeds: One repetition each.
         trainer: The Trainer's arguments for everything.
         data_defaults: `init_args` of every data module, where it does not set them itself.
@@ -58,6 +60,7 @@ class TaskStudy:
     pretraining_model: Plain | None = None
     training: Plain = field(default_factory=dict)
     train_heads: bool = False
+    head_examples_per_class: int | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     trainer: Plain = field(default_factory=dict)
     data_defaults: Plain = field(default_factory=dict)
@@ -118,6 +121,10 @@ def check_tasks(study: TaskStudy) -> None:
     strange = sorted(set(study.corrupted_tasks) - set(names))
     if strange:
         raise ConfigError(f"corrupted_tasks: there is no task '{strange[0]}'")
+    if study.head_examples_per_class is not None and study.head_examples_per_class < 1:
+        raise ConfigError(
+            f"head_examples_per_class is {study.head_examples_per_class}: choose 1 or more"
+        )
     if not study.seeds or len(set(study.seeds)) != len(study.seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
     for recipe in study.recipes:
@@ -174,6 +181,8 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
         elif not unseen:
             settings["training"] = {**study.training, **(task.get("training") or {})}
             settings["train_heads"] = study.train_heads
+        if study.head_examples_per_class is not None and "file" not in settings:
+            settings["head_examples_per_class"] = study.head_examples_per_class
         if task.get("prompts") is not None:
             settings["prompts"] = task["prompts"]
         one = _task("task", task["name"], seed, settings, (start.key,))

@@ -214,7 +214,8 @@ class _Maker(Maker):
             sentences = len(module.hparams["made_from"]["prompts"])
             return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
         device = self.make_trainer(work.settings.get("training"))().strategy.root_device
-        head, examples = linear_probe(module, data, device)
+        per_class = work.settings.get("head_examples_per_class")
+        head, examples = linear_probe(module, data, device, per_class)
         module.load_state_dict({**module.state_dict(), **head})
         fitted = f"fitted to the pre-trained body on {examples:,} labelled examples"
         return module, head, {"head": fitted, "train_examples": examples}

@@ -204,6 +204,7 @@ def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
         ({"recipes": [{"name": "E", "aggregate": "LogitsEnsemble"}]}, "no one body"),
         ({"recipes": [{"name": "F", "aggregate": "FineTune"}]}, "labels"),
         ({"seeds": [1, 1]}, "seeds"),
+        ({"head_examples_per_class": 0}, "head_examples_per_class is 0"),
         ({"recipes": [{"name": "individual", "aggregate": "Average"}]}, "has that name"),
         ({"pretraining": {"trainer": {"max_epochs": 1}}}, "pretraining: say with `data:"),
     ],
@@ -271,9 +272,12 @@ def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_pa
             "callbacks": [{"class_path": "lightning_merge.callbacks.FreezeBatchNorm"}],
         },
         "recipes": config["recipes"][:1],
+        "head_examples_per_class": 2,
     }
     output = tmp_path / "out"
     results = run({**config, **changes}, output)
+    report = (output / "report.md").read_text()
+    assert "retinamnist: the head is fitted to the pre-trained body on 10 labelled" in report
     store = {one["task"]: key for key, one in results["ingredients"].items()}
 
     def weights(name):
