@@ -1,5 +1,6 @@
 """`plot embedding`: data sets as networks see them, from checkpoints or a run of `tasks`."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from lightning_merge.commands import options
 from lightning_merge.commands.figures import write_figures
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json
+from lightning_merge.loaders import statistics_batches_of
 from lightning_merge.plots import plot_embedding
 from lightning_merge.progress import tracked
+from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.build import build_data
 from lightning_merge.study.compare import file_name
 from lightning_merge.study.embedding import embed, representations
@@ -68,8 +71,10 @@ def embedding(words: list[str]) -> None:
     if folder is None and config["show"]:
         raise ConfigError("--show chooses among the networks of a folder that `tasks` wrote")
     if folder is not None:
-        networks, given, model = _of_tasks(folder, config["show"])
+        networks, study = _of_tasks(folder, config["show"])
+        given, model = _data_of(study), study.model
     else:
+        study = None
         networks, given = _of_checkpoints(sources, config["data"]), _named(config["data"])
         model = config["model"]
     if config["examples"] < 2:
@@ -81,7 +86,9 @@ def embedding(words: list[str]) -> None:
     for name, path in tracked(list(networks.items()), "Networks"):
         module = _module(read_checkpoint(path), model)
         features = {
-            one: representations(module, data, count, config["seed"], device)
+            one: representations(
+                _asked(module, data, study, device), data, count, config["seed"], device
+            )
             for one, data in sets.items()
         }
         found[name] = embed(features, config["method"], config["seed"])
@@ -131,10 +138,8 @@ def _named(data: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return named
 
 
-def _of_tasks(
-    folder: Path, show: list[str] | None
-) -> tuple[dict[str, Path], dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """The networks and data sets of the first repetition, and what the networks are."""
+def _of_tasks(folder: Path, show: list[str] | None) -> tuple[dict[str, Path], TaskStudy]:
+    """The networks of the first repetition, and the study."""
     if not (folder / "tasks.json").is_file() or not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} is no folder that `tasks` wrote: give one, or checkpoints")
     study = TaskStudy(**read_json(folder / "tasks.json"))
@@ -157,8 +162,26 @@ def _of_tasks(
             f"--show names {strange[0] if strange else 'a network twice'}: choose among "
             f"{', '.join(known)}"
         )
-    data = {task["name"]: study.data(task["data"], seed) for task in study.tasks}
-    return {name: known[name] for name in shown}, data, study.model
+    return {name: known[name] for name in shown}, study
+
+
+def _data_of(study: TaskStudy) -> dict[str, dict[str, Any]]:
+    return {task["name"]: study.data(task["data"], study.seeds[0]) for task in study.tasks}
+
+
+def _asked(
+    module: LightningModule,
+    data: LightningDataModule,
+    study: TaskStudy | None,
+    device: torch.device,
+) -> LightningModule:
+    """The module as a study asks it for a task."""
+    if study is None or not study.task_statistics:
+        return module
+    asked = copy.deepcopy(module).to(device)
+    images = statistics_batches_of(data, asked, device, study.statistics_examples, study.seeds[0])
+    reset_batchnorm(asked, images)
+    return asked
 
 
 def _module(checkpoint: Checkpoint, model: Mapping[str, Any] | None) -> LightningModule:

@@ -65,6 +65,12 @@ def tasks(words: list[str]) -> None:
         default=None,
         help="fit heads on so few labelled examples of each class; on all if not given",
     )
+    parser.add_argument(
+        "--task_statistics",
+        type=bool,
+        default=False,
+        help="ask every body for a task with BatchNorm statistics of that task's images",
+    )
     parser.add_argument("--seeds", type=list[int], default=[0])
     parser.add_argument(
         "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"

@@ -87,7 +87,8 @@ def changed_trainer(trainer: Mapping[str, Any], changes: Mapping[str, Any]) -> d
     if not changes:
         return dict(trainer)
     try:
-        made = instantiate_trainer(changes)
+        # Parsing changes what it is given.
+        made = instantiate_trainer(copy.deepcopy(dict(changes)))
     except ArgumentError as error:
         raise ConfigError(f"Trainer: {error}") from error
     return {**trainer, **{name: made[name] for name in changes if name in made}}

@@ -50,17 +50,21 @@ class TaskHeldOut(HeldOut):
         """The mean over tasks of a metric, each with the module's body under its own head."""
         body = module.state_dict()
         return statistics.fmean(
-            part.score(self.pool.task(task).build(body), name) for task, part in self.parts.items()
+            part.score(self.pool.build_for(self.pool.task(task), body), name)
+            for task, part in self.parts.items()
         )
 
     def own_score(self, state: StateDict, ingredient: str, metric: str | None = None) -> float:
         """How good a body is at the task that an ingredient was fine-tuned on."""
         task = self.pool.task(ingredient)
-        return self.parts[ingredient].score(task.build(state), metric)
+        return self.parts[ingredient].score(self.pool.build_for(task, state), metric)
 
     def features(self, module: LightningModule) -> Tensor:
         """What the module's body makes of every task's examples: `(N, d)`."""
-        return torch.cat([part.features(module) for part in self.parts.values()])
+        body = module.state_dict()
+        asked = (self.pool.build_for(self.pool.task(task), body) for task in self.parts)
+        parts = zip(asked, self.parts.values(), strict=True)
+        return torch.cat([part.features(one) for one, part in parts])
 
 
 def _alone(pool: TaskPool, task: TaskData) -> Pool:

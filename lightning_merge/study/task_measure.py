@@ -38,12 +38,14 @@ class Conditions:
         return len(self.tasks) + len(self.corruptions) * under
 
     def __iter__(self) -> Iterator[tuple[str, TaskData, LightningDataModule]]:
-        """Each condition's name, the task, and its data; corrupted images are made once."""
+        """Each condition's name, the task, and its data; corrupted images are made once.
+
+        All conditions of a task come one after another.
+        """
         for task in self.tasks:
             yield CLEAN, task, task.data
-        for corruption in self.corruptions:
-            for task in self.tasks:
-                if not self.corrupted or task.name in self.corrupted:
+            if not self.corrupted or task.name in self.corrupted:
+                for corruption in self.corruptions:
                     yield corruption, task, self._corrupted(task, corruption)
 
     def check(self) -> None:
@@ -96,8 +98,10 @@ def measure_tasks(
     rows = []
     # Making one takes longer than testing on a few images.
     tester = trainer()
+    module, last = None, None
     for condition, task, data in tracked(conditions, f"{said['method']}: tasks", progress):
-        module = body(task)
+        if task is not last:
+            module, last = body(task), task
         if module is None:
             continue
         metrics, examples = evaluate(module, data, tester)

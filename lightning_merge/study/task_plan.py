@@ -40,6 +40,8 @@ class TaskStudy:
             was fitted to the pre-trained body, or as a CLIP's text tower made it.
         head_examples_per_class: How many labelled examples of each class a head is fitted on;
             None for all training examples.
+        task_statistics: Whether every body, be it pre-trained, individual or merged, is asked
+            for a task with BatchNorm statistics of that task's (unlabelled) training images.
         seeds: One repetition each.
         trainer: The Trainer's arguments for everything.
         data_defaults: `init_args` of every data module, where it does not set them itself.
@@ -61,6 +63,7 @@ class TaskStudy:
     training: Plain = field(default_factory=dict)
     train_heads: bool = False
     head_examples_per_class: int | None = None
+    task_statistics: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
     trainer: Plain = field(default_factory=dict)
     data_defaults: Plain = field(default_factory=dict)
@@ -183,6 +186,8 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
             settings["train_heads"] = study.train_heads
         if study.head_examples_per_class is not None and "file" not in settings:
             settings["head_examples_per_class"] = study.head_examples_per_class
+        if study.task_statistics and "file" not in settings:
+            settings["statistics"] = study.statistics_examples or "all"
         if task.get("prompts") is not None:
             settings["prompts"] = task["prompts"]
         one = _task("task", task["name"], seed, settings, (start.key,))
@@ -195,6 +200,8 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
         "severity": study.severity,
         "corrupted_tasks": study.corrupted_tasks,
     }
+    if study.task_statistics:
+        common["statistics"] = study.statistics_examples or "all"
     for name in (PRETRAINED, INDIVIDUAL):
         yield _task("baseline", name, seed, common, needs)
     if study.statistics_examples is not None:

@@ -15,6 +15,7 @@ from lightning_merge.checkpoint import StateDict, fit_names
 from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
+from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.pool import Pool
 
 
@@ -80,10 +81,13 @@ class TaskPool(Pool):
     Attributes:
         tasks: The seen tasks in the order of the ingredients, then the unseen ones.
         pretrained: The pre-trained body, under the first task's head.
+        task_statistics: Whether a body is asked for a task with BatchNorm statistics of that
+            task's training images.
     """
 
     tasks: Sequence[TaskData] = ()
     pretrained: StateDict = field(default_factory=dict)
+    task_statistics: bool = False
 
     @classmethod
     def of(
@@ -101,7 +105,8 @@ class TaskPool(Pool):
             bodies: A state dict for each seen task, in their order, under whatever head.
             pretrained: The state dict that they were fine-tuned from, under whatever head.
             trainer: As for `Pool`.
-            **settings: `seed`, `progress` and `statistics_examples` of `Pool`.
+            **settings: `task_statistics`, and `seed`, `progress` and `statistics_examples` of
+                `Pool`.
 
         Raises:
             MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
@@ -137,6 +142,21 @@ class TaskPool(Pool):
     def task(self, name: str) -> TaskData:
         """The task that an ingredient was fine-tuned on."""
         return next(task for task in self.tasks if task.name == name)
+
+    def build_for(self, task: TaskData, body: Mapping[str, Tensor]) -> LightningModule:
+        """A new module that is asked for a task: a body, the task's head, and its statistics.
+
+        Args:
+            task: One of the tasks.
+            body: A state dict; another task's head in it is left aside.
+
+        Raises:
+            MergeError: If the body is of another architecture, or there are no statistics.
+        """
+        module = task.build(body)
+        if self.task_statistics:
+            reset_batchnorm(module.to(self.device), self.statistics_of(task))
+        return module
 
     def statistics_of(self, task: TaskData) -> Transferred:
         """One task's training batches; `statistics_examples` of them, if that is given."""

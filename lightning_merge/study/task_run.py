@@ -16,7 +16,9 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
 )
 from lightning_merge.errors import ConfigError, SelectionError
+from lightning_merge.loaders import statistics_batches_of
 from lightning_merge.modules import CLIPClassifier
+from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.study.build import build_data, build_recipe, changed_trainer, trainer_maker
 from lightning_merge.study.compare import run_recipe
 from lightning_merge.study.cost import parameters_at_inference
@@ -98,6 +100,7 @@ def check_work(
         bodies[0],
         trainer_maker(trainer or {}, False),
         statistics_examples=study.statistics_examples,
+        task_statistics=study.task_statistics,
     )
     _conditions(study, tasks).check()
     for recipe in recipes:
@@ -214,6 +217,11 @@ class _Maker(Maker):
             sentences = len(module.hparams["made_from"]["prompts"])
             return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
         device = self.make_trainer(work.settings.get("training"))().strategy.root_device
+        if self.study.task_statistics:
+            images = statistics_batches_of(
+                data, module, device, self.study.statistics_examples, work.seed
+            )
+            reset_batchnorm(module.to(device), images)
         per_class = work.settings.get("head_examples_per_class")
         head, examples = linear_probe(module, data, device, per_class)
         module.load_state_dict({**module.state_dict(), **head})
@@ -231,8 +239,8 @@ class _Maker(Maker):
 
         def body(task: TaskData) -> LightningModule | None:
             if work.name == INDIVIDUAL:
-                return task.build(bodies[task.name]) if task.name in bodies else None
-            return task.build(pool.pretrained)
+                return pool.build_for(task, bodies[task.name]) if task.name in bodies else None
+            return pool.build_for(task, pool.pretrained)
 
         said = {"method": work.name, "kind": "baseline", "seed": work.seed}
         rows = measure_tasks(body, conditions, self.make_trainer(), said, self.progress)
@@ -257,7 +265,7 @@ class _Maker(Maker):
         body = made.content["state_dict"]
         said = {"method": work.name, "kind": "merge", "seed": work.seed}
         rows = measure_tasks(
-            lambda task: task.build(body),
+            lambda task: pool.build_for(task, body),
             conditions,
             self.make_trainer(),
             said,
@@ -297,6 +305,7 @@ class _Maker(Maker):
                 seed=work.seed,
                 progress=self.progress,
                 statistics_examples=self.study.statistics_examples,
+                task_statistics=self.study.task_statistics,
             )
             self._pool = work.seed, pool, _conditions(self.study, pool.tasks), bodies
         return self._pool[1:]

@@ -262,7 +262,7 @@ def test_pretraining_must_give_the_body_that_is_tuned(config, tmp_path, capsys, 
     assert len(error.strip().splitlines()) == 1
 
 
-def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_path):
+def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_path, capsys):
     still = copy.deepcopy(config["model"])
     still["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
     changes = {
@@ -276,6 +276,9 @@ def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_pa
     }
     output = tmp_path / "out"
     results = run({**config, **changes}, output)
+    capsys.readouterr()
+    assert run({**config, **changes}, output)["tables"] == results["tables"]
+    assert "7 pieces, 7 already done" in capsys.readouterr().out
     report = (output / "report.md").read_text()
     assert "retinamnist: the head is fitted to the pre-trained body on 10 labelled" in report
     store = {one["task"]: key for key, one in results["ingredients"].items()}

@@ -113,6 +113,11 @@ class AdaMerging(Aggregate):
             raise ConfigError(
                 "AdaMerging is fitted to several tasks, each under its own head: use it in `tasks`"
             )
+        if pool.task_statistics:
+            raise ConfigError(
+                "AdaMerging computes all tasks with the same BatchNorm statistics: leave it out, "
+                "or task_statistics"
+            )
         TaskHeldOut(pool)
 
     def __call__(self, states: Sequence[StateDict], pool: Pool) -> LightningModule:

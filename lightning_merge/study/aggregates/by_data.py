@@ -71,7 +71,7 @@ def _with_data(
     for state, name in tracked(named, title, pool.progress):
         if isinstance(pool, TaskPool):
             task = pool.task(name)
-            module, batches = task.build(state), pool.statistics_of(task)
+            module, batches = pool.build_for(task, state), pool.statistics_of(task)
         else:
             module, batches = pool.build(state), pool.statistics()
         if isinstance(module, ImageClassifier):
