@@ -11,8 +11,9 @@ import torch
 import yaml
 from lightning.pytorch import seed_everything
 from made_data import classes, write_medmnist
+from strangers import quiet_trainer
 
-from lightning_merge import ImageClassifier
+from lightning_merge import ImageClassifier, MedMNISTDataModule, reset_batchnorm
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.cli import main
 
@@ -299,6 +300,32 @@ def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_pa
         else:
             assert value.equal(drawn[name]), name
     assert any(not start[name].equal(tuned[name]) for name in moved)
+
+
+def test_each_task_may_have_statistics_of_its_own_images(config, tmp_path):
+    output = tmp_path / "out"
+    changes = {"task_statistics": True, "recipes": config["recipes"][:1], "corruptions": []}
+    results = run({**config, **changes}, output)
+    store = {one["task"]: key for key, one in results["ingredients"].items()}
+    found = {
+        row["task"]: row["accuracy"]
+        for row in results["measurements"]
+        if row["method"] == "Individual"
+    }
+    assert set(found) == {"breastmnist", "retinamnist"}
+    for name, accuracy in found.items():
+        data = MedMNISTDataModule(name, root=str(tmp_path), **config["data_defaults"])
+        data.prepare_data()
+        data.setup("fit")
+        data.setup("test")
+        module = ImageClassifier(num_classes=data.num_classes, **config["model"]["init_args"])
+        tuned = read_checkpoint(output / "runs" / store[name] / "weights.ckpt").state_dict
+        module.load_state_dict(tuned)
+        reset_batchnorm(module, data.statistics_dataloader())
+        (expected,) = quiet_trainer().test(module, data, verbose=False)
+        assert accuracy == pytest.approx(expected["test_accuracy"])
+    main(["plot", "embedding", str(output), "--method", "pca"])
+    assert (output / "embedding.svg").is_file()
 
 
 def test_wrong_tasks_are_named(config, tmp_path, capsys):
