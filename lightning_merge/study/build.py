@@ -91,7 +91,7 @@ def changed_trainer(trainer: Mapping[str, Any], changes: Mapping[str, Any]) -> d
         made = instantiate_trainer(copy.deepcopy(dict(changes)))
     except ArgumentError as error:
         raise ConfigError(f"Trainer: {error}") from error
-    return {**trainer, **{name: made[name] for name in changes if name in made}}
+    return {**trainer, **{name: made.get(name) for name in changes}}
 
 
 def open_pool(config: Mapping[str, Any]) -> tuple[Pool, list[Logger]]:

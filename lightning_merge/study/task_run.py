@@ -25,6 +25,7 @@ from lightning_merge.study.cost import parameters_at_inference
 from lightning_merge.study.measure import fit
 from lightning_merge.study.plan import Plain, Task
 from lightning_merge.study.probe import linear_probe
+from lightning_merge.study.recalibration import own_recalibration
 from lightning_merge.study.recipe import Recipe
 from lightning_merge.study.store import Store
 from lightning_merge.study.task_heads import (
@@ -93,6 +94,11 @@ def check_work(
         if body is not None and path is None:
             fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
         tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
+    if study.task_statistics and own_recalibration(tasks[0].module) != "batchnorm":
+        raise ConfigError(
+            "task_statistics: this network has no BatchNorm statistics, of a task or otherwise: "
+            "leave it out"
+        )
     bodies = [task.module.state_dict() for task in tasks if task.seen]
     pool = TaskPool.of(
         tasks,

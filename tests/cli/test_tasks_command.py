@@ -240,6 +240,18 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said)
             "1 weights for 2 ingredients",
         ),
         ({"training": {"max_epoch": 1}}, "max_epoch"),
+        (
+            {
+                "task_statistics": True,
+                "model": {
+                    "class_path": "ImageClassifier",
+                    "init_args": {"model": "vgg11_cifar"},
+                },
+                "recipes": [{"name": "Average", "aggregate": "Average"}],
+                "data_defaults": {"resize": 32, "channels": 3},
+            },
+            "task_statistics: this network has no BatchNorm",
+        ),
         ({"training": {"callbacks": [{"class_path": "NoSuchCallback"}]}}, "NoSuchCallback"),
     ],
 )
