@@ -133,8 +133,9 @@ def _finish(asked: Run, study: TaskStudy, work: list[Task], words: list[str]) ->
     made_by = provenance(["tasks", *words])
     publish_tasks(folder, study, work, results, asked.config, made_by, asked.loggers)
     rows = [row for result in results.values() for row in result.get("rows", [])]
-    options.console.print(terminal(task_table(rows), study.title))
+    options.console.print(terminal(task_table(rows), study.title, options.console.width))
     under = corruption_table(rows)
     if under:
-        options.console.print(terminal(under, f"Under corruptions, severity {study.severity}"))
+        title = f"Under corruptions, severity {study.severity}"
+        options.console.print(terminal(under, title, options.console.width))
     options.console.print(f"{folder}: results.csv, results.json, report.md, merges/")

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lightning_merge.study.task_measure import CLEAN
@@ -87,15 +88,34 @@ def markdown(table: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal(table: Sequence[Row], title: str) -> Table:
-    """A table for the terminal."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    made.add_column("method", no_wrap=True)
+def terminal(table: Sequence[Row], title: str, width: int) -> Table:
+    """A table for a terminal of so many characters a line.
+
+    In per cent and with the deviations below, so that eight tasks fit into 80.
+    """
+    made = Table(
+        title=f"{title}: accuracy in %",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
     columns = columns_of(table)
+    # rich cuts the last columns off before it folds the headings of the others.
+    methods = max(11, width // 4 - 10)
+    widest = max(5, (width - methods - 2) // max(1, len(columns)) - 1)
+    made.add_column("method", max_width=methods)
     for column in columns:
-        made.add_column(column, justify="right")
+        name = column.replace("_", " ")
+        made.add_column(name, justify="right", overflow="fold", min_width=5, max_width=widest)
     for row in table:
-        made.add_row(row["method"], *cells_of(row, columns))
+        cells = []
+        for column in columns:
+            value, deviation = row[column], row[f"{column}_sd"]
+            text = "-" if value is None else f"{100 * value:.1f}"
+            cells.append(text if deviation is None else f"{text}\n±{100 * deviation:.1f}")
+        made.add_row(row["method"], *cells)
     return made
 
 

@@ -1,12 +1,16 @@
 """The tables of several tasks, against numbers worked out by hand."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from lightning_merge.study.task_tables import (
     condition_tables,
     corruption_table,
     markdown,
     task_table,
+    terminal,
 )
 
 
@@ -95,3 +99,21 @@ def test_markdown_holds_means_and_deviations():
     assert lines[0] == "| method | x | y | seen | z | unseen | all |"
     assert lines[2].startswith("| A | 0.3000 ± 0.1414 | 0.8000 ± 0.2828 |")
     assert lines[3] == "| B | 0.3000 | 0.5000 | 0.4000 | - | - | - |"
+
+
+def test_eight_tasks_over_seeds_are_whole_on_a_terminal_of_eighty_columns():
+    names = ["MNIST", "USPS", "PneumoniaMNIST", "RetinaMNIST", "one", "two", "digits", "household"]
+    accuracies = {name: (0.5 + index / 100, 0.7 + index / 100) for index, name in enumerate(names)}
+    rows = [
+        row("Task arithmetic + DPP", seed, name, accuracies[name][seed], seen=name != "digits")
+        for seed in (0, 1)
+        for name in names
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal(task_table(rows), "Tasks", 80))
+    said = console.file.getvalue()
+    assert "…" not in said
+    for index in range(8):
+        assert f" {60 + index}.0" in said
+    # One deviation for each task and each of the three means.
+    assert said.count("±14.1") == 11
