@@ -76,21 +76,11 @@ def run(
         on_done: Called with each task, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    _Maker(tasks, store, trainer, progress, study).do_missing(on_done)
+    _Maker(study, tasks, store, trainer, progress).do_missing(on_done)
 
 
-class _Maker(Maker):
-    def __init__(
-        self,
-        work: Sequence[Task],
-        store: Store,
-        trainer: Mapping[str, Any] | None,
-        progress: bool,
-        study: Study,
-    ) -> None:
-        super().__init__(work, store, trainer, progress)
-        self.study = study
-        self._pool: tuple[int, Pool] | None = None
+class _Maker(Maker[Study]):
+    _pool: tuple[int, Pool] | None = None
 
     def do(self, work: Task) -> None:
         {

@@ -131,22 +131,11 @@ def run_tasks(
         on_done: Called with each piece, its result and whether that had been stored before.
         progress: Whether to show progress bars.
     """
-    _Maker(work, store, trainer, progress, study).do_missing(on_done)
+    _Maker(study, work, store, trainer, progress).do_missing(on_done)
 
 
-class _Maker(Maker):
-    def __init__(
-        self,
-        work: Sequence[Task],
-        store: Store,
-        trainer: Mapping[str, Any] | None,
-        progress: bool,
-        study: TaskStudy,
-    ) -> None:
-        super().__init__(work, store, trainer, progress)
-        self.study = study
-        self.by_key = {one.key: one for one in work}
-        self._pool: tuple[int, TaskPool, Conditions, dict[str, StateDict]] | None = None
+class _Maker(Maker[TaskStudy]):
+    _pool: tuple[int, TaskPool, Conditions, dict[str, StateDict]] | None = None
 
     def do(self, work: Task) -> None:
         seed_everything(work.seed, verbose=False)
@@ -292,8 +281,9 @@ class _Maker(Maker):
         # Kept between the pieces of one repetition, with the corrupted images.
         if self._pool is None or self._pool[0] != work.seed:
             tasks, bodies = [], {}
+            by_key = {one.key: one for one in self.work}
             for key in work.needs[1:]:
-                one = self.by_key[key]
+                one = by_key[key]
                 data = build_data(one.settings["data"])
                 weights = read_checkpoint(self.store.weights(key))
                 module = module_for(self.study.model, data, weights)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import Trainer
 
@@ -10,13 +10,15 @@ from lightning_merge.study.build import changed_trainer, trainer_maker
 from lightning_merge.study.plan import Task
 from lightning_merge.study.store import Store
 
+S = TypeVar("S")
 Report = Callable[[Task, dict[str, Any], bool], None]
 
 
-class Maker(ABC):
+class Maker(ABC, Generic[S]):
     """Does the work of a study.
 
     Args:
+        study: The study.
         work: The work, in an order in which it can be done.
         store: Holds what is finished.
         trainer: The Trainer's arguments, with callbacks made.
@@ -25,11 +27,13 @@ class Maker(ABC):
 
     def __init__(
         self,
+        study: S,
         work: Sequence[Task],
         store: Store,
         trainer: Mapping[str, Any] | None,
         progress: bool,
     ) -> None:
+        self.study = study
         self.work = work
         self.store = store
         self.trainer = dict(trainer or {})
