@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ratio import Ratio
-from lightning_merge.study.provenance import provenance
+from lightning_merge.provenance import provenance
 
 _ALL = ("np_cost", "alignment", "ensembles", "ties")
 _COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")

@@ -23,7 +23,7 @@ from benchmarks.spec_census import census
 from benchmarks.spec_report import report, summary
 from lightning_merge.align import PermutationSpec, derive, spec
 from lightning_merge.progress import tracked
-from lightning_merge.study.provenance import provenance
+from lightning_merge.provenance import provenance
 
 SIZES = (96, 128, 160, 192, 224, 256)
 SCRATCH = Path(tempfile.gettempdir()) / "lightning_merge_spec_coverage.jsonl"

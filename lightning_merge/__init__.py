@@ -1,68 +1,11 @@
 """lightning_merge: train, align and merge image classifiers.
 
-Every public name is importable from here; what it needs is imported when it is first used.
+Every public name is importable from here; what it needs is imported when it is first used. The
+names, and their types, are those of `__init__.pyi` beside this file.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOMES = {
-    "align": (
-        "ActivationMatching",
-        "CCAMatching",
-        "Matching",
-        "PermutationSpec",
-        "WeightMatching",
-    ),
-    "aggregate": (
-        "average",
-        "greedy_soup",
-        "interpolate",
-        "select_dpp",
-        "task_arithmetic",
-        "task_vector",
-        "ties",
-    ),
-    "callbacks": (
-        "AlphaMonitor",
-        "BatchNormReset",
-        "FreezeBatchNorm",
-        "GreedySoup",
-        "LastEpochsSoup",
-    ),
-    "data": (
-        "CIFARDataModule",
-        "CelebADataModule",
-        "ChestXrayDataModule",
-        "ClassificationDataModule",
-        "Corruption",
-        "DigitsDataModule",
-        "HuggingFaceDataModule",
-        "ImageFolderDataModule",
-        "MNISTDataModule",
-        "MedMNISTDataModule",
-        "TinyImageNetDataModule",
-        "USPSDataModule",
-        "VisionTaskDataModule",
-    ),
-    "errors": ("MergeError",),
-    "modules": (
-        "CLIPClassifier",
-        "EnsembleModule",
-        "FeatureEnsembleModule",
-        "ImageClassifier",
-        "MergeModule",
-    ),
-    "recalibrate": ("reset_batchnorm",),
-    "renormalize": ("repair",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,12 +21,13 @@ Train, align and merge image classifiers.
   average    average checkpoint files; needs no network and no data
   export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
+  list       what there is: aggregates, matchings, recalibrations, selections, figures
 
 `python -m lightning_merge COMMAND --help` says more about each.
 """
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
-_OURS = ("merge", "compare", "study", "tasks", "average", "export", "plot")
+_OURS = ("merge", "compare", "study", "tasks", "average", "export", "plot", "list")
 
 
 def main(args: Sequence[str] | None = None) -> None:

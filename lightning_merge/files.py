@@ -41,8 +41,16 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes `value` as indented JSON, whole or not at all; NaN and infinity become null."""
-    text = json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
-    return write_text(path, text + "\n")
+    return write_text(path, _json(value) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """A value as `read_json` gives it after `write_json`."""
+    return json.loads(_json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

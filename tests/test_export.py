@@ -11,7 +11,7 @@ from lightning_merge import ImageClassifier, MergeModule
 from lightning_merge.checkpoint import digest, read_checkpoint, write_checkpoint
 from lightning_merge.cli import main
 from lightning_merge.errors import ArchitectureMismatchError, OutputExistsError
-from lightning_merge.export import export
+from lightning_merge.model_folder import export
 
 NETWORKS = [
     {"model": "resnet20_cifar", "in_chans": 1, "model_kwargs": {"width": 2}},

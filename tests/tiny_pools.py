@@ -6,7 +6,7 @@ from strangers import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.study.pool import Pool
+from lightning_merge.recipe.context import Context
 
 CLASSES = 3
 
@@ -78,10 +78,10 @@ def trained(seed: int, steps: int = 60, **options: bool) -> Perceptron:
     return module.eval()
 
 
-def made_pool(count: int = 2, data: LightningDataModule | None = None, **options) -> Pool:
+def made_pool(count: int = 2, data: LightningDataModule | None = None, **options) -> Context:
     """A pool of so many; `options` are those of the network, or of the pool."""
     network = {name: options.pop(name) for name in ("norm", "bias") if name in options}
-    return Pool(
+    return Context(
         Perceptron(**network),
         [trained(seed, **network).state_dict() for seed in range(count)],
         [f"network {index}" for index in range(count)],

@@ -9,7 +9,7 @@ from tiny_pools import Perceptron
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.study.task_pool import TaskData, TaskPool
+from lightning_merge.recipe.task_context import TaskData, TaskContext
 
 SIZES = {"a": 3, "b": 5, "c": 3, "d": 2}
 
@@ -78,7 +78,7 @@ def made_pool(bodies, testable=False, **settings):
         head = {key: value for key, value in state.items() if key.startswith("net.6")}
         tasks.append(TaskData(name, network(name), head, Points(name, testable), name != "d"))
     seen = [states[name] for name in "abc"]
-    return TaskPool.of(tasks, seen, start, quiet_trainer, progress=False, **settings)
+    return TaskContext.of_tasks(tasks, seen, start, quiet_trainer, progress=False, **settings)
 
 
 def right(body, name, states, loader):

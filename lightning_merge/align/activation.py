@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_merge.align.assignment import assign_blocks, assign_wholes
 from lightning_merge.align.group import Group, Permutation
-from lightning_merge.align.matching import Matching
+from lightning_merge.align.matching import Matching, matchings
 from lightning_merge.align.moments import Moments
 from lightning_merge.align.shared import by_head, carrier, of_matched_heads
 from lightning_merge.align.spec import PermutationSpec
@@ -38,7 +38,9 @@ _PROBE = 2
 _ROOM = (2**25, 2**30)
 
 
+@matchings.register()
 class ActivationMatching(Matching):
+    label = "Permute"  # type: ignore[assignment]
     """Match units by the correlation of their activations, all groups in one pass of the data.
 
     Units are observed after normalisation and activation, where the next layer reads them;

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.align.activation import assign_groups, observe, summed_correlation
 from lightning_merge.align.canonical import Spectra, Transform
 from lightning_merge.align.group import Group, Member
-from lightning_merge.align.matching import Matching
+from lightning_merge.align.matching import Matching, matchings
 from lightning_merge.align.moments import Moments
 from lightning_merge.align.spec import PermutationSpec
 from lightning_merge.errors import AlignmentError
@@ -32,6 +32,7 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _SWITCHED_OFF = 1e-2
 
 
+@matchings.register()
 class CCAMatching(Matching):
     """Map b's units linearly onto a's by regularised canonical correlation analysis.
 
@@ -107,6 +108,24 @@ class CCAMatching(Matching):
             return observed.state_for(self.gamma)
         assert evaluate is not None
         return observed.state_for(choose(observed, self.candidates, evaluate, progress)[0])
+
+    label = "CCA"  # type: ignore[assignment]
+
+    @property
+    def chooses(self) -> bool:  # type: ignore[override]
+        """Whether gamma is to be chosen."""
+        return self.gamma is None
+
+    def aligned(self, spec, a, b, batches, *, score=None, progress=False):  # type: ignore
+        """As align."""
+        from lightning_merge.align.matching import Aligned
+
+        observed = self.observe(spec, a, b, batches, progress)
+        if self.gamma is not None:
+            return Aligned(observed.state_for(self.gamma))
+        gamma, scores = choose(observed, self.candidates, score, progress)
+        named = {f"{candidate:g}": value for candidate, value in scores.items()}
+        return Aligned(observed.state_for(gamma), {"gamma": gamma, "scores": named})
 
     def observe(
         self,

@@ -1,12 +1,22 @@
 """What all alignments share: the one method by which a pipeline calls them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightning_merge.align.spec import PermutationSpec
+from lightning_merge.registry import Registry
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """An aligned state dict, and what was chosen on the way (None for nothing)."""
+
+    state: dict[str, Tensor]
+    choice: dict[str, Any] | None = None
 
 
 class Matching(ABC):
@@ -17,6 +27,26 @@ class Matching(ABC):
     """
 
     needs_data: ClassVar[bool] = True
+    chooses = False
+
+    @property
+    def label(self) -> str:
+        """What figures call it."""
+        return type(self).__name__
+
+    def aligned(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],
+        *,
+        score: Callable[[dict[str, Tensor]], float] | None = None,
+        progress: bool = False,
+    ) -> Aligned:
+        """Aligns, and reports what was chosen."""
+        del score
+        return Aligned(self.align(spec, model_a, model_b, batches, progress=progress))
 
     @abstractmethod
     def align(
@@ -37,3 +67,6 @@ class Matching(ABC):
                 of this rank: what is taken from it has to be summed up over the ranks.
             progress: Whether to show a progress bar.
         """
+
+
+matchings: Registry[type[Matching]] = Registry("matchings", "lightning_merge.align")

@@ -19,7 +19,7 @@ from lightning_merge.align.group import (
     gather,
     to_sources,
 )
-from lightning_merge.align.matching import Matching
+from lightning_merge.align.matching import Matching, matchings
 from lightning_merge.align.spec import PermutationSpec
 from lightning_merge.progress import tracked
 
@@ -30,7 +30,9 @@ _TOLERANCE = 1e-7
 _BLOCK = 2**21
 
 
+@matchings.register()
 class WeightMatching(Matching):
+    label = "Weight matching"  # type: ignore[assignment]
     """Maximise the inner product of a's parameters with b's permuted ones.
 
     Coordinate descent: one group after another, in random order, is solved exactly while

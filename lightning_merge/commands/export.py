@@ -4,8 +4,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.export import export as export_checkpoint
 from lightning_merge.files import read_json
+from lightning_merge.model_folder import export as export_checkpoint
 
 
 def export(words: list[str]) -> None:

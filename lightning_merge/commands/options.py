@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -11,15 +11,19 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 # Imported so that their short names work as `class_path`.
-import lightning_merge.align.activation
-import lightning_merge.align.cca
-import lightning_merge.align.weight
 import lightning_merge.callbacks
 import lightning_merge.data
 import lightning_merge.modules
-import lightning_merge.networks
-import lightning_merge.study.aggregates  # noqa: F401
+import lightning_merge.networks  # noqa: F401
+from lightning_merge.measure.sweep import sweeps
+from lightning_merge.recipe.build import load_parts
+from lightning_merge.recipe.context import Context
 from lightning_merge.terse import Terse
+
+load_parts()
+
+OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
+"""The options of `merge` and `compare` that their functions have under the same names."""
 
 _terminal = Console().is_terminal
 # Where the output goes to a file, tables need not fit a window.
@@ -112,38 +116,23 @@ def add_statistics(to: ArgumentParser) -> None:
     )
 
 
-def add_landscape(to: ArgumentParser) -> None:
-    """Adds `--barrier` and `--triangle`."""
-    to.add_argument(
-        "--barrier",
-        type=int,
-        default=0,
-        help="at how many points between the first two ingredients to measure the loss, for each "
-        "alignment and recalibration among the recipes",
-    )
-    to.add_argument(
-        "--triangle",
-        type=int,
-        default=0,
-        help="the same over the triangle between the first three, with so many points on each side",
-    )
+def add_sweeps(to: ArgumentParser) -> None:
+    """Adds an option for each registered sweep: `--barrier`, `--triangle`, `--magnitudes`."""
+    for entry in sweeps:
+        sweep = entry.value
+        to.add_argument(
+            f"--{sweep.option}", type=sweep.type, default=sweep.default, help=sweep.help
+        )
 
 
 def add_pools(to: ArgumentParser) -> None:
-    """Adds `--pool_sizes` and `--magnitudes`."""
+    """Adds `--pool_sizes`."""
     to.add_argument(
         "--pool_sizes",
         type=list[int],
         default=[],
         help="run every recipe on the first so many ingredients, for each number, for example "
         "'[2, 3, 5]'; on all of them if not given",
-    )
-    to.add_argument(
-        "--magnitudes",
-        type=list[float],
-        default=[],
-        help="test soups and ensembles of ingredients whose weights are multiplied by each of "
-        "these, for example '[0.5, 1, 2]'",
     )
 
 
@@ -164,10 +153,34 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
     return found
 
 
-def say_heads(heads: Sequence[str]) -> None:
+def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str, bool]:
+    """Parses the command line of a study: its own options, the folder, whether to overwrite."""
+    config = plain(of, of.parse_args(words))
+    quiet()
+    return config, config.pop("output"), config.pop("overwrite")
+
+
+def plan_printer(title: str, pieces: str) -> Callable[[int, int], None]:
+    """A function that prints how much there is to do."""
+
+    def show(count: int, done: int) -> None:
+        console.print(f"[bold]{title}[/bold]: {count} {pieces}, {done} already done")
+
+    return show
+
+
+def print_heads(context: Context) -> None:
     """Prints which tensors are the first ingredient's in all of them, if any are."""
-    if heads:
-        console.print(f"  kept from the first ingredient: {', '.join(heads)}", soft_wrap=True)
+    if context.heads:
+        kept = ", ".join(context.heads)
+        console.print(f"  kept from the first ingredient: {kept}", soft_wrap=True)
+
+
+def print_written(folder: str) -> None:
+    """Prints what a comparison or a study has written."""
+    console.print(
+        f"{folder}: results.csv, results.json, report.md, figures, merges/", soft_wrap=True
+    )
 
 
 def quiet() -> None:

@@ -1,24 +1,14 @@
 """`tasks`: one body for several tasks, measured on seen and unseen ones, clean and corrupted."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from lightning_merge.checkpoint import digest, read_checkpoint
 from lightning_merge.commands import options
-from lightning_merge.commands.going_on import Run
-from lightning_merge.study.build import build_recipe
-from lightning_merge.study.compare import check_names, file_name
-from lightning_merge.study.plan import Task
-from lightning_merge.study.pool import check_statistics_examples
-from lightning_merge.study.provenance import provenance
-from lightning_merge.study.publish import keep_only
-from lightning_merge.study.recipe import Recipe
-from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
-from lightning_merge.study.task_publish import RESULTS, publish_tasks
-from lightning_merge.study.task_run import check_task_recipe, check_work, run_tasks
-from lightning_merge.study.task_tables import corruption_table, task_table, terminal
+from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.report.task_tables import task_table
+from lightning_merge.study.work import Work
+from lightning_merge.verbs import run_tasks
 
 
 def tasks(words: list[str]) -> None:
@@ -30,6 +20,23 @@ def tasks(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
+    config, folder, overwrite = options.of_study(_parser(), words)
+    result = run_tasks(
+        config,
+        folder,
+        overwrite=overwrite,
+        command=["tasks", *words],
+        on_plan=options.plan_printer(config["title"], "pieces"),
+        on_done=_print_done,
+    )
+    options.console.print(result.table(options.console.width))
+    under = result.corruptions(options.console.width)
+    if under is not None:
+        options.console.print(under)
+    options.console.print(f"{folder}: results.csv, results.json, report.md, merges/")
+
+
+def _parser() -> Any:
     parser = options.parser(
         "tasks",
         "Merges bodies that were fine-tuned on different tasks, and measures each merge on every "
@@ -84,27 +91,10 @@ def tasks(words: list[str]) -> None:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Tasks")
     options.add_trainer(parser)
-    asked = Run.of(parser, words)
-    study = TaskStudy(**asked.config)
-    check_tasks(study)
-    check_statistics_examples(study.statistics_examples)
-    recipes = [build_recipe(recipe) for recipe in study.recipes]
-    check_names(recipes)
-    for recipe in recipes:
-        check_task_recipe(recipe)
-    digests = {path: digest(read_checkpoint(path).state_dict) for path in checkpoints_of(study)}
-    work = plan_tasks(study, digests)
-    store = asked.store
-    done = sum(one.key in store for one in work)
-    if done < len(work):
-        check_work(study, recipes, asked.trainer)
-    asked.claim("tasks.json", RESULTS, ("title",))
-    options.console.print(f"[bold]{study.title}[/bold]: {len(work)} pieces, {done} already done")
-    run_tasks(study, work, store, asked.trainer, _say)
-    _finish(asked, study, work, words)
+    return parser
 
 
-def _say(work: Task, result: dict[str, Any], stored: bool) -> None:
+def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:
     text = f"  seed {work.seed}  {work.name}"
     if result.get("rows"):
         (row,) = task_table(result["rows"])
@@ -118,24 +108,3 @@ def _say(work: Task, result: dict[str, Any], stored: bool) -> None:
     if result.get("chosen"):
         text += f"; {result['chosen']}"
     options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
-
-
-def _finish(asked: Run, study: TaskStudy, work: list[Task], words: list[str]) -> None:
-    folder, store = asked.folder, asked.store
-    results = {one.key: store.result(one.key) for one in work}
-    kept: set[Path] = set()
-    for one in work:
-        if one.kind == "merge" and store.weights(one.key).is_file():
-            path = folder / "merges" / f"seed{one.seed}" / f"{file_name(one.name)}.ckpt"
-            store.export(one.key, path)
-            kept.add(path)
-    keep_only(folder, kept)
-    made_by = provenance(["tasks", *words])
-    publish_tasks(folder, study, work, results, asked.config, made_by, asked.loggers)
-    rows = [row for result in results.values() for row in result.get("rows", [])]
-    options.console.print(terminal(task_table(rows), study.title, options.console.width))
-    under = corruption_table(rows)
-    if under:
-        title = f"Under corruptions, severity {study.severity}"
-        options.console.print(terminal(under, title, options.console.width))
-    options.console.print(f"{folder}: results.csv, results.json, report.md, merges/")

@@ -7,7 +7,28 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightning_merge.plots.figure import Figures, Stored, figure
 from lightning_merge.plots.style import CYCLE, MARKERS, style
+
+
+@figure(
+    "barrier",
+    lacking="holds no barrier: run compare or study with --barrier 11 (or, for three checkpoints, "
+    "--triangle 7)",
+    paper="Frankle et al. 2020",
+    needs="--barrier or --triangle",
+)
+def barrier(stored: Stored) -> Figures:
+    """Loss and accuracy along interpolation paths, and over triangles beside them."""
+    from lightning_merge.plots.triangle import plot_triangle
+
+    lines, triangles = stored.first.get("lines"), stored.first.get("triangles")
+    drawn: Figures = {}
+    if lines:
+        drawn["barrier"] = plot_barrier(lines, stored.title)
+    if triangles:
+        drawn["triangle"] = plot_triangle(triangles, stored.title)
+    return drawn
 
 
 def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:

@@ -5,12 +5,29 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_merge.plots.figure import Figures, Stored, figure
 from lightning_merge.plots.style import looks, style
 
 Row = Mapping[str, Any]
 
 # As many bars in a panel can have their figures above them.
 _WRITTEN = 60
+
+
+@figure(
+    "bars",
+    lacking="holds no table: give the results.json of compare or study",
+    several=True,
+    in_report=False,
+    paper="Wang et al., Rethinking Weight-Averaged Model-merging",
+)
+def bars(stored: Stored) -> Figures:
+    """The accuracies of several runs (architectures) as groups of bars."""
+    tables = {
+        label: one.get("summary") or []
+        for label, one in zip(stored.labels, stored.results, strict=True)
+    }
+    return {"bars": plot_bars(tables, stored.title)} if all(tables.values()) else {}
 
 
 def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:

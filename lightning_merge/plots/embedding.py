@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lightning_merge.plots.figure import network_figure
 from lightning_merge.plots.style import CYCLE, GREY, MARKERS, style
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _ROUNDS = 20
 _COLOURS = (*(colour for colour in CYCLE if colour != GREY), "#000000", GREY)
 
 
+@network_figure("embedding", paper="Quality and Diversity Both Matters When Merging Models")
 def plot_embedding(
     panels: Mapping[str, Points],
     title: str = "",

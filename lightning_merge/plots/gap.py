@@ -6,11 +6,50 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from lightning_merge.errors import ConfigError
+from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
 from lightning_merge.plots.style import MARKERS, looks, style
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 """Summaries by what they are of, an architecture for example."""
+
+
+@figure(
+    "gap",
+    lacking="holds no table: give the results.json of compare or study",
+    several=True,
+    paper="Wang et al., Rethinking Weight-Averaged Model-merging",
+    needs="an ensemble among the recipes",
+)
+def gap(stored: Stored) -> Figures:
+    """By how much merges fall short of the ensemble, of one run or several."""
+    tables = {
+        label: one.get("summary") or []
+        for label, one in zip(stored.labels, stored.results, strict=True)
+    }
+    if not all(tables.values()):
+        return {}
+    ensembles = [ensemble_of(one) for one in stored.results]
+    if stored.in_report:
+        made = any(row["kind"] == "merge" for row in stored.summary)
+        if ensembles[0] is None or not made or len(pool_sizes(stored.summary)) < 2:
+            return {}
+    for label, ensemble in zip(stored.labels, ensembles, strict=True):
+        if ensemble is None or ensemble != ensembles[0]:
+            other = "" if ensemble is None else f" of the name '{ensembles[0]}'"
+            raise ConfigError(
+                f"{label or 'the run'} holds no ensemble{other} for merges to be held against: "
+                "give results whose recipes have the same LogitsEnsemble"
+            )
+    return {"gap": plot_gap(tables, str(ensembles[0]), stored.heading("gap to the ensemble"))}
+
+
+def ensemble_of(results: Mapping[str, Any]) -> str | None:
+    """The method that merges are held against: the ensemble that a run names, else its first."""
+    named: str | None = results.get("ensemble")
+    ensembles = [row["method"] for row in results["summary"] if row["kind"] == "ensemble"]
+    return named or (ensembles[0] if ensembles else None)
 
 
 def plot_gap(tables: Tables, ensemble: str, title: str = "") -> Figure:

@@ -7,11 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_merge.analysis.similarity import similarities
+from lightning_merge.plots.figure import network_figure
 from lightning_merge.plots.style import style
 from lightning_merge.plots.templates import to_pixels
-from lightning_merge.similarity import similarities
 
 
+@network_figure("kernels", paper="Wang et al., Rethinking Weight-Averaged Model-merging")
 def plot_kernels(kernels: Mapping[str, Tensor], title: str = "", most: int = 64) -> Figure:
     """Draws the kernels of each network, and below the cosines between them.
 

@@ -5,9 +5,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_merge.plots.figure import SIZE, Figures, Stored, figure, pool_sizes
 from lightning_merge.plots.style import BLUE, GREEN, GREY, ORANGE, style
 
 _COLOURS = {"ingredient": GREY, "merge": BLUE, "ensemble": ORANGE}
+
+
+@figure("methods", lacking="holds no table: give the results.json of compare or study")
+def methods(stored: Stored) -> Figures:
+    """The accuracy of every method beside the others."""
+    summary = stored.summary
+    if not summary:
+        return {}
+    sizes = [size for size in pool_sizes(summary) if size is not None]
+    if not stored.in_report or len(sizes) < 2:
+        return {"methods": plot_methods(summary, stored.title)}
+    of_all = [row for row in summary if row.get(SIZE) in (max(sizes), None)]
+    return {"methods": plot_methods(of_all, f"{stored.title}, {max(sizes)} networks")}
 
 
 def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:

@@ -5,7 +5,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
 from lightning_merge.plots.style import looks, style
+
+
+@figure(
+    "pools",
+    lacking="holds no table: give the results.json of compare or study",
+    needs="--pool_sizes",
+)
+def pools(stored: Stored) -> Figures:
+    """Accuracy against the number of networks."""
+    summary = stored.summary
+    if not summary or (stored.in_report and len(pool_sizes(summary)) < 2):
+        return {}
+    return {"pools": plot_pools(summary, stored.heading("by number of networks"))}
 
 
 def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:

@@ -7,11 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_merge.plots.figure import network_figure
 from lightning_merge.plots.style import style
 
 _GAP, _BETWEEN, _ABOVE = 0.05, 0.3, 0.34
 
 
+@network_figure("templates", paper="Wang et al., Rethinking Weight-Averaged Model-merging")
 def plot_templates(
     templates: Tensor,
     averages: Tensor | None,

@@ -1,17 +1,13 @@
-"""What a study has to do: a list of tasks, each under a hash of all that determines it."""
+"""What a study has to do: pieces of work, each under a hash of all that determines it."""
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.study.lines import lines_of
-
-Plain = dict[str, Any]
-"""Nested dicts, lists, numbers and strings, as a YAML file holds them."""
+from lightning_merge.measure.sweep import Sweep, chosen_sweeps, sweeps
+from lightning_merge.recipe.build import Plain
+from lightning_merge.study.work import Work, make_work
 
 
 @dataclass
@@ -30,15 +26,10 @@ class Study:
         seeds: One repetition each. A seed determines the initial weights, the order of the
             batches, and the split where the data module has a `split_seed`.
         trainer: The Trainer's arguments for everything, `precision` for example.
-        barrier: At how many points of the line between the first two ingredients to
-            measure the loss, for each alignment and recalibration that the recipes name; 0
-            for none.
-        triangle: How many points each side has of the triangle between the first three
-            ingredients, for the same; 0 for none.
+        sweeps: The values of sweeps' options, for example `{"barrier": 11}`; none of those
+            that are left out or empty.
         pool_sizes: How many of the ingredients, the first ones, each recipe is run on: once for
             each number; on all of them if none is given.
-        magnitudes: By what factors to multiply the ingredients' weights, for soups and
-            ensembles; none for no such measurement.
         statistics_examples: How many training examples statistics are read from; None for all.
         title: What tables and figures are headed with.
     """
@@ -51,57 +42,48 @@ class Study:
     start: Plain | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     trainer: Plain = field(default_factory=dict)
-    barrier: int = 0
-    triangle: int = 0
+    sweeps: Plain = field(default_factory=dict)
     pool_sizes: list[int] = field(default_factory=list)
-    magnitudes: list[float] = field(default_factory=list)
     statistics_examples: int | None = None
     title: str = "study"
 
-
-@dataclass(frozen=True)
-class Task:
-    """One training, merge, barrier, triangle or series of magnitudes.
-
-    Attributes:
-        key: Hash of all that determines the outcome.
-        kind: `start`, `ingredient`, `merge`, `barrier`, `triangle` or `magnitudes`.
-        name: What to call it.
-        seed: The repetition that it belongs to.
-        settings: What determines the outcome.
-        needs: The keys of the ingredients that it works on; an ingredient's is its start.
-    """
-
-    key: str
-    kind: str
-    name: str
-    seed: int
-    settings: Plain
-    needs: tuple[str, ...] = ()
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Study":
+        """A study from the options of `study`, where each sweep has an option of its own."""
+        options = {entry.value.option for entry in sweeps}
+        given = {name: value for name, value in config.items() if name in options}
+        rest = {name: value for name, value in config.items() if name not in options}
+        rest["sweeps"] = {**given, **rest.get("sweeps", {})}
+        return cls(**rest)
 
 
-def plan(study: Study) -> list[Task]:
-    """The tasks of a study, in an order in which they can be done.
+def plan(study: Study) -> list[Work]:
+    """The work of a study, in an order in which it can be done.
 
     Args:
         study: The study.
 
     Returns:
         For each seed the start (if any), the ingredients, for each number of them the merges in
-        the order of the recipes, then the barrier, the triangle, the magnitudes.
+        the order of the recipes, then the sweeps.
 
     Raises:
-        ConfigError: If there are no seeds, fewer than two ingredients, one barrier point, a
-            number of ingredients that there are not, or a factor that is not positive.
+        ConfigError: If there are no seeds, fewer than two ingredients, a number of ingredients
+            that there are not, or a sweep's value does not suit.
     """
-    check_barrier(study.barrier)
-    check_magnitudes(study.magnitudes)
     if not study.seeds or len(set(study.seeds)) != len(study.seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
     if len(study.ingredients) < 2:
         raise ConfigError("a study needs two ingredients or more: list them under `ingredients`")
     check_pool_sizes(study.pool_sizes, len(study.ingredients))
-    return [task for seed in study.seeds for task in _repetition(study, seed)]
+    chosen = chosen_sweeps(study.sweeps)
+    for sweep, value in chosen.items():
+        sweep.check(value, len(study.ingredients))
+    settings = {
+        sweep: sweep.settings(value, study.recipes, _sizes(study))
+        for sweep, value in chosen.items()
+    }
+    return [work for seed in study.seeds for work in _repetition(study, seed, settings)]
 
 
 def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
@@ -117,31 +99,12 @@ def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
         )
 
 
-def check_barrier(points: int) -> None:
-    """Checks that a line has two ends.
-
-    Raises:
-        ConfigError: If `points` is neither 0 (no line) nor 2 or more.
-    """
-    if points == 1 or points < 0:
-        raise ConfigError(f"barrier is {points}: choose 2 points or more, or 0 for no barrier")
+def _sizes(study: Study) -> list[int]:
+    return study.pool_sizes or [len(study.ingredients)]
 
 
-def check_magnitudes(factors: Sequence[float]) -> None:
-    """Checks that weights can be multiplied by these factors.
-
-    Raises:
-        ConfigError: If one is not positive, or is given twice.
-    """
-    if any(not 0 < factor < math.inf for factor in factors) or len(set(factors)) != len(factors):
-        raise ConfigError(
-            f"magnitudes are {list(factors)}: give positive numbers that differ, for example "
-            "'[0.5, 1, 2]'"
-        )
-
-
-def _repetition(study: Study, seed: int) -> list[Task]:
-    tasks = []
+def _repetition(study: Study, seed: int, swept: Mapping[Sweep, Plain]) -> list[Work]:
+    works = []
     before: tuple[str, ...] = ()
     if study.start is not None:
         settings = {
@@ -150,8 +113,9 @@ def _repetition(study: Study, seed: int) -> list[Task]:
             "trainer": {**determining(study.trainer), **study.start},
             "seed": 1000 * seed + 999,
         }
-        tasks.append(_task("start", "Common start", seed, settings))
-        before = (tasks[0].key,)
+        works.append(make_work("start", "Common start", seed, settings))
+        before = (works[0].key,)
+    names = [f"Ingredient {index + 1}" for index in range(len(study.ingredients))]
     for index, changes in enumerate(study.ingredients):
         settings = {
             "model": study.model,
@@ -160,39 +124,33 @@ def _repetition(study: Study, seed: int) -> list[Task]:
             # Far apart, so that no two repetitions ever share an initialisation.
             "seed": 1000 * seed + index,
         }
-        tasks.append(_task("ingredient", f"Ingredient {index + 1}", seed, settings, before))
-    needs = tuple(task.key for task in tasks if task.kind == "ingredient")
+        works.append(make_work("ingredient", names[index], seed, settings, before))
+    trained = tuple(work.key for work in works if work.kind == "ingredient")
     common = {
         "model": study.model,
         "data": data_for(study.data, seed, {}),
         "trainer": determining(study.trainer),
-        "seed": seed,
+        "started": bool(before),
+        "statistics_examples": study.statistics_examples,
     }
-    if study.statistics_examples is not None:
-        common["statistics_examples"] = study.statistics_examples
-    sizes = study.pool_sizes or [len(needs)]
-    merges = [
-        _task("merge", recipe["name"], seed, {**common, "recipe": recipe}, needs[:size])
-        for size in sizes
-        for recipe in study.recipes
-    ]
-    tasks += merges
-    if study.barrier:
-        settings = {**common, "points": study.barrier, "lines": lines_of(study.recipes)}
-        tasks.append(_task("barrier", "Loss barrier", seed, settings, needs))
-    if study.triangle:
-        settings = {**common, "points": study.triangle, "lines": lines_of(study.recipes)}
-        tasks.append(_task("triangle", "Triangle", seed, settings, needs))
-    if study.magnitudes:
-        settings = {
-            **common,
-            "factors": study.magnitudes,
-            "recipes": study.recipes,
-            "pool_sizes": sizes,
-            "merges": [[task.name, len(task.needs), task.key] for task in merges],
-        }
-        tasks.append(_task("magnitudes", "Weight magnitudes", seed, settings, needs))
-    return tasks
+    merges = []
+    for size in _sizes(study):
+        of = {**common, "names": names[:size]}
+        needs = (*before, *trained[:size])
+        for recipe in study.recipes:
+            settings = {**of, "recipe": recipe}
+            merges.append(make_work("merge", recipe["name"], seed, settings, needs))
+    works += merges
+    for sweep, own in swept.items():
+        settings = {**common, "names": names, "sweep": sweep.option, "of": own}
+        needs = (*before, *trained)
+        if sweep.reads_merges:
+            settings["merges"] = [
+                [work.name, len(work.settings["names"]), work.key] for work in merges
+            ]
+            needs = (*needs, *(work.key for work in merges))
+        works.append(make_work("sweep", sweep.title, seed, settings, needs))
+    return works
 
 
 def data_for(data: Plain, seed: int, changes: Mapping[str, Any]) -> Plain:
@@ -209,8 +167,3 @@ def determining(trainer: Mapping[str, Any]) -> Plain:
     return {
         name: value for name, value in trainer.items() if name not in shown and value is not None
     }
-
-
-def _task(kind: str, name: str, seed: int, settings: Plain, needs: tuple[str, ...] = ()) -> Task:
-    text = json.dumps([kind, settings, needs], sort_keys=True, default=str)
-    return Task(hashlib.sha256(text.encode()).hexdigest()[:16], kind, name, seed, settings, needs)

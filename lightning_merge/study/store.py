@@ -1,18 +1,30 @@
 """Where a study keeps what it has finished, so that it can be stopped and go on."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.checkpoint import read_checkpoint, write_checkpoint
-from lightning_merge.files import read_json, write_json, write_whole
+from lightning_merge.errors import OutputExistsError
+from lightning_merge.files import as_json, read_json, write_json, write_whole
+from lightning_merge.provenance import provenance
+
+SCHEMA = 2
+"""Grows when keys or files change so that earlier work cannot be gone on with."""
+
+_WEIGHTS = "weights.ckpt"
+_RESULT = "result.json"
 
 
 class Store:
-    """A folder with one subfolder for each finished task, named by the task's key.
+    """A folder with one subfolder for each finished piece of work, named by its key.
 
-    A task counts as finished when its `result.json` is there; that is written last.
+    A piece counts as finished when its `result.json` is there, which is written last, and when
+    it and the files that it names have the digests under which they were put; what was damaged
+    is done again.
 
     Args:
         folder: The folder; made when something is put into it.
@@ -20,31 +32,104 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._sound: dict[str, tuple[int, ...]] = {}
+
+    def check_schema(self) -> None:
+        """Checks that what the folder holds can be gone on with.
+
+        Raises:
+            OutputExistsError: If an earlier or later version of this package wrote it.
+        """
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return
+        try:
+            found = int(read_json(self.folder / "schema.json")["schema"])
+        except (OSError, ValueError, KeyError, TypeError):
+            found = 1
+        if found != SCHEMA:
+            raise OutputExistsError(
+                f"{self.folder} holds work in the format {found}, and this version goes on with "
+                f"format {SCHEMA}: choose another --output, or remove that folder to do it again"
+            )
 
     def __contains__(self, key: str) -> bool:
-        return (self.folder / key / "result.json").is_file()
+        return self.damage(key) == ""
+
+    def damage(self, key: str) -> str | None:
+        """What is wrong with a piece, in words: empty if nothing is, None if it is not there."""
+        path = self.folder / key / _RESULT
+        if not path.is_file():
+            return None if not (self.folder / key / _WEIGHTS).is_file() else "was not finished"
+        stamp = self._stamp(key)
+        if self._sound.get(key) == stamp:
+            return ""
+        try:
+            held = read_json(path)
+            whole = held["digest"] == _digest_of(held["result"], held["made_by"], held["files"])
+            files = dict(held["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{_RESULT} cannot be read"
+        if not whole:
+            return f"{_RESULT} was changed"
+        for name, expected in files.items():
+            file = self.folder / key / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if _file_digest(file) != expected:
+                return f"{name} was changed"
+        self._sound[key] = stamp
+        return ""
 
     def put(
         self, key: str, result: Mapping[str, Any], content: Mapping[str, Any] | None = None
     ) -> None:
-        """Keeps a task's result, and the checkpoint that it made, if any."""
+        """Keeps a piece's result, with how it was made, and its checkpoint, if it has one."""
+        if not (self.folder / "schema.json").is_file():
+            write_json(self.folder / "schema.json", {"schema": SCHEMA})
+        files = {}
         if content is not None:
             write_checkpoint(self.weights(key), content)
-        write_json(self.folder / key / "result.json", result)
+            files[_WEIGHTS] = _file_digest(self.weights(key))
+        else:
+            self.weights(key).unlink(missing_ok=True)
+        # As it will be read again: NaN is null, tuples are lists.
+        plain, made_by = as_json(result), as_json(provenance())
+        held = {"result": plain, "made_by": made_by, "files": files}
+        digest = _digest_of(plain, made_by, files)
+        write_json(self.folder / key / _RESULT, {**held, "digest": digest})
 
     def result(self, key: str) -> dict[str, Any]:
-        """The result of a finished task."""
-        found: dict[str, Any] = read_json(self.folder / key / "result.json")
+        """The result of a finished piece."""
+        found: dict[str, Any] = read_json(self.folder / key / _RESULT)["result"]
+        return found
+
+    def made_by(self, key: str) -> dict[str, Any]:
+        """How a finished piece was made (`provenance`)."""
+        found: dict[str, Any] = read_json(self.folder / key / _RESULT)["made_by"]
         return found
 
     def weights(self, key: str) -> Path:
-        """Where a task's checkpoint lies, or would."""
-        return self.folder / key / "weights.ckpt"
+        """Where a piece's checkpoint lies, or would."""
+        return self.folder / key / _WEIGHTS
 
     def state(self, key: str) -> dict[str, Any]:
-        """The state dict in a task's checkpoint."""
+        """The state dict in a piece's checkpoint."""
         return read_checkpoint(self.weights(key)).state_dict
 
     def export(self, key: str, path: Path) -> None:
-        """Copies a task's checkpoint to where a user looks for it."""
+        """Copies a piece's checkpoint to where a user looks for it."""
         write_whole(path, lambda partial: shutil.copyfile(self.weights(key), partial))
+
+    def _stamp(self, key: str) -> tuple[int, ...]:
+        stats = [path.stat() for path in sorted((self.folder / key).iterdir())]
+        return tuple(number for one in stats for number in (one.st_size, one.st_mtime_ns))
+
+
+def _digest_of(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,14 @@
 """A study of several tasks: what there is to train, to merge and to measure."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.study.compare import file_name
-from lightning_merge.study.plan import Plain, Task, data_for, determining
+from lightning_merge.measure.outcome import file_name
+from lightning_merge.recipe.build import Plain
+from lightning_merge.study.plan import data_for, determining
+from lightning_merge.study.work import Work, make_work
 
 PRETRAINED = "Pre-trained"
 INDIVIDUAL = "Individual"
@@ -40,8 +40,8 @@ class TaskStudy:
             was fitted to the pre-trained body, or as a CLIP's text tower made it.
         head_examples_per_class: How many labelled examples of each class a head is fitted on;
             None for all training examples.
-        task_statistics: Whether every body, be it pre-trained, individual or merged, is asked
-            for a task with BatchNorm statistics of that task's (unlabelled) training images.
+        task_statistics: Whether every body, be it pre-trained, individual or merged, is tested
+            on a task with BatchNorm statistics of that task's (unlabelled) training images.
         seeds: One repetition each.
         trainer: The Trainer's arguments for everything.
         data_defaults: `init_args` of every data module, where it does not set them itself.
@@ -147,7 +147,7 @@ def _check_data(data: Any, whose: str) -> None:
         raise ConfigError(f"{whose}: say with `data: {{class_path: ..., init_args: ...}}` what on")
 
 
-def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Task]:
+def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
     Args:
@@ -161,59 +161,81 @@ def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Task]:
     return [one for seed in study.seeds for one in _repetition(study, seed, digests)]
 
 
-def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iterator[Task]:
-    common: Plain = {"model": study.model, "trainer": determining(study.trainer), "seed": seed}
-    if study.pretraining is not None:
-        made = {**study.pretraining, "data": study.data(study.pretraining["data"], seed)}
-        model = study.pretraining_model or study.model
-        settings = {**common, "model": model, "pretraining": made}
-        start = _task("pretraining", PRETRAINED, seed, settings)
-    elif study.pretrained is not None:
-        start = _task("pretraining", PRETRAINED, seed, {"file": digests[study.pretrained]})
-    else:
-        start = _task("pretraining", PRETRAINED, seed, {"weights": study.model})
+def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iterator[Work]:
+    trainer = determining(study.trainer)
+    start = _start(study, seed, digests)
     yield start
-    needs = [start.key]
-    tested = {}
+    tested: list[Plain] = []
     for task in study.tasks:
-        data = study.data(task["data"], seed)
-        unseen = bool(task.get("unseen"))
-        settings = {**common, "data": data, "unseen": unseen}
-        if task.get("checkpoint") is not None:
-            settings["file"] = digests[task["checkpoint"]]
-        elif not unseen:
-            settings["training"] = {**study.training, **(task.get("training") or {})}
-            settings["train_heads"] = study.train_heads
-        if study.head_examples_per_class is not None and "file" not in settings:
-            settings["head_examples_per_class"] = study.head_examples_per_class
-        if study.task_statistics and "file" not in settings:
-            settings["statistics"] = study.statistics_examples or "all"
-        if task.get("prompts") is not None:
-            settings["prompts"] = task["prompts"]
-        one = _task("task", task["name"], seed, settings, (start.key,))
-        needs.append(one.key)
-        tested[task["name"]] = data
-        yield one
-    common |= {
+        work = _task(study, task, seed, digests, start.key)
+        tested.append(
+            {"name": work.name, **{key: work.settings[key] for key in ("data", "unseen")}}
+        )
+        # An unseen task has a body of its own only where a checkpoint brings it.
+        tested[-1] |= {
+            "key": work.key,
+            "has_body": "file" in work.settings or not task.get("unseen"),
+        }
+        yield work
+    common: Plain = {
+        "model": study.model,
+        "trainer": trainer,
         "tasks": tested,
         "corruptions": study.corruptions,
         "severity": study.severity,
         "corrupted_tasks": study.corrupted_tasks,
+        "task_statistics": study.task_statistics,
+        "statistics_examples": study.statistics_examples,
     }
-    if study.task_statistics:
-        common["statistics"] = study.statistics_examples or "all"
+    needs = (start.key, *(task["key"] for task in tested))
     for name in (PRETRAINED, INDIVIDUAL):
-        yield _task("baseline", name, seed, common, needs)
-    if study.statistics_examples is not None:
-        common["statistics_examples"] = study.statistics_examples
+        settings = {**common, "individual": name == INDIVIDUAL}
+        yield make_work("task_baseline", name, seed, settings, needs)
     for recipe in study.recipes:
-        yield _task("merge", recipe["name"], seed, {**common, "recipe": recipe}, needs)
+        yield make_work("task_merge", recipe["name"], seed, {**common, "recipe": recipe}, needs)
 
 
-def _task(kind: str, name: str, seed: int, settings: Plain, needs: Sequence[str] = ()) -> Task:
-    text = json.dumps([kind, name, settings, list(needs)], sort_keys=True, default=str)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Task(key, kind, name, seed, settings, tuple(needs))
+def _start(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Work:
+    if study.pretraining is not None:
+        settings: Plain = {
+            "model": study.pretraining_model or study.model,
+            "data": study.data(study.pretraining["data"], seed),
+            "trainer": {
+                **determining(study.trainer),
+                **(study.pretraining.get("trainer") or {}),
+            },
+        }
+        return make_work("pretraining", PRETRAINED, seed, settings)
+    if study.pretrained is not None:
+        file = {"path": study.pretrained, "digest": digests[study.pretrained]}
+        return make_work("file", PRETRAINED, seed, {"file": file})
+    settings = {"model": study.model, "data": study.data(study.tasks[0]["data"], seed)}
+    return make_work("own_weights", PRETRAINED, seed, settings)
+
+
+def _task(study: TaskStudy, task: Plain, seed: int, digests: Mapping[str, str], start: str) -> Work:
+    unseen = bool(task.get("unseen"))
+    settings: Plain = {
+        "model": study.model,
+        "data": study.data(task["data"], seed),
+        "unseen": unseen,
+    }
+    if task.get("checkpoint") is not None:
+        path = task["checkpoint"]
+        settings["file"] = {"path": path, "digest": digests[path]}
+        return make_work("task", task["name"], seed, settings)
+    settings |= {
+        "trainer": determining(study.trainer),
+        "training": None,
+        "head_examples_per_class": study.head_examples_per_class,
+        "task_statistics": study.task_statistics,
+        "statistics_examples": study.statistics_examples if study.task_statistics else None,
+        "prompts": task.get("prompts"),
+    }
+    if not unseen:
+        settings["training"] = {**study.training, **(task.get("training") or {})}
+        settings["train_heads"] = study.train_heads
+    return make_work("task", task["name"], seed, settings, (start,))
 
 
 def checkpoints_of(study: TaskStudy) -> list[str]:

@@ -1,61 +1,115 @@
-"""Going through the work of a study, of which some may be done already."""
+"""A piece of work that can be done by itself, anywhere: its settings, and what it needs."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, seed_everything
 
-from lightning_merge.study.build import changed_trainer, trainer_maker
-from lightning_merge.study.plan import Task
-from lightning_merge.study.store import Store
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.recipe.build import Plain, build_data
+from lightning_merge.recipe.cache import Cache
+from lightning_merge.registry import Registry
+from lightning_merge.study.store import SCHEMA, Store
 
-S = TypeVar("S")
-Report = Callable[[Task, dict[str, Any], bool], None]
+T = TypeVar("T")
 
 
-class Maker(ABC, Generic[S]):
-    """Does the work of a study.
+@dataclass(frozen=True)
+class Work:
+    """One training, merge or sweep.
 
-    Args:
-        study: The study.
-        work: The work, in an order in which it can be done.
-        store: Holds what is finished.
-        trainer: The Trainer's arguments, with callbacks made.
-        progress: Whether to show progress bars.
+    Attributes:
+        key: Hash of all that determines the outcome.
+        kind: Which of the registered kinds does it.
+        name: What to call it.
+        seed: The repetition that it belongs to.
+        settings: All that determines the outcome, as plain configuration.
+        needs: The keys of the pieces whose stored results it reads.
     """
 
-    def __init__(
-        self,
-        study: S,
-        work: Sequence[Task],
-        store: Store,
-        trainer: Mapping[str, Any] | None,
-        progress: bool,
-    ) -> None:
-        self.study = study
-        self.work = work
-        self.store = store
-        self.trainer = dict(trainer or {})
-        self.progress = progress
+    key: str
+    kind: str
+    name: str
+    seed: int
+    settings: Plain
+    needs: tuple[str, ...] = ()
 
-    @abstractmethod
-    def do(self, work: Task) -> None:
-        """Does one piece, and puts its result into the store at once."""
 
-    def do_missing(self, on_done: Report | None = None) -> None:
-        """Does what the store does not hold.
+@dataclass
+class Session:
+    """What pieces done one after the other may share; it changes no result.
 
-        Args:
-            on_done: Called with each piece, its result and whether that had been stored before.
-        """
-        for one in self.work:
-            stored = one.key in self.store
-            if not stored:
-                self.do(one)
-            if on_done is not None:
-                on_done(one, self.store.result(one.key), stored)
+    Attributes:
+        progress: Whether to show progress bars.
+        cache: Alignments and searches of the present repetition.
+    """
 
-    def make_trainer(self, changes: Mapping[str, Any] | None = None) -> Callable[..., Trainer]:
-        """A function that makes Trainers, for a purpose whose arguments are others."""
-        return trainer_maker(changed_trainer(self.trainer, changes or {}), self.progress)
+    progress: bool = True
+    cache: Cache = field(default_factory=Cache)
+    _seed: int | None = None
+
+    def begin(self, work: Work) -> None:
+        """Forgets what belongs to another repetition."""
+        if work.seed != self._seed:
+            self.cache, self._seed = Cache(), work.seed
+
+    def recall(self, key: tuple[Hashable, ...], make: Callable[[], T]) -> T:
+        """What `make` gave for this key in the present repetition."""
+        return self.cache.get(key, make).value
+
+    def data(self, config: Plain) -> LightningDataModule:
+        """The data module of a configuration, which reads its files once."""
+        return self.recall(("data", _text(config)), lambda: build_data(config))
+
+    def state(self, store: Store, key: str) -> StateDict:
+        """The state dict that a piece of work has stored."""
+        return self.recall(("state", key), lambda: store.state(key))
+
+
+Execute = Callable[[Work, Store, Session], None]
+
+work_kinds: Registry[Execute] = Registry("work_kinds", "lightning_merge.study.kinds")
+
+
+def make_work(kind: str, name: str, seed: int, settings: Plain, needs: Sequence[str] = ()) -> Work:
+    """A piece of work under the key that its settings give.
+
+    A file's path is left out of the key where its digest stands beside it.
+    """
+    text = _text([SCHEMA, kind, name, _without_paths(settings), list(needs)])
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Work(key, kind, name, seed, settings, tuple(needs))
+
+
+def execute(work: Work, store: Store, session: Session | None = None) -> None:
+    """Does one piece of work, and puts its result into the store.
+
+    It depends on the work and on what the store holds under the keys that it needs, on nothing
+    else: in any order that respects these, in any process, it gives the same result.
+
+    Args:
+        work: What to do.
+        store: Holds what the work needs.
+        session: What earlier pieces in this process have left to be shared.
+
+    Raises:
+        MergeError: As the kind of work does.
+    """
+    session = session or Session()
+    session.begin(work)
+    seed_everything(work.seed, verbose=False)
+    work_kinds.get(work.kind).value(work, store, session)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        left = {"path"} if "digest" in value else set()
+        return {key: _without_paths(one) for key, one in value.items() if key not in left}
+    return [_without_paths(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -16,10 +16,10 @@ from lightning_merge.plots import (
     plot_templates,
     save,
 )
-from lightning_merge.plots.magnitude import has_pair
+from lightning_merge.plots.scaling_curves import has_pair
 from lightning_merge.plots.style import looks
 from lightning_merge.plots.templates import to_pixels
-from lightning_merge.study.report import AVERAGE
+from lightning_merge.report.summary import AVERAGE
 
 
 def row(method, kind, accuracy, size=None, deviation=None):

@@ -1,0 +1,1 @@
+"""Measuring: networks on test data, what they cost, sweeps beside the table, several tasks."""

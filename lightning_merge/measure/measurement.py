@@ -1,0 +1,171 @@
+"""What is measured of a module: its metrics on the test set, and what it costs to run."""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.batches import inputs_of
+from lightning_merge.measure.cost import flops, parameters_at_inference
+
+AVERAGE = "Ingredients' average"
+
+
+@dataclass
+class Measurement:
+    """One row of a table.
+
+    Attributes:
+        method: The recipe's name, or the ingredient's.
+        kind: `ingredient`, `merge` (one network) or `ensemble` (several).
+        accuracy: The share of test examples that are classified rightly; None if the
+            module reports none.
+        seconds: What making it took: alignment, aggregation, recalibration; for an
+            ingredient, its training; None if that is not known.
+        parameters: How many parameters there are at inference.
+        seed: The seed of the ingredients and of the merge.
+        test_examples: How many test examples the figures stand on.
+        train_examples: How many labelled examples were learned from; 0 if none, None if that
+            is not known.
+        flops: The operations of one prediction (a multiply-add is two); None if the module
+            cannot be asked by its input alone.
+        pool_size: How many ingredients it was made of; None for an ingredient.
+        metrics: Every metric that the module reports, without the prefix `test_`.
+        chosen: What was chosen on held-out data on the way, in words.
+    """
+
+    method: str
+    kind: str
+    accuracy: float | None
+    seconds: float | None
+    parameters: int
+    seed: int
+    test_examples: int
+    train_examples: int | None
+    flops: int | None = None
+    pool_size: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    chosen: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        row = asdict(self)
+        metrics, chosen = row.pop("metrics"), row.pop("chosen")
+        row |= {name: value for name, value in metrics.items() if name != "accuracy"}
+        return {**row, "chosen": chosen} if chosen else row
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
+        """The measurement that a stored row holds."""
+        own = {one.name for one in fields(cls)} - {"metrics"}
+        metrics = {name: value for name, value in row.items() if name not in own}
+        known = {name: value for name, value in row.items() if name in own}
+        if known.get("accuracy") is not None:
+            metrics["accuracy"] = known["accuracy"]
+        return cls(**known, metrics=metrics)
+
+
+def measure(
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    method: str,
+    kind: str,
+    seconds: float | None,
+    seed: int,
+    train_examples: int | None,
+) -> Measurement:
+    """Tests a module, and counts its parameters and operations.
+
+    Args:
+        module: The module; its `test_step` says what is measured.
+        data: Gives the test set.
+        trainer: Runs the test.
+        method: The row's name.
+        kind: `ingredient`, `merge` or `ensemble`.
+        seconds: What making the module took; None if that is not known.
+        seed: The seed that the row belongs to.
+        train_examples: How many labelled examples the module was made with; None if that
+            is not known.
+
+    Returns:
+        The measurement.
+    """
+    counter = _Counter()
+    metrics = _test(module, data, trainer, counter)
+    return Measurement(
+        method=method,
+        kind=kind,
+        accuracy=metrics.get("accuracy"),
+        seconds=seconds,
+        parameters=parameters_at_inference(module),
+        seed=seed,
+        test_examples=counter.tested,
+        train_examples=train_examples,
+        flops=_flops(module, counter.example),
+        metrics=metrics,
+    )
+
+
+def evaluate(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer
+) -> tuple[dict[str, float], int]:
+    """Tests a module.
+
+    Args:
+        module: The module.
+        data: Gives the test set.
+        trainer: Runs the test.
+
+    Returns:
+        The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is
+        `accuracy`), and how many examples they stand on.
+    """
+    counter = _Counter()
+    return _test(module, data, trainer, counter), counter.tested
+
+
+def _test(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer, counter: "_Counter"
+) -> dict[str, float]:
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = trainer.test(module, datamodule=data, verbose=False)
+    trainer.callbacks.remove(counter)  # type: ignore[attr-defined]
+    found: dict[str, float] = {}
+    for metrics in results:
+        for name, value in metrics.items():
+            found[name.removeprefix("test_").removeprefix("test/")] = float(value)
+    if "acc" in found and "accuracy" not in found:
+        found["accuracy"] = found.pop("acc")
+    return found
+
+
+def _flops(module: LightningModule, example: Tensor | None) -> int | None:
+    if example is None:
+        return None
+    try:
+        return flops(module, example)
+    except (NotImplementedError, TypeError):
+        # A module that has no `forward`, or one that wants more than the input.
+        return None
+
+
+class _Counter(Callback):
+    """Counts the examples that the loop really saw, and keeps one."""
+
+    def __init__(self) -> None:
+        self.tested = 0
+        self.example: Tensor | None = None
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        del trainer, pl_module, outputs, args
+        inputs = inputs_of(batch)
+        self.tested += len(inputs)
+        self.example = inputs[:1]

@@ -1,0 +1,154 @@
+"""What a recipe gives when it is run and measured: a row, a module, a checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch import __version__ as lightning_version
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.measurement import AVERAGE, Measurement, measure
+from lightning_merge.recipe.aggregate import Merged
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one recipe gave.
+
+    Attributes:
+        measurement: Its row.
+        module: The merged network, or the ensemble.
+        content: The checkpoint of the merged network; None for an ensemble.
+        choices: What was chosen on held-out data on the way (`Choice.plain`).
+    """
+
+    measurement: Measurement
+    module: LightningModule
+    content: dict[str, Any] | None = None
+    choices: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def alphas(self) -> StateDict | None:
+        """The first ingredient's learned alphas by parameter name; None where there are none."""
+        found: StateDict | None = (self.content or {}).get("lightning_merge", {}).get("alphas")
+        return found
+
+
+def check_names(recipes: Sequence[Recipe]) -> None:
+    """Checks that there are recipes, and that rows and files can be named by their names.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if not recipes:
+        raise ConfigError("there are no recipes: name at least one under `recipes`")
+    taken = {file_name(AVERAGE): AVERAGE}
+    for recipe in recipes:
+        name = file_name(recipe.name)
+        if not name or name in taken or name.startswith("ingredient-"):
+            other = f"; '{taken[name]}' has it" if name in taken else ""
+            raise ConfigError(
+                f"a recipe cannot be named '{recipe.name}': its results would have no name of "
+                f"their own{other}"
+            )
+        taken[name] = recipe.name
+
+
+def run_recipe(recipe: Recipe, context: Context) -> Outcome:
+    """Makes and measures one merge.
+
+    Args:
+        recipe: What to do.
+        context: The ingredients and their data.
+
+    Returns:
+        The row, the module, and the merged checkpoint.
+    """
+    made = recipe(context)
+    is_ensemble = recipe.aggregate.is_ensemble
+    measurement = measure(
+        made.module,
+        context.data,
+        context.trainer(),
+        method=recipe.name,
+        kind="ensemble" if is_ensemble else "merge",
+        seconds=made.seconds,
+        seed=context.seed,
+        train_examples=made.labelled_examples,
+    )
+    measurement.pool_size = len(context.states)
+    measurement.chosen = "; ".join(dict.fromkeys(str(choice) for choice in made.choices))
+    choices = [choice.plain() for choice in made.choices]
+    content = None if is_ensemble else merged_content(made, recipe, context)
+    return Outcome(measurement, made.module, content, choices)
+
+
+def measure_ingredients(context: Context) -> Iterator[Measurement]:
+    """A row for each ingredient, as it is."""
+    for state, name in zip(context.states, context.names, strict=True):
+        trainer, module = context.trainer(), context.build(state)
+        yield measure(module, context.data, trainer, name, "ingredient", None, context.seed, None)
+
+
+def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, Any]:
+    """What a merged checkpoint holds: Lightning's own entries, and where it came from.
+
+    Args:
+        made: The merge.
+        recipe: The recipe that made it.
+        context: What it was made of.
+
+    Returns:
+        A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with the
+        recipe's name, the ingredients' hashes and the alphas (if any) under
+        `lightning_merge`: those of the first ingredient, and where there are more than two,
+        `other_alphas`, a list of those of the others.
+    """
+    module = made.module
+    state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
+    origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": context.digests}
+    if made.choices:
+        origin["choices"] = [choice.plain() for choice in made.choices]
+    alphas_of = getattr(module, "alphas_by_ingredient", None)
+    if alphas_of is not None:
+        first, *others = (
+            {name: value.cpu().clone() for name, value in one.items()} for one in alphas_of()
+        )
+        origin["alphas"] = first
+        if others:
+            origin["other_alphas"] = others
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning_version,
+        "state_dict": state,
+        "hyper_parameters": dict(context.module.hparams),
+        "lightning_merge": origin,
+    }
+
+
+def merge_file(method: str, size: int, sizes: Sequence[int]) -> Path:
+    """Where a merge of `size` ingredients lies below `merges`, of a comparison over `sizes`."""
+    of = f"{size}-networks" if len(sizes) > 1 else ""
+    return Path(of) / f"{file_name(method)}.ckpt"
+
+
+def reference_ensemble(recipes: Sequence[Recipe]) -> str | None:
+    """The name of the ensemble that merges are held against: the first one of logits, if any."""
+    return next((one.name for one in recipes if one.aggregate.combines == "logits"), None)
+
+
+def network_name(module: LightningModule) -> str:
+    """What to call the ingredients' architecture."""
+    return str(dict(module.hparams).get("model") or type(module).__name__)
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: lower case, words joined by hyphens."""
+    words = "".join(letter if letter.isalnum() else " " for letter in method.lower()).split()
+    return "-".join(words)

@@ -1,0 +1,336 @@
+"""Weight scaling: accuracy when all weights of the ingredients are multiplied by a factor.
+
+Rethinking Weight-Averaged Model-merging (Wang et al.), Sec. 5 and 6.3.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_merge.aggregate import average
+from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.ensemble import last_layer
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred
+from lightning_merge.measure.measurement import AVERAGE
+from lightning_merge.measure.path_recipes import Given
+from lightning_merge.measure.sweep import MergedWeights, Plain, Sweep, sweeps
+from lightning_merge.progress import tracked
+from lightning_merge.recipe.aligning import align
+from lightning_merge.recipe.build import build_recipe
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recipe import Recipe
+
+
+@dataclass
+class ScalingCurve:
+    """The test accuracy of one method at each factor.
+
+    Attributes:
+        name: The recipe's name, or `Ingredients' average`.
+        kind: `ingredient`, `merge` or `ensemble`.
+        aggregate: The label of the recipe's aggregate; empty for the ingredients.
+        pool_size: Of how many ingredients.
+        seed: The context's seed.
+        factor: What every weight is multiplied by.
+        accuracy: The share of test examples that are classified rightly.
+        finite: The share of test examples whose logits are finite numbers. A network of L
+            layers multiplies its logits by up to the L-th power of the factor, and a
+            floating-point number ends somewhere.
+        by_batch: The accuracy of each batch of the test set, at each factor; kept of soups and
+            ensembles of logits only.
+    """
+
+    name: str
+    kind: str
+    aggregate: str
+    pool_size: int
+    seed: int
+    factor: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    finite: list[float] = field(default_factory=list)
+    by_batch: list[list[float]] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """The method as JSON holds it."""
+        return asdict(self)
+
+
+def measure_scaling(
+    context: Context,
+    recipes: Sequence[Recipe],
+    factors: Sequence[float],
+    sizes: Sequence[int],
+    weights: MergedWeights,
+) -> list[ScalingCurve]:
+    """Tests soups and ensembles of ingredients whose weights are multiplied.
+
+    All parameters are multiplied, statistics are not. Averaging is linear: the average of
+    multiplied ingredients is the multiplied average, so that a merge is multiplied itself, as it
+    was recalibrated. An ensemble's members are multiplied, its last layer too.
+
+    For each factor every batch is read once, and every network evaluated once: ingredients are
+    shared by all ensembles, of all numbers of ingredients. The networks are held in memory
+    together.
+
+    Args:
+        context: The ingredients and their data.
+        recipes: Which soups and ensembles.
+        factors: The factors, positive; 1 leaves the weights as they are.
+        sizes: Of how many ingredients, the first ones.
+        weights: Gives the weights of recipes that merge.
+
+    Returns:
+        For each number of ingredients their average, then the recipes.
+
+    Raises:
+        ConfigError: If the test examples do not have one class each.
+    """
+    tested = _Tested(context, inputs_of(next(iter(_test_batches(context))))[:2])
+    for size in sizes:
+        tested.add_ingredients(size)
+        for recipe in recipes:
+            tested.add(recipe, size, weights)
+    for factor in tracked(factors, "Weight scaling", context.progress):
+        tested.measure(factor, _test_batches(context))
+    return [method.result for method in tested.methods]
+
+
+@sweeps.register("magnitudes", paper="Wang et al., Rethinking Weight-Averaged Model-merging")
+class WeightScaling(Sweep):
+    """Accuracy of soups and ensembles whose weights are multiplied by factors."""
+
+    option = "magnitudes"
+    type = list[float]
+    default: ClassVar[list[float]] = []
+    help = (
+        "test soups and ensembles of ingredients whose weights are multiplied by each of "
+        "these, for example '[0.5, 1, 2]'"
+    )
+    key = "magnitudes"
+    title = "Weight scaling"
+    reads_merges = True
+
+    def check(self, value: Sequence[float], ingredients: int) -> None:
+        """Checks that weights can be multiplied by these factors.
+
+        Raises:
+            ConfigError: If one is not positive, or is given twice.
+        """
+        del ingredients
+        if any(not 0 < factor < math.inf for factor in value) or len(set(value)) != len(value):
+            raise ConfigError(
+                f"magnitudes are {list(value)}: give positive numbers that differ, for example "
+                "'[0.5, 1, 2]'"
+            )
+
+    def check_context(self, context: Context) -> None:
+        """Checks that right answers can be counted on the test set.
+
+        Raises:
+            ConfigError: If the test examples do not have one class each.
+        """
+        _classes(next(iter(_test_batches(context))))
+
+    def settings(
+        self, value: Sequence[float], recipes: Sequence[Given], sizes: Sequence[int]
+    ) -> Plain:
+        """The factors, and what to test."""
+        return {"factors": list(value), "recipes": list(recipes), "pool_sizes": list(sizes)}
+
+    def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
+        """The curves (`ScalingCurve.plain`)."""
+        recipes = [build_recipe(recipe) for recipe in settings["recipes"]]
+        sizes = settings["pool_sizes"]
+        found = measure_scaling(context, recipes, settings["factors"], sizes, weights)
+        return [curve.plain() for curve in found]
+
+
+class _Tested:
+    """The networks that have to be evaluated, each once, and what is made of their outputs."""
+
+    def __init__(self, context: Context, example: Tensor) -> None:
+        self.context = context
+        self.example = example
+        self.precision = context.trainer().precision_plugin
+        self.networks: list[_Network] = []
+        self.methods: list[_Method] = []
+        self._head: str | None = None
+        self._known: dict[int, int] = {}
+
+    def add_ingredients(self, size: int) -> None:
+        members = [self._index(state) for state in self.context.states[:size]]
+        result = ScalingCurve(AVERAGE, "ingredient", "", size, self.context.seed)
+        self.methods.append(_Method(result, members))
+
+    def add(self, recipe: Recipe, size: int, weights: MergedWeights) -> None:
+        aggregate = recipe.aggregate
+        context = self.context.first(size).recalibrated_by(recipe.recalibration)
+        kind = "ensemble" if aggregate.is_ensemble else "merge"
+        result = ScalingCurve(recipe.name, kind, aggregate.label, size, context.seed)
+        by_batch = aggregate.combines == "logits" or aggregate.weights_of_mean(size) is not None
+        method = _Method(result, [], by_batch=by_batch)
+        if not aggregate.is_ensemble:
+            method.members = [self._index(weights(recipe.name, size))]
+        elif aggregate.combines is not None and _is_plain(recipe):
+            kept = aggregate.members(align(recipe.align, context).states, context)  # type: ignore[attr-defined]
+            method.members = [self._index(state) for state in kept]
+            if aggregate.combines == "features":
+                method.head = self._last_layer(kept, aggregate.head)  # type: ignore[attr-defined]
+        else:
+            # An ensemble of a kind of its own is one network that is evaluated as it is.
+            self.networks.append(self._network(recipe(context).module))
+            method.members = [len(self.networks) - 1]
+        self.methods.append(method)
+
+    @torch.inference_mode()
+    def measure(self, factor: float, batches: Iterable[Any]) -> None:
+        for network in self.networks:
+            network.multiply(factor)
+        for method in self.methods:
+            method.begin(factor)
+        for batch in batches:
+            targets = _classes(batch)
+            with self.precision.forward_context():
+                outputs = [network(inputs_of(batch)) for network in self.networks]
+                for method in self.methods:
+                    method.count(outputs, targets)
+        for method in self.methods:
+            method.end()
+
+    def _index(self, state: StateDict) -> int:
+        if id(state) not in self._known:
+            self._known[id(state)] = len(self.networks)
+            self.networks.append(self._network(self.context.build(state)))
+            # Held, so that no other state comes to have its identity.
+            self.networks[-1].source = state
+        return self._known[id(state)]
+
+    def _network(self, module: nn.Module) -> "_Network":
+        module = self.precision.convert_module(module.to(self.context.device))
+        return _Network(module.eval(), self._head)
+
+    def _last_layer(self, states: Sequence[StateDict], head: str) -> "_Network":
+        if self._head is None:
+            self._head = last_layer(self.context.build(states[0]), self.example.float())
+            for network in self.networks:
+                network.watch(self._head)
+        layers = [self.context.build(state).get_submodule(self._head) for state in states]
+        if head == "merged":
+            layers[0].load_state_dict(average([layer.state_dict() for layer in layers]))
+        return self._network(layers[0])
+
+
+class _Network:
+    """One network, whose weights can be multiplied, and what its last layer was given."""
+
+    source: StateDict | None = None
+
+    def __init__(self, module: nn.Module, head: str | None = None) -> None:
+        self.module = module
+        self.weights = [parameter.detach().clone() for parameter in module.parameters()]
+        self.features: Tensor | None = None
+        if head is not None:
+            self.watch(head)
+
+    def watch(self, head: str) -> None:
+        layers = dict(self.module.named_modules())
+        if head in layers:
+            layers[head].register_forward_pre_hook(self._keep)
+
+    def multiply(self, factor: float) -> None:
+        for parameter, weight in zip(self.module.parameters(), self.weights, strict=True):
+            parameter.copy_(weight * factor)
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits: Tensor = self.module(inputs)
+        return logits, self.features
+
+    def _keep(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0]
+
+
+@dataclass
+class _Method:
+    """How one method predicts, given what its members gave; and how often it is right."""
+
+    result: ScalingCurve
+    members: list[int]
+    head: _Network | None = None
+    by_batch: bool = False
+    right: list[float] = field(default_factory=list)
+    finite: float = 0.0
+    examples: list[int] = field(default_factory=list)
+
+    def begin(self, factor: float) -> None:
+        self.right, self.finite, self.examples = [], 0.0, []
+        self.result.factor.append(factor)
+        if self.head is not None:
+            self.head.multiply(factor)
+
+    def count(self, outputs: Sequence[tuple[Tensor, Tensor | None]], targets: Tensor) -> None:
+        chosen = [outputs[index] for index in self.members]
+        if self.result.kind == "ingredient":
+            found = [logits for logits, _ in chosen]
+        elif self.head is not None:
+            features = [features for _, features in chosen if features is not None]
+            found = [self.head(torch.stack(features).mean(0))[0]]
+        else:
+            found = [torch.stack([logits for logits, _ in chosen]).mean(0)]
+        right = [float((_predicted(logits, targets) == targets).sum()) for logits in found]
+        finite = [float(logits.isfinite().flatten(1).all(1).sum()) for logits in found]
+        self.right.append(sum(right) / len(found))
+        self.finite += sum(finite) / len(found)
+        self.examples.append(len(targets))
+
+    def end(self) -> None:
+        result, total = self.result, sum(self.examples)
+        result.accuracy.append(sum(self.right) / total)
+        result.finite.append(self.finite / total)
+        if self.by_batch:
+            batches = zip(self.right, self.examples, strict=True)
+            result.by_batch.append([right / count for right, count in batches])
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether an ensemble's members are ingredients as they are, all that its search keeps."""
+    return recipe.recalibrate is None and recipe.select is None
+
+
+def _predicted(logits: Tensor, targets: Tensor) -> Tensor:
+    """The class of the largest logit; where there is one logit, whether it is positive."""
+    one = logits.numel() == len(targets)
+    return (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
+
+
+def _classes(batch: Any) -> Tensor:
+    targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if (
+        not isinstance(targets, Tensor)
+        or targets.is_floating_point()
+        or targets.numel() != len(targets)
+    ):
+        raise ConfigError(
+            "magnitudes count right outputs, so every test example needs one class: leave "
+            "--magnitudes out"
+        )
+    return targets.flatten()
+
+
+def _test_batches(context: Context) -> Iterable[Any]:
+    """The test batches on the device, as many as the Trainer's limit allows."""
+    trainer = context.trainer()
+    loader = context.data.test_dataloader()
+    limit = trainer.limit_test_batches
+    count = limit if isinstance(limit, int) else int(limit * len(loader))
+    precision = trainer.precision_plugin
+    module: LightningModule = context.module
+    batches = Transferred(loader, module, context.data, context.device, precision.convert_input)
+    return islice(batches, count)

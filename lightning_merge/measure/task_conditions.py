@@ -1,0 +1,157 @@
+"""What a body gets right on every task, under the tasks' own heads, clean and corrupted."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_merge.data import ClassificationDataModule
+from lightning_merge.data.corruptions import Corruption
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.measurement import evaluate
+from lightning_merge.progress import tracked
+from lightning_merge.recipe.task_context import TaskData
+
+CLEAN = "clean"
+
+
+@dataclass
+class Conditions:
+    """The test sets of all tasks, clean and under corruptions.
+
+    Attributes:
+        tasks: The tasks.
+        corruptions: Names of corruptions.
+        severity: Of the corruptions, 1 to 5.
+        corrupted: The names of the tasks that are measured under them; all if empty.
+    """
+
+    tasks: Sequence[TaskData]
+    corruptions: Sequence[str] = ()
+    severity: int = 3
+    corrupted: Sequence[str] = ()
+    _made: dict[tuple[str, str], LightningDataModule] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        under = len(self.corrupted) or len(self.tasks)
+        return len(self.tasks) + len(self.corruptions) * under
+
+    def __iter__(self) -> Iterator[tuple[str, TaskData, LightningDataModule]]:
+        """Each condition's name, the task, and its data; corrupted images are made once.
+
+        All conditions of a task come one after another.
+        """
+        for task in self.tasks:
+            yield CLEAN, task, task.data
+            if not self.corrupted or task.name in self.corrupted:
+                for corruption in self.corruptions:
+                    yield corruption, task, self._corrupted(task, corruption)
+
+    def check(self) -> None:
+        """Checks that the data modules can corrupt their images, and in these ways.
+
+        Raises:
+            ConfigError: If one that has to cannot, or there is no such corruption or severity.
+        """
+        for corruption in self.corruptions:
+            Corruption(corruption, self.severity)
+        for task in self.tasks:
+            wanted = self.corruptions and (not self.corrupted or task.name in self.corrupted)
+            if wanted and not isinstance(task.data, ClassificationDataModule):
+                raise ConfigError(
+                    f"task '{task.name}': {type(task.data).__name__} cannot corrupt its images; "
+                    "leave it out of corrupted_tasks"
+                )
+
+    def _corrupted(self, task: TaskData, corruption: str) -> LightningDataModule:
+        key = task.name, corruption
+        if key not in self._made:
+            assert isinstance(task.data, ClassificationDataModule)
+            self._made[key] = task.data.corrupted(corruption, self.severity)
+        return self._made[key]
+
+
+@dataclass(frozen=True)
+class TaskMeasurement:
+    """What one body gets right on one task under one condition.
+
+    Attributes:
+        method: The recipe's name, or the baseline's.
+        kind: `baseline` or `merge`.
+        seed: The seed of the repetition.
+        condition: `clean`, or a corruption's name.
+        task: The task.
+        seen: Whether the task's own body is among the ingredients.
+        test_examples: How many test examples the metrics stand on.
+        metrics: Every metric that the module's test reports, without the prefix `test_`.
+    """
+
+    method: str
+    kind: str
+    seed: int
+    condition: str
+    task: str
+    seen: bool
+    test_examples: int
+    metrics: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        row = asdict(self)
+        metrics = row.pop("metrics")
+        return {**row, **metrics}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "TaskMeasurement":
+        """The measurement that a stored row holds."""
+        own = {one.name for one in fields(cls)} - {"metrics"}
+        metrics = {name: value for name, value in row.items() if name not in own}
+        return cls(**{name: row[name] for name in own}, metrics=metrics)
+
+
+def measure_tasks(
+    body: Callable[[TaskData], LightningModule | None],
+    conditions: Conditions,
+    trainer: Callable[..., Trainer],
+    method: str,
+    kind: str,
+    seed: int,
+    progress: bool = True,
+) -> list[TaskMeasurement]:
+    """A row for each task under each condition.
+
+    Args:
+        body: Makes the network that is tested on a task; None leaves the task out.
+        conditions: The test sets.
+        trainer: Makes a Trainer.
+        method: The row's name.
+        kind: `baseline` or `merge`.
+        seed: The seed that the rows belong to.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        ConfigError: If a module's test reports no accuracy.
+    """
+    rows = []
+    # Making one takes longer than testing on a few images.
+    tester = trainer()
+    module, last = None, None
+    for condition, task, data in tracked(conditions, f"{method}: tasks", progress):
+        if task is not last:
+            module, last = body(task), task
+        if module is None:
+            continue
+        metrics, examples = evaluate(module, data, tester)
+        if "accuracy" not in metrics:
+            raise ConfigError(
+                f"task '{task.name}': {type(task.module).__name__}'s test logs no test_accuracy "
+                "(test_acc), which the tables are made of"
+            )
+        rows.append(
+            TaskMeasurement(method, kind, seed, condition, task.name, task.seen, examples, metrics)
+        )
+    return rows

@@ -1,0 +1,150 @@
+"""The modules and heads of a study's tasks: heads are fitted, or made of text under a CLIP."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lightning_merge.checkpoint import Checkpoint
+from lightning_merge.data import prompts, readable
+from lightning_merge.errors import ConfigError
+from lightning_merge.modules import CLIPClassifier
+from lightning_merge.recipe.build import Plain, build_module, module_of
+
+
+def reads_text(config: Mapping[str, Any] | None) -> bool:
+    """Whether the heads of a model's tasks are made of text: whether it is a `CLIPClassifier`.
+
+    Args:
+        config: `class_path` and `init_args` of the model; None where it is not said.
+    """
+    folder, _, name = str((config or {}).get("class_path", "")).rpartition(".")
+    if not folder:
+        return name == CLIPClassifier.__name__
+    try:
+        found = getattr(import_module(folder), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, CLIPClassifier)
+
+
+def module_for(
+    config: Plain | None, data: LightningDataModule, checkpoint: Checkpoint | None = None
+) -> LightningModule:
+    """A module with as many classes as the data have; its weights do not matter.
+
+    Args:
+        config: `class_path` and `init_args`; None for what the checkpoint says.
+        data: The data module.
+        checkpoint: What is to be loaded, if something is.
+
+    Raises:
+        ConfigError: If the model cannot be made.
+    """
+    if config is None:
+        assert checkpoint is not None
+        return module_of(checkpoint)
+    arguments = _arguments(config, data)
+    if reads_text(config):
+        # Neither weights nor heads are made where others are put in their place.
+        saved = {} if checkpoint is None else checkpoint.hyper_parameters or {}
+        origin = saved.get("made_from") or {"pretrained": arguments.get("pretrained")}
+        arguments |= {"pretrained": None, "class_names": None, "made_from": origin}
+    return build_module({**config, "init_args": arguments})
+
+
+def starting_module(config: Plain, data: LightningDataModule) -> LightningModule:
+    """The module with its own pre-trained weights, and any head.
+
+    Raises:
+        ConfigError: If the weights cannot be had.
+    """
+    arguments = _arguments(config, data)
+    if reads_text(config):
+        arguments["class_names"] = None
+    return build_module({**config, "init_args": arguments})
+
+
+def module_to_train(
+    config: Plain, data: LightningDataModule, sentences: Sequence[str] | str | None = None
+) -> LightningModule:
+    """The module that training starts from; a CLIP's head is made of the classes' names.
+
+    Args:
+        config: `class_path` and `init_args`.
+        data: The data module, set up; under a CLIP its `class_names` are read.
+        sentences: Prompts of a CLIP, or the name of a set of them in `prompts.yaml`; None for
+            the data's `prompt_set`.
+
+    Raises:
+        ConfigError: If the data do not name their classes, or the model cannot be made.
+    """
+    if not reads_text(config):
+        return module_for(config, data)
+    names = getattr(data, "class_names", None)
+    if not names:
+        raise ConfigError(
+            f"{type(data).__name__} does not name its classes: give it an attribute class_names"
+        )
+    known = getattr(data, "prompt_set", "photo")
+    if sentences is None or isinstance(sentences, str):
+        sentences = prompts(sentences or known)
+    arguments = _arguments(config, data)
+    arguments |= {
+        "class_names": [readable(known, name) for name in names],
+        "prompts": list(sentences),
+    }
+    return build_module({**config, "init_args": arguments})
+
+
+def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
+    """Checks that a task's own prompts can be read, and by whom.
+
+    Raises:
+        ConfigError: If the model has no text tower, or they are no sentences.
+    """
+    given = task.get("prompts")
+    if given is None:
+        return
+    if not reads_text(config):
+        raise ConfigError(
+            f"task '{task['name']}': only a CLIPClassifier reads prompts: leave them out"
+        )
+    if isinstance(given, str):
+        prompts(given)
+    elif not given or any(not isinstance(one, str) or one.count("{}") != 1 for one in given):
+        raise ConfigError(
+            f"task '{task['name']}': give as prompts sentences with one {{}} for the class's name"
+        )
+
+
+def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:
+    """Checks that images come as a CLIP's image tower was trained with them.
+
+    Raises:
+        ConfigError: If size, channels or normalisation are others.
+    """
+    if not isinstance(module, CLIPClassifier):
+        return
+    size, channels = getattr(data, "image_size", None), getattr(data, "in_chans", None)
+    wanted = module.image_size
+    if size not in (None, wanted) or channels not in (None, 3):
+        raise ConfigError(
+            f"task '{task}': the images are {size}x{size} with {channels} channels, and the image "
+            f"tower takes {wanted}x{wanted} with 3: set resize: {wanted} and channels: 3 in "
+            "data_defaults"
+        )
+    given = getattr(data, "normalisation", None)
+    if given is not None and (given.mean, given.std) != (module.image_mean, module.image_std):
+        raise ConfigError(
+            f"task '{task}': the images are normalised otherwise than those that the image tower "
+            "was trained with: set normalise: clip in data_defaults"
+        )
+
+
+def _arguments(config: Plain, data: LightningDataModule) -> dict[str, Any]:
+    arguments = dict(config.get("init_args") or {})
+    if hasattr(data, "num_classes"):
+        arguments["num_classes"] = data.num_classes
+    return arguments

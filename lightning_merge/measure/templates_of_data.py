@@ -1,0 +1,96 @@
+"""A linear classifier's templates beside the class averages of the images it was trained on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_merge.analysis.patterns import class_averages, match, templates_of
+from lightning_merge.checkpoint import Checkpoint
+from lightning_merge.loaders import example_inputs, statistics_batches_of
+from lightning_merge.recipe.build import module_of
+
+
+@dataclass(frozen=True)
+class TemplatesBesideAverages:
+    """What `plot templates` draws.
+
+    Attributes:
+        templates: `(classes, C, H, W)`.
+        averages: The average training image of each class, as pixels in [0, 1], in the same
+            shape; None where no data were given.
+        names: The classes' names, or None.
+        caption: How alike templates and averages are, in words.
+    """
+
+    templates: Tensor
+    averages: Tensor | None = None
+    names: list[str] | None = None
+    caption: str = ""
+
+
+def templates_beside_averages(
+    checkpoint: Checkpoint, data: LightningDataModule | None
+) -> TemplatesBesideAverages:
+    """The templates of a linear classifier, and what they are like.
+
+    Args:
+        checkpoint: The classifier.
+        data: Gives the training images; None to look at the weights alone.
+
+    Raises:
+        MergeError: If the network is another one, or the data are not those it was trained on.
+    """
+    state, name = checkpoint.state_dict, str(checkpoint.path)
+    if data is None:
+        return TemplatesBesideAverages(templates_of(state, _shape_in(checkpoint), name))
+    batches = _training_batches(data, checkpoint)
+    shape = tuple(example_inputs(batches, "cpu").shape[1:])
+    weights = templates_of(state, shape, name)
+    averages = class_averages(batches, len(weights))
+    return TemplatesBesideAverages(
+        weights,
+        _pixels(averages, data),
+        getattr(data, "class_names", None),
+        _caption(weights, averages),
+    )
+
+
+def _training_batches(data: LightningDataModule, checkpoint: Checkpoint) -> Any:
+    module = module_of(checkpoint)
+    data.prepare_data()
+    data.setup("fit")
+    return statistics_batches_of(data, module, torch.device("cpu"))
+
+
+def _shape_in(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """The images' shape that a linear classifier's hyper-parameters tell."""
+    saved = checkpoint.hyper_parameters
+    size = (saved.get("model_kwargs") or {}).get("img_size", 32)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(saved.get("in_chans", 3)), int(height), int(width)
+
+
+def _pixels(averages: Tensor, data: LightningDataModule) -> Tensor:
+    """Normalised images as pixels in [0, 1]."""
+    normalisation = getattr(data, "normalisation", None)
+    if normalisation is not None:
+        mean = torch.tensor(normalisation.mean).view(-1, 1, 1)
+        return averages * torch.tensor(normalisation.std).view(-1, 1, 1) + mean
+    low, high = averages.nan_to_num().min(), averages.nan_to_num().max()
+    return (averages - low) / (high - low).clamp_min(1e-12)
+
+
+def _caption(weights: Tensor, averages: Tensor) -> str:
+    known = averages.isfinite().flatten(1).all(1)
+    cosines = match(weights[known], averages[known])
+    own = cosines.diagonal()
+    nearest = int((cosines.argmax(1) == torch.arange(len(cosines))).sum())
+    others = (cosines.sum() - own.sum()) / max(cosines.numel() - len(own), 1)
+    return (
+        "left: average training image; right: template. Cosine of a template with its own class's "
+        f"average {float(own.mean()):.2f} on average,\nwith others' {float(others):.2f}; nearest "
+        f"to its own in {nearest} of {len(own)} classes (what all have in common taken off)"
+    )

@@ -1,0 +1,123 @@
+"""Registered figures: one registration serves `plot` and the report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from lightning_merge.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE = "pool_size"
+
+Figures = dict[str, "Figure"]
+"""Figures by their files' names in a report, the figure's own name first: `barrier`, `triangle`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a figure is drawn from.
+
+    Attributes:
+        results: What `results.json` holds, of one run or several; or what a merged checkpoint
+            holds of its merge.
+        title: What to head the figure with; empty for the figure's own heading.
+        labels: What to call each of several results.
+        in_report: Whether it is drawn for a report, which has figures for what others would
+            show too.
+    """
+
+    results: Sequence[Mapping[str, Any]]
+    title: str = ""
+    labels: Sequence[str] = ("",)
+    in_report: bool = False
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """The results, where there is one run."""
+        return self.results[0]
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """The table of the first run."""
+        return list(self.first.get("summary") or [])
+
+    def heading(self, what: str) -> str:
+        """The heading of one of a report's figures; the title as it is for a figure alone."""
+        return f"{self.title}: {what}" if self.in_report else self.title
+
+
+Draw = Callable[[Stored], Figures]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class FigureKind:
+    """A registered figure.
+
+    Attributes:
+        draw: Draws it; nothing where the results do not hold what it shows.
+        source: What it is drawn from: stored `results`, a merged `checkpoint`, or `networks`
+            themselves, by a command with options of its own (then `draw` is not called).
+        lacking: What to say of a file that does not hold it, and what to do.
+        several: Whether it can be drawn from several runs at once.
+        in_report: Whether reports have it.
+    """
+
+    draw: Callable[..., Any]
+    source: Literal["results", "checkpoint", "networks"]
+    lacking: str
+    several: bool
+    in_report: bool
+
+
+figures: Registry[FigureKind] = Registry("figures", "lightning_merge.plots")
+
+
+def figure(
+    name: str,
+    *,
+    lacking: str,
+    source: Literal["results", "checkpoint"] = "results",
+    several: bool = False,
+    in_report: bool = True,
+    paper: str = "",
+    needs: str = "",
+) -> Callable[[Draw], Draw]:
+    """A decorator that registers a figure.
+
+    Args:
+        name: The figure's name, for `plot` and for the report's files.
+        lacking: As in `FigureKind`, like the other settings.
+        source: What it is drawn from.
+        several: Whether from several runs.
+        in_report: Whether reports have it.
+        paper: Whose figure it is.
+        needs: What must have been measured.
+    """
+
+    def add(draw: Draw) -> Draw:
+        kind = FigureKind(draw, source, lacking, several, in_report)
+        kind.__doc__ = draw.__doc__
+        figures.register(name, paper=paper, needs=needs)(kind)
+        return draw
+
+    return add
+
+
+def network_figure(name: str, *, paper: str = "") -> Callable[[F], F]:
+    """A decorator that registers a figure which a command of its own draws from networks."""
+
+    def add(draw: F) -> F:
+        kind = FigureKind(draw, "networks", "", several=True, in_report=False)
+        kind.__doc__ = draw.__doc__
+        figures.register(name, paper=paper, needs="checkpoints")(kind)
+        return draw
+
+    return add
+
+
+def pool_sizes(rows: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Of how many ingredients the rows' merges and ensembles are, in order of appearance."""
+    return list(dict.fromkeys(row.get(SIZE) for row in rows if row["kind"] != "ingredient"))

@@ -1,0 +1,1 @@
+"""Recipes: how ingredients are aligned, selected, aggregated and recalibrated."""

@@ -1,0 +1,35 @@
+"""The ways of making one module from aligned ingredients that a recipe can name."""
+
+from lightning_merge.recipe.aggregate import Aggregate
+from lightning_merge.recipe.aggregates.data_weighted import Fisher, RegMean
+from lightning_merge.recipe.aggregates.entropy_coefficients import AdaMerging
+from lightning_merge.recipe.aggregates.gradient_merges import FineTune, NPMerge
+from lightning_merge.recipe.aggregates.greedy_members import GreedySoup
+from lightning_merge.recipe.aggregates.output_ensembles import (
+    FeaturesEnsemble,
+    GreedyFeaturesEnsemble,
+    GreedyLogitsEnsemble,
+    LogitsEnsemble,
+)
+from lightning_merge.recipe.aggregates.stock_average import ModelStock
+from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
+from lightning_merge.recipe.aggregates.weighted_average import Average
+
+__all__ = [
+    "DARE",
+    "TIES",
+    "AdaMerging",
+    "Aggregate",
+    "Average",
+    "FeaturesEnsemble",
+    "FineTune",
+    "Fisher",
+    "GreedyFeaturesEnsemble",
+    "GreedyLogitsEnsemble",
+    "GreedySoup",
+    "LogitsEnsemble",
+    "ModelStock",
+    "NPMerge",
+    "RegMean",
+    "TaskArithmetic",
+]

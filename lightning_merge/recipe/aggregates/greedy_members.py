@@ -1,0 +1,157 @@
+"""Greedy soups: which ingredients to average, as held-out examples say.
+
+Wortsman et al. 2022, "Model soups", Recipe 1. The search itself is `aggregate/greedy.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_merge.aggregate import Trial, greedy_soup, greedy_soup_by_counts
+from lightning_merge.aggregate.greedy import hardest_first
+from lightning_merge.checkpoint import StateDict, digest
+from lightning_merge.progress import tracked
+from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.cache import Cached, identity
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.greedy_choice import GreedyChoice
+from lightning_merge.recipe.recalibration import recalibrate_with
+
+
+@dataclass(frozen=True)
+class GreedySearch:
+    """What a greedy search found.
+
+    Attributes:
+        soup: The average of the members.
+        members: The ingredients in it, the best one first.
+        choice: Which they are, with the search's trace.
+    """
+
+    soup: StateDict
+    members: list[StateDict]
+    choice: GreedyChoice
+
+
+class GreedyMembers(Aggregate):
+    """An aggregate of the ingredients that a greedy search keeps.
+
+    Args:
+        metric: What is compared, on the validation data: the share of held-out examples
+            that are classified rightly if not given; otherwise the name of a metric that
+            the module's validation logs (`val_auroc`).
+        mode: Whether more (`max`) or less (`min`) of `metric` is better.
+    """
+
+    def __init__(self, metric: str | None = None, mode: Literal["max", "min"] = "max") -> None:
+        self.metric = metric
+        self.mode = mode
+
+    def check(self, context: Context) -> None:
+        """Checks that there are held-out examples.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        context.held_out()
+
+    def search(self, states: Sequence[StateDict], context: Context) -> Cached[GreedySearch]:
+        """The greedy soup of some ingredients.
+
+        Each candidate is recalibrated as the recipe's result will be, then evaluated. Where
+        accuracy is compared, a candidate that can no longer win is dropped before its
+        evaluation is complete. The greedy ensembles and the soup of the same aligned
+        ingredients share one search.
+
+        Args:
+            states: The aligned ingredients.
+            context: What they came from; candidates are compared on its validation data.
+        """
+        recalibration = identity(context.recalibration)
+        key = ("greedy", self.metric, self.mode, recalibration, *map(digest, states))
+        return context.cache.get(key, lambda: _Search(self, states, context).run())
+
+    def _merged(self, module: LightningModule, found: Cached[GreedySearch]) -> Merged:
+        choice = found.value.choice
+        return Merged(module, (choice,), choice.examples, found.saved)
+
+
+@aggregates.register(paper="Wortsman et al. 2022, Model soups", needs="held-out labels")
+class GreedySoup(GreedyMembers):
+    """The average of those ingredients that improve it on held-out examples.
+
+    Ingredients join from the best to the worst; one stays if the average with it is
+    strictly better. Needs validation data, which the data module holds out of train; the
+    test set is never looked at.
+
+    Args:
+        metric: What is compared, on the validation data: the share of held-out examples
+            that are classified rightly if not given; otherwise the name of a metric that
+            the module's validation logs (`val_auroc`).
+        mode: Whether more (`max`) or less (`min`) of `metric` is better.
+    """
+
+    label = "GreedySoup"
+
+    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
+        """A module with the soup's weights."""
+        found = self.search(states, context)
+        return self._merged(context.build(found.value.soup), found)
+
+
+class _Search:
+    def __init__(
+        self, greedy: GreedyMembers, states: Sequence[StateDict], context: Context
+    ) -> None:
+        self.metric = greedy.metric
+        self.sign = 1.0 if greedy.mode == "max" else -1.0
+        self.states = states
+        self.context = context
+        self.held_out = context.held_out()
+        self.recalibrate = recalibrate_with(context, states)
+
+    def run(self) -> GreedySearch:
+        counted = self.metric is None and self.held_out.has_classes
+        soup, trace = self._by_counts() if counted else self._by_metric()
+        members = [self.states[trial.candidate] for trial in trace if trial.kept]
+        score = self.metric or "accuracy"
+        choice = GreedyChoice.of(trace, self.context.names, score, self.held_out.size)
+        return GreedySearch(soup, members, choice)
+
+    def _by_counts(self) -> tuple[StateDict, list[Trial]]:
+        shown = tracked(self.states, "Greedy soup: ingredients", self.context.progress)
+        hits = torch.stack([torch.cat(list(self._hits(state))) for state in shown])
+        order = hardest_first(hits)
+
+        def count(state: StateDict) -> Iterator[tuple[int, int]]:
+            for batch in self._hits(state, order):
+                yield int(batch.sum()), len(batch)
+
+        correct = hits.sum(dim=1).tolist()
+        return greedy_soup_by_counts(self.states, count, hits.shape[1], correct)
+
+    def _by_metric(self) -> tuple[StateDict, list[Trial]]:
+        def score(state: StateDict) -> float:
+            return self.sign * self.held_out.metric(self._candidate(state), self.metric)
+
+        soup, trace = greedy_soup(self.states, score)
+        return soup, [
+            replace(
+                trial,
+                alone=self.sign * trial.alone,
+                metric=None if trial.metric is None else self.sign * trial.metric,
+            )
+            for trial in trace
+        ]
+
+    def _hits(self, state: StateDict, order: Tensor | None = None) -> Iterator[Tensor]:
+        return self.held_out.hits(self._candidate(state), order)
+
+    def _candidate(self, state: StateDict) -> LightningModule:
+        module = self.context.build(state)
+        self.recalibrate(module, None)
+        return module

@@ -1,0 +1,43 @@
+"""Model Stock as a recipe's aggregate."""
+
+from collections.abc import Sequence
+
+from lightning_merge.aggregate import model_stock
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
+
+
+@aggregates.register(paper="Jang et al. 2024, Model Stock", needs="the pre-trained network")
+class ModelStock(Aggregate):
+    """Between the pre-trained network and the average, as far as the angles say.
+
+    Jang et al. 2024, "Model Stock: All we need is just a few fine-tuned models".
+
+    Args:
+        pretrained: The checkpoint that the ingredients were fine-tuned from; where several
+            tasks are merged, or the study has a `start`, it is known (None, or `start`).
+    """
+
+    from_pretrained = True
+
+    def __init__(self, pretrained: str | None = None) -> None:
+        self.pretrained = pretrained
+
+    def check(self, context: Context) -> None:
+        """Checks that the pre-trained network is known.
+
+        Raises:
+            ConfigError: If not.
+        """
+        check_pretrained(self.pretrained, context, "ModelStock")
+
+    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
+        """A module with the merged weights.
+
+        Raises:
+            MergeError: If the pre-trained network is not given, or is of another architecture.
+        """
+        pretrained = pretrained_state(self.pretrained, context, "ModelStock")
+        return Merged(context.build(model_stock(pretrained, states)))

@@ -1,0 +1,184 @@
+"""Merges of task vectors: what fine-tuning changed, added to the pre-trained network."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_merge.aggregate import LazyTaskVector, MergedVector, dare, sum_vectors, ties_vector
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
+from lightning_merge.recipe.recalibration import recalibrate_with
+from lightning_merge.recipe.scale_choice import choose_scale
+
+Scale = float | Literal["search"]
+
+# 0.0 to 1.0, as in "Quality and Diversity Both Matters When Merging Models".
+_CANDIDATES = [step / 10 for step in range(11)]
+
+
+_NEEDS = "the pre-trained network; held-out labels where the scale is searched"
+
+
+class _OfTaskVectors(Aggregate):
+    from_pretrained = True
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        self.pretrained = pretrained
+        self.scale = scale
+        self.candidates = _CANDIDATES if candidates is None else candidates
+        if not self.candidates:
+            raise ConfigError(f"{type(self).__name__}: there are no candidates; give some numbers")
+        self.metric = metric
+        self.sign = 1.0 if mode == "max" else -1.0
+
+    def check(self, context: Context) -> None:
+        """Checks that the pre-trained network is known, and held-out data there to search on.
+
+        Raises:
+            ConfigError: If not.
+        """
+        check_pretrained(self.pretrained, context, type(self).__name__)
+        if self.scale == "search":
+            context.held_out()
+
+    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
+        """A module with the merged weights.
+
+        Raises:
+            MergeError: If the pre-trained network is not given, or is of another architecture.
+        """
+        pretrained = pretrained_state(self.pretrained, context, type(self).__name__)
+        (start,) = without(context.heads, [pretrained])
+        vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
+        direction = self.direction(vectors, context)
+        if self.scale != "search":
+            return Merged(context.build(direction.at(pretrained, self.scale)))
+        recalibrate = recalibrate_with(context, states)
+
+        def build(state: StateDict) -> LightningModule:
+            module = context.build(state)
+            recalibrate(module, None)
+            return module
+
+        held_out = context.held_out()
+        choice = choose_scale(
+            direction, pretrained, self.candidates, build, held_out, self.metric, self.sign
+        )
+        module = context.build(direction.at(pretrained, choice.scale))
+        return Merged(module, (choice,), held_out.size)
+
+    @abstractmethod
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """What the task vectors are merged to."""
+
+
+@aggregates.register(paper="Ilharco et al. 2023, Editing Models with Task Arithmetic", needs=_NEEDS)
+class TaskArithmetic(_OfTaskVectors):
+    """The pre-trained network plus `scale` times the sum of the task vectors.
+
+    Ilharco et al. 2023, "Editing Models with Task Arithmetic".
+
+    Args:
+        pretrained: The checkpoint that the ingredients were fine-tuned from; where several
+            tasks are merged, or the study has a `start`, it is known (None, or `start`).
+        scale: The coefficient of the sum, or `search`: the one with the best held-out metric.
+        candidates: Those among which to search; 0.0, 0.1, ..., 1.0 if not given.
+        metric: What the search compares: accuracy if not given; otherwise the name of a metric
+            that the module's validation logs (`val_auroc`).
+        mode: Whether more (`max`) or less (`min`) of `metric` is better.
+    """
+
+    label = "TaskArithmetic"
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """The sum."""
+        del context
+        return sum_vectors(vectors)
+
+
+@aggregates.register(paper="Yadav et al. 2023, TIES-Merging", needs=_NEEDS)
+class TIES(_OfTaskVectors):
+    """The pre-trained network plus `scale` times the TIES merge of the task vectors.
+
+    Yadav et al. 2023, "TIES-Merging: Resolving Interference When Merging Models".
+
+    Args:
+        pretrained: As for `TaskArithmetic`.
+        density: The share of each vector that is kept, in (0, 1].
+        scale: As for `TaskArithmetic`; 1 is the paper's own choice without held-out data.
+        candidates: As for `TaskArithmetic`.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "TIES"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        density: float = 0.2,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__(pretrained, scale, candidates, metric, mode)
+        self.density = density
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """The disjoint mean of the trimmed vectors."""
+        del context
+        return ties_vector(vectors, self.density)
+
+
+@aggregates.register(paper="Yu et al. 2024, DARE", needs=_NEEDS)
+class DARE(_OfTaskVectors):
+    """Task vectors of which most entries are dropped at random, then merged.
+
+    Yu et al. 2024, "Language Models are Super Mario". The context's seed says which entries.
+
+    Args:
+        pretrained: As for `TaskArithmetic`.
+        drop: The probability with which an entry is dropped, in [0, 1).
+        density: The share that TIES then keeps of each vector; None for their plain sum (task
+            arithmetic). After dropping, a share above `1 - drop` trims nothing.
+        scale: As for `TaskArithmetic`.
+        candidates: As for `TaskArithmetic`.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "DARE"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        drop: float = 0.9,
+        density: float | None = None,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__(pretrained, scale, candidates, metric, mode)
+        self.drop = drop
+        self.density = density
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """The sum, or the TIES merge, of what was not dropped."""
+        kept = dare(vectors, self.drop, torch.Generator().manual_seed(context.seed))
+        return sum_vectors(kept) if self.density is None else ties_vector(kept, self.density)

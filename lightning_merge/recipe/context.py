@@ -1,0 +1,164 @@
+"""The frozen context of a recipe: trained networks of one architecture, and the data."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.align import Matching
+from lightning_merge.checkpoint import StateDict, check_ingredients, digest
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, statistics_batches_of
+from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recipe.cache import Cache
+from lightning_merge.recipe.held_out import HeldOut, check_validation
+
+if TYPE_CHECKING:
+    from lightning_merge.recipe.recalibration import Recalibration
+
+
+@dataclass(frozen=True)
+class Context:
+    """The ingredients of a merge, and all that making and testing it depends on.
+
+    Nothing in it changes: what a step finds out it returns, and what is worth keeping goes
+    into the cache, whose content changes no result.
+
+    Attributes:
+        module: A LightningModule of the ingredients' class; its weights do not matter.
+        states: The ingredients' state dicts, as they were given.
+        names: What to call them.
+        data: The data module; its training part is what data-driven merges learn from.
+        trainer: Makes a Trainer; takes keyword arguments that override its settings.
+        seed: Seeds whatever a merge draws.
+        progress: Whether to show progress bars.
+        statistics_examples: How many training examples, drawn at random by the seed, are used
+            wherever statistics are read: activations, BatchNorm, REPAIR; None for all.
+        heads: The names of tensors that are the first ingredient's in every one, where they
+            are of different tasks (`share_head`); aligning leaves them as they are.
+        pretrained: What all ingredients were trained from, where that is known.
+        recalibration: How the result is going to be recalibrated: a search tries its candidates
+            in that state. A recipe sets it.
+        given_digests: The SHA-256 of each ingredient's file content, where that is another than
+            that of its state dict (a shared head); None for those of the state dicts.
+        cache: What recipes on the same ingredients share.
+
+    Raises:
+        MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN,
+            or if `statistics_examples` are none.
+    """
+
+    module: LightningModule
+    states: Sequence[StateDict]
+    names: Sequence[str]
+    data: LightningDataModule
+    trainer: Callable[..., Trainer]
+    seed: int = 0
+    progress: bool = True
+    statistics_examples: int | None = None
+    heads: Sequence[str] = ()
+    pretrained: StateDict | None = None
+    recalibration: "Recalibration | None" = None
+    given_digests: Sequence[str] | None = None
+    cache: Cache = field(default_factory=Cache)
+
+    def __post_init__(self) -> None:
+        check_statistics_examples(self.statistics_examples)
+        check_ingredients(self.states, self.names)
+        self.data.prepare_data()
+        self.data.setup("fit")
+        self.data.setup("test")
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each ingredient."""
+        return list(self.given_digests or map(digest, self.states))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the Trainer computes."""
+        return self.trainer().strategy.root_device
+
+    @property
+    def several_tasks(self) -> bool:
+        """Whether the ingredients are of several tasks, each with a head of its own."""
+        return False
+
+    def of(self, indices: Sequence[int]) -> Self:
+        """The context of some of the ingredients."""
+        chosen = {
+            name: [values[index] for index in indices]
+            for name, values in (
+                ("states", self.states),
+                ("names", self.names),
+                ("given_digests", self.digests),
+            )
+        }
+        return self._changed(digests=chosen["given_digests"], **chosen)
+
+    def first(self, count: int) -> Self:
+        """The context of the first `count` ingredients."""
+        return self if count == len(self.states) else self.of(range(count))
+
+    def recalibrated_by(self, recalibration: "Recalibration | None") -> Self:
+        """The context of a recipe that ends with a recalibration."""
+        return self._changed(recalibration=recalibration)
+
+    def build(self, state: Mapping[str, Tensor]) -> LightningModule:
+        """A new module with the weights `state`."""
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(state)
+        return module
+
+    def statistics(self) -> Transferred:
+        """Training batches on the device, without augmentation if the data module offers it."""
+        return statistics_batches_of(
+            self.data, self.module, self.device, self.statistics_examples, self.seed
+        )
+
+    def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
+        """An ingredient's network with the data that it was trained for: (module, batches)."""
+        del name
+        return self.build(state), self.statistics()
+
+    def held_out(self) -> HeldOut:
+        """The validation data.
+
+        Raises:
+            ConfigError: If there are none in one loader.
+        """
+        return HeldOut(self)
+
+    def reset_batchnorm(self, module: LightningModule) -> int:
+        """Resets a module's BatchNorm on the training images; returns how many layers it has."""
+        return reset_batchnorm(module.to(self.device), self.statistics(), self.progress)
+
+    def check_matching(self, matching: Matching | None) -> None:
+        """Checks that the data can give what a matching needs, before anything is computed.
+
+        Raises:
+            ConfigError: If it chooses by held-out examples, and there are none.
+        """
+        if matching is not None and matching.chooses:
+            check_validation(self.data, type(matching).__name__)
+
+    def _changed(self, **changes: Any) -> Self:
+        # Not `replace`: what was checked and set up once needs no second time.
+        made = copy.copy(self)
+        made.__dict__.update(changes)
+        return made
+
+
+def check_statistics_examples(examples: int | None) -> None:
+    """Checks that there is something to read statistics from.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if examples is not None and examples < 2:
+        raise ConfigError(f"statistics_examples is {examples}: choose 2 or more, or none for all")

@@ -1,0 +1,233 @@
+"""Scoring candidates: on the validation data, never on the test set."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.ensemble import last_layer, take_off
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, example_inputs
+
+if TYPE_CHECKING:
+    from lightning_merge.recipe.context import Context
+
+_ACCURACY = ("val_accuracy", "val_acc", "val/accuracy", "val/acc")
+_LOSS = ("val_loss", "val/loss")
+
+
+class HeldOut:
+    """A context's validation data.
+
+    Args:
+        context: Gives the data module, the device and the Trainer's precision.
+
+    Raises:
+        ConfigError: If there are no validation data in one loader.
+    """
+
+    def __init__(self, context: "Context") -> None:
+        self.context = context
+        loader = context.data.val_dataloader()
+        if not isinstance(loader, DataLoader) or not len(loader):
+            raise ConfigError(
+                f"candidates are compared on held-out examples, and {type(context.data).__name__} "
+                "has no validation data in one loader: set its held_out"
+            )
+        self.loader: DataLoader[Any] = loader
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether examples can be counted as right or wrong: each has one class."""
+        if self.loader.batch_size is None or isinstance(self.loader.dataset, IterableDataset):
+            return False
+        batch = next(iter(self.loader))
+        targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+        return (
+            isinstance(targets, Tensor)
+            and not targets.is_floating_point()
+            and targets.numel() == len(targets)
+        )
+
+    def hits(self, module: LightningModule, order: Tensor | None = None) -> Iterator[Tensor]:
+        """Which examples a module classifies rightly.
+
+        The class is the largest logit's, or, where there is one logit, whether it is positive.
+
+        Args:
+            module: The module; its `forward` gives logits `(B, C)`.
+            order: The examples' indices in the order in which to go through them; that of
+                the data set if not given.
+
+        Yields:
+            For each batch a boolean tensor `(B,)`. A batch is computed when it is wanted.
+        """
+        for logits, batch in self._outputs(module, order):
+            targets = batch[1].flatten()
+            one = logits.numel() == len(targets)
+            predicted = logits.flatten() > 0 if one else logits.argmax(dim=1)
+            yield (predicted == targets).cpu()
+
+    def score(self, module: LightningModule, metric: str | None = None) -> float:
+        """How good a module is.
+
+        Args:
+            module: The module.
+            metric: The name of a metric that its validation logs; if not given, the share of
+                examples that it classifies rightly.
+
+        Raises:
+            ConfigError: If the validation does not log the metric.
+        """
+        if metric is None and self.has_classes:
+            return float(torch.cat(list(self.hits(module))).double().mean())
+        return self.metric(module, metric)
+
+    def own_score(self, state: StateDict, ingredient: str, metric: str | None = None) -> float:
+        """How good weights are at what an ingredient was made for.
+
+        Args:
+            state: The weights, the ingredient's or others in its place.
+            ingredient: Its name in the context.
+            metric: As for `score`.
+        """
+        del ingredient
+        return self.score(self.context.build(state), metric)
+
+    def features(self, module: LightningModule) -> Tensor:
+        """What the module's last layer is given, for every example in order: `(N, d)`, float32.
+
+        Raises:
+            ConfigError: If the output is not that of one last linear layer.
+        """
+        body = copy.deepcopy(module)
+        batches = Transferred(self._in(None), body, self.context.data, self.context.device)
+        take_off(body, last_layer(body, example_inputs(batches, self.context.device)))
+        found = [output.float().flatten(1).cpu() for output, _ in self._outputs(body, None)]
+        return torch.cat(found)
+
+    def metric(self, module: LightningModule, name: str | None) -> float:
+        """A metric that the module's own validation logs.
+
+        Args:
+            module: The module.
+            name: The metric's name; if not given, the module's accuracy.
+
+        Raises:
+            ConfigError: If it is not among what the validation logs.
+        """
+        (found,) = self._trainer.validate(module, datamodule=self.context.data, verbose=False)
+        for logged in [name] if name else _ACCURACY:
+            if logged in found:
+                return float(found[logged])
+        raise ConfigError(
+            f"{type(module).__name__}'s validation logs no {name or 'accuracy'}, only "
+            f"{', '.join(found) or 'nothing'}: set the recipe's metric to one of them"
+        )
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        return self.context.trainer()
+
+    def _outputs(
+        self, module: LightningModule, order: Tensor | None
+    ) -> Iterator[tuple[Tensor, Any]]:
+        device = self.context.device
+        precision = self._trainer.precision_plugin
+        module = precision.convert_module(module.to(device)).eval()  # type: ignore[assignment]
+        batches = Transferred(
+            self._in(order), module, self.context.data, device, precision.convert_input
+        )
+        for batch in batches:
+            with torch.inference_mode(), precision.forward_context():
+                output = module(inputs_of(batch))
+            yield output, batch
+
+    def _in(self, order: Tensor | None) -> DataLoader[Any]:
+        loader = self.loader
+        indices = range(self.size) if order is None else order.tolist()
+        return DataLoader(
+            Subset(loader.dataset, indices),
+            batch_size=loader.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+
+def validate(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer
+) -> tuple[float, str, int]:
+    """The score of a module on the validation data, however many loaders they are in.
+
+    Args:
+        module: The module; its `validation_step` says what is measured.
+        data: Gives the validation data.
+        trainer: Runs the validation.
+
+    Returns:
+        The score, higher is better; what it is (`accuracy` or `-loss`); how many examples it
+        stands on.
+
+    Raises:
+        ConfigError: If the module reports neither accuracy nor loss.
+    """
+    counter = _Counter()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    metrics: dict[str, float] = {}
+    for found in trainer.validate(module, datamodule=data, verbose=False):
+        metrics |= found
+    for names, score, sign in ((_ACCURACY, "accuracy", 1.0), (_LOSS, "-loss", -1.0)):
+        for name in names:
+            if name in metrics:
+                return sign * float(metrics[name]), score, counter.seen
+    raise ConfigError(
+        f"{type(module).__name__}'s validation_step logs neither val_accuracy (val_acc) nor "
+        "val_loss, which an alignment could be chosen by: log one, or give CCAMatching a gamma "
+        "of its own"
+    )
+
+
+def check_validation(data: LightningDataModule, what: str) -> None:
+    """Checks that a data module has validation data.
+
+    Args:
+        data: The data module.
+        what: What chooses by them, for the message.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    has = is_overridden("val_dataloader", data, LightningDataModule)
+    if not has or data.val_dataloader() in (None, [], ()):
+        raise ConfigError(
+            f"{what} chooses on examples held out of train, and {type(data).__name__} has none: "
+            "set its held_out, or give CCAMatching a gamma of its own"
+        )
+
+
+class _Counter(Callback):
+    """Counts the examples that the validation really saw."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Adds the batch's examples."""
+        del trainer, pl_module, outputs, args
+        self.seen += len(inputs_of(batch))

@@ -1,0 +1,56 @@
+"""The network that the ingredients were fine-tuned from."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
+from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.context import Context
+
+START = "start"
+"""What a recipe's `pretrained` may say instead of a path: the context's own."""
+
+
+def check_pretrained(pretrained: str | None, context: Context, what: str) -> None:
+    """Checks that it is known what the ingredients started from.
+
+    Raises:
+        ConfigError: If neither the recipe nor the context names it.
+        CheckpointError: If there is no such file.
+    """
+    if pretrained not in (None, START) and not Path(pretrained).exists():
+        read_checkpoint(pretrained)
+    if pretrained in (None, START) and context.pretrained is None:
+        raise ConfigError(
+            f"{what} needs the network that the ingredients were fine-tuned from: set its "
+            "`pretrained` to that checkpoint, or give the study a `start`"
+        )
+
+
+def pretrained_state(pretrained: str | None, context: Context, what: str) -> StateDict:
+    """The pre-trained weights, with the names of the ingredients.
+
+    Args:
+        pretrained: A checkpoint; None or `start` for the context's: that of its tasks, or the
+            start of its study.
+        context: The context. Heads that its ingredients share are these weights', too.
+        what: What needs it, for the message.
+
+    Raises:
+        ConfigError: If neither names it.
+        MergeError: If the file cannot be read, or is of another architecture.
+    """
+    check_pretrained(pretrained, context, what)
+    if pretrained in (None, START):
+        assert context.pretrained is not None
+        return context.pretrained
+    expected = context.module.state_dict()
+    state = prefixed(read_checkpoint(pretrained).state_dict, expected)
+    heads = {name: context.states[0][name] for name in context.heads}
+    return fit_names({**state, **heads}, expected, pretrained)
+
+
+def without(names: Iterable[str], states: Sequence[StateDict]) -> list[StateDict]:
+    """The state dicts without some of their tensors: heads that all of them share."""
+    left = set(names)
+    return [{name: value for name, value in state.items() if name not in left} for state in states]

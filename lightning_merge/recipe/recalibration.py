@@ -1,0 +1,97 @@
+"""The contract of repairing a merge: what a recipe's `recalibrate` names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.registry import Registry
+
+if TYPE_CHECKING:
+    from lightning_merge.recipe.context import Context
+
+Recalibrate = Callable[[LightningModule, Sequence[float] | None], None]
+"""Recalibrates a merge in place, given the ingredients' shares in it (None for equal ones)."""
+
+
+class Recalibration(ABC):
+    """Repairs the statistics that averaging weights broke.
+
+    Attributes:
+        label: What figures call it, behind the alignment: `Permute + reset`.
+        of_means: Whether it needs to know the ingredients' shares, and so suits weighted means
+            only.
+    """
+
+    label: ClassVar[str] = ""
+    of_means: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.label:
+            cls.label = cls.__name__
+
+    def check(self, module: nn.Module, recipe: str) -> None:
+        """Checks that a network has the layers that this is for, before anything is computed.
+
+        Args:
+            module: The network; its weights do not matter.
+            recipe: The recipe's name, for messages.
+
+        Raises:
+            ConfigError: If not.
+        """
+        del module, recipe
+
+    @abstractmethod
+    def prepare(self, states: Sequence[StateDict], context: "Context") -> Recalibrate:
+        """A function that recalibrates merges of the same ingredients, with any shares.
+
+        Args:
+            states: The ingredients as they are merged, aligned.
+            context: What they came from.
+        """
+
+
+recalibrations: Registry[type[Recalibration]] = Registry(
+    "recalibrations", "lightning_merge.recipe.recalibrations"
+)
+
+
+def recalibration_of(given: "Recalibration | str | None") -> Recalibration | None:
+    """The recalibration that a recipe names.
+
+    Raises:
+        ConfigError: If nothing of that name is registered.
+    """
+    return recalibrations.get(given).value() if isinstance(given, str) else given
+
+
+def own_recalibration(module: nn.Module) -> Recalibration:
+    """The recalibration that suits a network: BatchNorm reset where there is any, else REPAIR."""
+    return recalibrations.get("batchnorm" if keeps_statistics(module) else "repair").value()
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a network has BatchNorm statistics."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+
+
+def no_recalibration(module: LightningModule, weights: Sequence[float] | None = None) -> None:
+    """Leaves a merge as it is."""
+    del module, weights
+
+
+def recalibrate_with(context: "Context", states: Sequence[StateDict]) -> Recalibrate:
+    """What the recipe of a context does to merges of some ingredients at the end.
+
+    Args:
+        context: Has the recipe's recalibration, or none.
+        states: The ingredients as they are merged.
+    """
+    kind = context.recalibration
+    return no_recalibration if kind is None else kind.prepare(states, context)

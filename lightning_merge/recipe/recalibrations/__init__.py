@@ -1,0 +1,6 @@
+"""The recalibrations that a recipe can name, one a file."""
+
+from lightning_merge.recipe.recalibrations.renormalisation import Renormalisation
+from lightning_merge.recipe.recalibrations.statistics_reset import StatisticsReset
+
+__all__ = ["Renormalisation", "StatisticsReset"]

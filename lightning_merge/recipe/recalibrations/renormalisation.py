@@ -1,0 +1,64 @@
+"""REPAIR as a recipe's recalibration."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recalibration import Recalibrate, Recalibration, recalibrations
+from lightning_merge.renormalize import Repair
+
+
+@recalibrations.register(
+    "repair", paper="Jordan et al. 2023, REPAIR", needs="a weighted mean, layers with biases"
+)
+class Renormalisation(Recalibration):
+    """Gives the units the means and deviations that they have in the ingredients (REPAIR)."""
+
+    label = "REPAIR"
+    of_means = True
+
+    def check(self, module: nn.Module, recipe: str) -> None:
+        """Checks that there is no BatchNorm, which would take the correction off again.
+
+        Raises:
+            ConfigError: If there is.
+        """
+        if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+            raise ConfigError(
+                f"recipe '{recipe}': `recalibrate: repair` is for networks without BatchNorm, and "
+                "this one has some: write `recalibrate: batchnorm`"
+            )
+
+    def prepare(self, states: Sequence[StateDict], context: Context) -> Recalibrate:
+        """A function that repairs merges; the ingredients are measured when it is first called.
+
+        Raises (when called):
+            ConfigError: If REPAIR would add biases to layers that have none.
+        """
+        measured: list[Repair] = []
+
+        def repair(module: LightningModule, weights: Sequence[float] | None = None) -> None:
+            if not measured:
+                measured.append(_measured(states, context))
+            measured[0](module.to(context.device), weights, context.progress)
+
+        return repair
+
+
+def _measured(states: Sequence[StateDict], context: Context) -> Repair:
+    parents = (context.build(state).to(context.device) for state in states)
+    repair = Repair(parents, context.statistics(), context.progress)
+    lacking = repair.without_bias
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ConfigError(
+            f"REPAIR shifts units by their layer's bias, and '{lacking[0]}'{more} has none, so the "
+            f"merge would not load into {type(context.module).__name__}: give these layers a bias, "
+            "or leave `recalibrate` out"
+        )
+    return repair

@@ -1,0 +1,130 @@
+"""A Recipe: how to align, aggregate and recalibrate, under a name."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningModule, seed_everything
+
+from lightning_merge.align import Matching
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.aggregate import Aggregate, Merged
+from lightning_merge.recipe.aligning import align
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recalibration import (
+    Recalibration,
+    recalibrate_with,
+    recalibration_of,
+)
+from lightning_merge.recipe.selection import Selection, merge_selected
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices that make one network (or an ensemble) from several.
+
+    Attributes:
+        name: What to call the result in tables and figures.
+        aggregate: How aligned ingredients are combined, for example `Average` or `NPMerge`.
+        align: How the others are aligned to the first one, for example
+            `ActivationMatching`; None leaves them as they are.
+        recalibrate: `batchnorm` resets BatchNorm statistics on the training images; `repair`
+            (REPAIR, for a weighted mean of networks without BatchNorm) gives the units the
+            means and deviations that they have in the ingredients; None leaves what
+            aggregation gave. Or a `Recalibration` of your own.
+        select: Which ingredients are aggregated, for example `DPP`; None takes all of them.
+
+    Raises:
+        ConfigError: If no recalibration has that name.
+    """
+
+    name: str
+    aggregate: Aggregate
+    align: Matching | None = None
+    recalibrate: Recalibration | str | None = None
+    select: Selection | None = None
+
+    def __post_init__(self) -> None:
+        recalibration_of(self.recalibrate)
+
+    @property
+    def recalibration(self) -> Recalibration | None:
+        """The recalibration that `recalibrate` names."""
+        return recalibration_of(self.recalibrate)
+
+    def check(self, module: LightningModule) -> None:
+        """Checks that the recipe suits a network, before anything is computed.
+
+        Args:
+            module: The ingredients' module; its weights do not matter.
+
+        Raises:
+            ConfigError: If the recalibration does not go with the network, or alignment,
+                recalibration or selection with how the recipe aggregates.
+        """
+        recalibration, kind = self.recalibration, type(self.aggregate).__name__
+        if recalibration is not None:
+            recalibration.check(module, self.name)
+            if recalibration.of_means and self.aggregate.weights_of_mean(2) is None:
+                raise ConfigError(
+                    f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at the "
+                    f"ingredients' statistics, weighted as their mean is, and {kind} has no such "
+                    "weights: use `aggregate: Average`, or leave `recalibrate` out"
+                )
+        if self.aggregate.from_pretrained and self.align is not None:
+            raise ConfigError(
+                f"recipe '{self.name}': {kind} goes from the pre-trained network, whose units "
+                "aligned ingredients no longer follow: leave `align` out"
+            )
+        if self.select is not None and not self.aggregate.fits_any_count:
+            raise ConfigError(
+                f"recipe '{self.name}': `weights` are one for each ingredient, and `select` leaves "
+                "some out: give one of the two"
+            )
+
+    def check_context(self, context: Context) -> None:
+        """Checks that the recipe suits a context's network and data.
+
+        Raises:
+            ConfigError: If not.
+        """
+        self.check(context.module)
+        context.check_matching(self.align)
+        self.aggregate.check(context)
+        if self.select is None:
+            self.aggregate.check_count(len(context.states))
+        else:
+            self.select.check(context)
+
+    def __call__(self, context: Context) -> Merged:
+        """Makes the module.
+
+        Args:
+            context: The ingredients and their data.
+
+        Returns:
+            The module, with what was chosen, and the seconds that all steps took (an alignment
+            or greedy search counts whole where an earlier recipe on these ingredients did it).
+
+        Raises:
+            ConfigError: If the recipe does not suit the network or the data.
+        """
+        self.check_context(context)
+        context = context.recalibrated_by(self.recalibration)
+        alignment = align(self.align, context)
+        seed_everything(context.seed, verbose=False)
+        start = time.perf_counter()
+        if self.select is None:
+            made = self._merge(alignment.states, context)
+        else:
+            made = merge_selected(self, self._merge, alignment.states, context)
+        seconds = alignment.seconds + time.perf_counter() - start + made.seconds
+        choices = (*alignment.choices, *made.choices)
+        return Merged(made.module, choices, made.labelled_examples, seconds)
+
+    def _merge(self, states: Sequence[StateDict], context: Context) -> Merged:
+        made = self.aggregate(states, context)
+        weights = self.aggregate.weights_of_mean(len(states))
+        recalibrate_with(context, states)(made.module, weights)
+        return made

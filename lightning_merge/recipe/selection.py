@@ -1,0 +1,155 @@
+"""The contract of choosing ingredients: a selection in front of any aggregate."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import seed_everything
+
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.recipe.aggregate import Merged
+from lightning_merge.recipe.context import Context
+from lightning_merge.registry import Registry
+
+if TYPE_CHECKING:
+    from lightning_merge.recipe.recipe import Recipe
+
+Merge = Callable[[Sequence[StateDict], Context], Merged]
+
+
+@dataclass(frozen=True)
+class SelectionChoice:
+    """Which ingredients were merged, and by what.
+
+    Attributes:
+        ingredients: Those that were.
+        among: How many there were.
+        by: The selection's class.
+        details: What it went by, such as each ingredient's quality.
+        scores: Where the number was chosen too, the score of each merge, under its number of
+            ingredients.
+        score: What was scored.
+        examples: How many validation examples there are; their labels were used.
+    """
+
+    ingredients: list[str]
+    among: int
+    by: str
+    details: dict[str, Any]
+    scores: dict[str, float]
+    score: str
+    examples: int
+
+    def plain(self) -> dict[str, Any]:
+        """The choice as JSON holds it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        number = f", their number by {self.score}" if self.scores else ""
+        return (
+            f"{len(self.ingredients)} of {self.among} ingredients ({', '.join(self.ingredients)}), "
+            f"chosen by {self.by}{number} on {self.examples:,} validation examples"
+        )
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a selection proposes.
+
+    Attributes:
+        subsets: Indices of ingredients, a list for each subset; of several the one is kept
+            whose merge is best on held-out data.
+        details: What it went by, as JSON holds it.
+        seconds: What it would have taken longer without the cache.
+    """
+
+    subsets: list[list[int]]
+    details: dict[str, Any]
+    seconds: float = 0.0
+
+
+class Selection(ABC):
+    """Proposes which ingredients to merge.
+
+    Attributes:
+        metric: The validation's metric that it goes by; accuracy if None.
+        sign: 1 if more of it is better, -1 if less.
+    """
+
+    metric: str | None = None
+    sign: float = 1.0
+
+    def check(self, context: Context) -> None:
+        """Checks that the context has what is needed, before anything is computed.
+
+        Raises:
+            ConfigError: If there are no held-out data.
+        """
+        context.held_out()
+
+    @abstractmethod
+    def propose(self, states: Sequence[StateDict], context: Context) -> Proposal:
+        """The subsets to merge, each of two ingredients or more.
+
+        Args:
+            states: The aligned ingredients.
+            context: What they came from.
+
+        Raises:
+            SelectionError: If too few ingredients can be used.
+        """
+
+
+selections: Registry[type[Selection]] = Registry("selections", "lightning_merge.recipe.selections")
+
+
+def merge_selected(
+    recipe: "Recipe", merge: Merge, states: Sequence[StateDict], context: Context
+) -> Merged:
+    """Merges the ingredients that a recipe's selection keeps.
+
+    Args:
+        recipe: Has the selection, and says whether its aggregate learns from labels.
+        merge: Makes the (recalibrated) module of some ingredients and their context.
+        states: The aligned ingredients.
+        context: What they came from.
+
+    Returns:
+        The module, with the selection first among its choices.
+
+    Raises:
+        ConfigError: If there are no held-out data.
+    """
+    select = recipe.select
+    assert select is not None
+    held_out = context.held_out()
+    proposal = select.propose(states, context)
+    several = len(proposal.subsets) > 1
+    scores: dict[str, float] = {}
+    best: tuple[float, Merged, Context] | None = None
+    saved = proposal.seconds
+    for subset in proposal.subsets:
+        part = context.of(subset)
+        # As it would be if these ingredients were all there are.
+        seed_everything(context.seed, verbose=False)
+        made = merge([states[index] for index in subset], part)
+        score = select.sign * held_out.score(made.module, select.metric) if several else math.inf
+        scores[str(len(subset))] = select.sign * score
+        saved += made.seconds
+        if best is None or score > best[0] or math.isnan(best[0]):
+            best = score, made, part
+    assert best is not None
+    _, made, part = best
+    choice = SelectionChoice(
+        ingredients=list(part.names),
+        among=len(states),
+        by=type(select).__name__,
+        details=proposal.details,
+        scores=scores if several else {},
+        score=select.metric or "accuracy",
+        examples=held_out.size,
+    )
+    learned = made.labelled_examples if recipe.aggregate.learns else 0
+    return Merged(made.module, (choice, *made.choices), held_out.size + learned, saved)

@@ -1,0 +1,220 @@
+"""Ingredients of different tasks: one body is merged, and each task keeps a head of its own."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.align import Matching
+from lightning_merge.batches import inputs_of
+from lightning_merge.checkpoint import StateDict, fit_names
+from lightning_merge.ensemble import last_layer
+from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
+from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.held_out import HeldOut
+from lightning_merge.recipe.task_held_out import TaskHeldOut
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task: its examples, and the head under which every body is evaluated on it.
+
+    Attributes:
+        name: What to call it.
+        module: A LightningModule with the task's number of classes; its weights do not matter.
+        head: The weights of its last layer, by their names in the module.
+        data: Its data module.
+        seen: Whether the body of this task is among the ingredients.
+    """
+
+    name: str
+    module: LightningModule
+    head: StateDict
+    data: LightningDataModule
+    seen: bool = True
+
+    def build(self, body: Mapping[str, Tensor]) -> LightningModule:
+        """A new module with the body of a state dict and this task's head.
+
+        Args:
+            body: A state dict; another task's head in it is left aside.
+
+        Raises:
+            ArchitectureMismatchError: If the body is of another architecture.
+        """
+        module = copy.deepcopy(self.module)
+        state = fit_names({**body, **self.head}, module.state_dict(), f"task '{self.name}'")
+        module.load_state_dict(state)
+        return module
+
+
+def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
+    """The part of a state dict that is its module's last layer.
+
+    Args:
+        module: The module.
+        data: Gives an example to run it with.
+        state: A state dict of it.
+
+    Raises:
+        ConfigError: If the module's output is not that of one last linear layer.
+    """
+    data.prepare_data()
+    data.setup("fit")
+    batches = statistics_batches_of(data, module, torch.device("cpu"))
+    layer = last_layer(module, example_inputs(batches, "cpu"))
+    return {name: value for name, value in state.items() if name.startswith(f"{layer}.")}
+
+
+@dataclass(frozen=True)
+class TaskContext(Context):
+    """A context whose ingredients were fine-tuned on a task each, from one pre-trained body.
+
+    The ingredients hold the first task's head, so that recipes see one architecture, and what
+    they merge is the body: `build` gives it under the first head, `TaskData.build` under any.
+    What recipes read of data is that of all seen tasks together.
+
+    Attributes:
+        tasks: The seen tasks in the order of the ingredients, then the unseen ones.
+        pretrained: The pre-trained body, under the first task's head.
+        task_statistics: Whether a body is evaluated on a task with BatchNorm statistics of that
+            task's training images.
+    """
+
+    tasks: Sequence[TaskData] = ()
+    pretrained: StateDict = field(default_factory=dict)
+    task_statistics: bool = False
+
+    @classmethod
+    def of_tasks(
+        cls,
+        tasks: Sequence[TaskData],
+        bodies: Sequence[StateDict],
+        pretrained: StateDict,
+        trainer: Callable[..., Trainer],
+        **settings: Any,
+    ) -> "TaskContext":
+        """The context of some tasks.
+
+        Args:
+            tasks: The tasks, of which two or more are seen; their names differ.
+            bodies: A state dict for each seen task, in their order, under whatever head.
+            pretrained: The state dict that they were fine-tuned from, under whatever head.
+            trainer: As for `Context`.
+            **settings: `task_statistics`, and `seed`, `progress` and `statistics_examples` of
+                `Context`.
+
+        Raises:
+            MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
+        """
+        seen = [task for task in tasks if task.seen]
+        unseen = [task for task in tasks if not task.seen]
+        first = seen[0]
+        return cls(
+            first.module,
+            [{**body, **first.head} for body in bodies],
+            [task.name for task in seen],
+            first.data,
+            trainer,
+            heads=list(first.head),
+            tasks=[*seen, *unseen],
+            pretrained={**pretrained, **first.head},
+            **settings,
+        )
+
+    @property
+    def several_tasks(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def seen(self) -> list[TaskData]:
+        """The tasks whose bodies may be merged."""
+        return [task for task in self.tasks if task.seen]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for task in self.tasks:
+            task.data.prepare_data()
+            task.data.setup("fit")
+            task.data.setup("test")
+            task.build(self.pretrained)
+
+    def task(self, name: str) -> TaskData:
+        """The task that an ingredient was fine-tuned on."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def alone(self, task: TaskData) -> "TaskContext":
+        """The context as one task sees it: its module, its data."""
+        return self._changed(data=task.data, module=task.module)
+
+    def held_out(self) -> HeldOut:
+        """The validation data of all seen tasks.
+
+        Raises:
+            ConfigError: If a task has none in one loader.
+        """
+        return TaskHeldOut(self)
+
+    def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
+        """An ingredient under the head of its own task, with that task's training batches."""
+        task = self.task(name)
+        return self.build_for(task, state), self.statistics_of(task)
+
+    def build_for(self, task: TaskData, body: Mapping[str, Tensor]) -> LightningModule:
+        """A new module for a task: a body, the task's head, and its statistics.
+
+        Args:
+            task: One of the tasks.
+            body: A state dict; another task's head in it is left aside.
+
+        Raises:
+            MergeError: If the body is of another architecture, or there are no statistics.
+        """
+        module = task.build(body)
+        if self.task_statistics:
+            reset_batchnorm(module.to(self.device), self.statistics_of(task))
+        return module
+
+    def statistics_of(self, task: TaskData) -> Transferred:
+        """One task's training batches; `statistics_examples` of them, if that is given."""
+        return statistics_batches_of(
+            task.data, task.module, self.device, self.statistics_examples, self.seed
+        )
+
+    def statistics(self) -> Transferred:
+        """The training batches of all seen tasks, of each task as many examples as it has."""
+        chained = _Chained([self.statistics_of(task) for task in self.seen])
+        # Each task's own hooks have been applied by then.
+        return Transferred(chained, LightningModule(), None, self.device)
+
+    def check_matching(self, matching: Matching | None) -> None:
+        """Checks that nothing is to be aligned.
+
+        Raises:
+            ConfigError: If something is: the heads would read the units in their old order.
+        """
+        if matching is not None:
+            raise ConfigError(
+                f"{type(matching).__name__}: bodies of several tasks come from one pre-trained "
+                "network, whose order their heads read: leave `align` out"
+            )
+
+
+class _Chained:
+    def __init__(self, parts: Sequence[Transferred]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __iter__(self) -> Iterator[Any]:
+        for part in self.parts:
+            # The inputs alone: labels of different tasks do not go together.
+            yield from (inputs_of(batch) for batch in part)

@@ -1,0 +1,1 @@
+"""What a comparison or a study leaves for people: tables, figures, reports."""

@@ -1,0 +1,106 @@
+"""Recipes side by side: what `compare` and `study` give."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_merge.callbacks.alphas import alpha_rows
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.measure.measurement import Measurement
+from lightning_merge.plots.figure import Stored, figures
+from lightning_merge.report.comparison_report import comparison_report
+from lightning_merge.report.publish import publish
+from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.summary import (
+    metric_columns,
+    summarise,
+    table_cells,
+    terminal_table,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+Plain = dict[str, Any]
+
+
+@dataclass
+class Comparison(Results):
+    """The measurements of ingredients, merges and ensembles, and all that stands beside them.
+
+    Attributes:
+        title: What tables and figures are headed with.
+        rows: The measurements.
+        merged: The merged networks.
+        made_by: Command, versions and device (`provenance`).
+        details: What else `results.json` is to hold: configuration, ingredients' hashes.
+        swept: The measurements of each sweep, of all seeds, under the sweep's key.
+        alphas: Learned alphas by parameter name, of the last merge that has some.
+        differing: In what the pieces of a study differ (`differences`).
+        loggers: Where tables and figures are sent as well.
+    """
+
+    title: str
+    rows: Sequence[Measurement]
+    merged: Merges
+    made_by: Plain
+    details: Plain = field(default_factory=dict)
+    swept: Mapping[str, Sequence[Plain]] = field(default_factory=dict)
+    alphas: StateDict | None = None
+    differing: Sequence[str] = ()
+    loggers: Sequence["Logger"] = ()
+
+    @property
+    def summary(self) -> list[Plain]:
+        """One row for each method: mean and deviation over seeds."""
+        rows = self._rows()
+        return summarise(rows, metric_columns(rows))
+
+    def table(self) -> "Table":
+        """The summary as a table for the terminal."""
+        return terminal_table(self.summary, self.title, metric_columns(self._rows()))
+
+    def cells(self) -> list[list[str]]:
+        """The summary as text, the headings first."""
+        return table_cells(self.summary, metric_columns(self._rows()))
+
+    def figures(self) -> dict[str, "Figure"]:
+        """Every registered figure that the results have the measurements for."""
+        held = {"summary": self.summary, "alphas": self.alphas, **self.details, **self.swept}
+        stored = Stored([held], self.title, in_report=True)
+        drawn: dict[str, Figure] = {}
+        for entry in figures:
+            if entry.value.in_report:
+                drawn |= entry.value.draw(stored)
+        return drawn
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes `results.csv`, `results.json`, `report.md` and the figures."""
+        rows, drawn = self._rows(), self.figures()
+        results = {
+            **self.made_by,
+            **self.details,
+            "differing": list(self.differing),
+            "measurements": rows,
+            "summary": self.summary,
+            **self.swept,
+        }
+        tables: dict[str, Sequence[Mapping[str, Any]]] = {"comparison": rows}
+        if self.alphas:
+            tables["alphas_by_layer"] = alpha_rows(self.alphas)
+        report = comparison_report(
+            self.title,
+            rows,
+            self.made_by,
+            self.differing,
+            self.swept,
+            list(drawn),
+            self.details.get("statistics_examples"),
+        )
+        return publish(folder, rows, results, report, drawn, tables, self.loggers)
+
+    def _rows(self) -> list[Plain]:
+        return [row.row() for row in self.rows]

@@ -1,0 +1,97 @@
+"""Writing results into a folder, of whatever kind they are: tables, figures, a report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_merge.files import write_csv, write_json, write_text
+from lightning_merge.loggers import log_figure, log_table
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+WRITTEN = ("results.csv", "results.json", "report.md", "merges")
+
+
+def publish(
+    folder: Path,
+    rows: Sequence[Row],
+    results: Mapping[str, Any],
+    report: str,
+    figures: Mapping[str, "Figure"],
+    tables: Mapping[str, Sequence[Row]],
+    loggers: Sequence["Logger"] = (),
+) -> list[Path]:
+    """Writes results, figures and the report, and sends tables and figures to the loggers.
+
+    Args:
+        folder: Where to; files of earlier results are written over.
+        rows: One a measurement.
+        results: What `results.json` is to hold.
+        report: The report, in Markdown.
+        figures: Figures by their files' names.
+        tables: What loggers get, by name.
+        loggers: Where tables and figures are sent as well.
+
+    Returns:
+        The files.
+    """
+    from lightning_merge.plots import save
+    from lightning_merge.plots.style import files
+
+    written = [
+        write_csv(folder / "results.csv", rows),
+        write_json(folder / "results.json", results),
+    ]
+    # A figure of earlier results would stand beside these.
+    for name in set(drawn_in(folder)) - set(figures):
+        for file in files(folder / name):
+            file.unlink(missing_ok=True)
+    for name, figure in figures.items():
+        written += save(figure, folder / name)
+    written.append(write_text(folder / "report.md", report))
+    for logger in loggers:
+        for name, table in tables.items():
+            log_table(logger, name, table)
+        for name, figure in figures.items():
+            log_figure(logger, name, figure)
+    return written
+
+
+def drawn_in(folder: Path) -> list[str]:
+    """The names of the figures that earlier results have left in a folder, by its report."""
+    report = folder / "report.md"
+    if not report.is_file():
+        return []
+    lines = report.read_text(encoding="utf-8").splitlines()
+    return [line[2:].partition("]")[0] for line in lines if line.startswith("![")]
+
+
+def keep_only(folder: Path, merges: set[Path]) -> None:
+    """Removes merged checkpoints of earlier results, which would lie beside these.
+
+    Args:
+        folder: The output folder; only its `merges` is looked at.
+        merges: The checkpoints that belong to these results.
+    """
+    for path in (folder / "merges").rglob("*.ckpt"):
+        if path not in merges:
+            path.unlink()
+
+
+def provenance_part(made_by: Mapping[str, Any], differing: Sequence[str]) -> str:
+    """The report's paragraph on how results were made.
+
+    Args:
+        made_by: Of the command that wrote the report (`provenance`).
+        differing: In what the pieces that it stands on differ (`differences`).
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
+    text = f"    {made_by['command']}\n\n{versions}; {made_by['device']}.\n"
+    if differing:
+        text += "\nThe pieces of this study were not all made alike:\n\n"
+        text += "".join(f"* {line}\n" for line in differing)
+    return text

@@ -1,0 +1,148 @@
+"""What every verb gives: rows, a table, figures, merged networks, files."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lightning.pytorch import LightningModule
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.files import claim_folder
+from lightning_merge.report.publish import WRITTEN, keep_only
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class HasRow(Protocol):
+    """A measurement that CSV and JSON hold as a row."""
+
+    def row(self) -> dict[str, Any]:
+        """The row."""
+
+
+@dataclass(frozen=True)
+class StoredMerge:
+    """One merged network.
+
+    Attributes:
+        path: Where its checkpoint lies in an output folder, below `merges`.
+        build: Makes the module.
+        write: Writes the checkpoint to a path.
+    """
+
+    path: Path
+    build: Callable[[], LightningModule]
+    write: Callable[[Path], object]
+
+
+class Merges(Mapping[str, LightningModule]):
+    """Merged networks by their recipes' names, made when they are wanted.
+
+    Of several repetitions or numbers of ingredients the plain name gives the first one; each is
+    under the name with what distinguishes it too: `"NP Merge, seed 1"`.
+    """
+
+    def __init__(self, stored: Mapping[str, StoredMerge]) -> None:
+        self.stored = dict(stored)
+
+    def __getitem__(self, name: str) -> LightningModule:
+        known = self.stored.get(name)
+        if known is None:
+            near = [one for key, one in self.stored.items() if key.startswith(f"{name}, ")]
+            if not near:
+                raise KeyError(f"no merge is called '{name}': there are {', '.join(self.stored)}")
+            known = near[0]
+        return known.build().eval()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+class Results(ABC):
+    """What a comparison or a study has found.
+
+    Attributes:
+        title: What tables and figures are headed with.
+        rows: The measurements, a dataclass each.
+        merged: The merged networks, by recipe: `results.merged["NP Merge"]` is a module.
+    """
+
+    title: str
+    rows: Sequence[HasRow]
+    merged: Merges
+
+    def frame(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ConfigError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError(
+                "a frame needs pandas, which is not installed: pip install pandas, or use .rows"
+            ) from error
+        return pandas.DataFrame([row.row() for row in self.rows])
+
+    @abstractmethod
+    def table(self) -> Any:
+        """The results as a `rich` table, for a terminal."""
+
+    @abstractmethod
+    def cells(self) -> list[list[str]]:
+        """The table as text, a list of cells a line, the headings first."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, "Figure"]:
+        """The figures that the results can be drawn as, by name."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> list[Path]:
+        """Writes tables, figures and the report into a folder; returns the files."""
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Writes everything: tables, figures, the report, merged checkpoints.
+
+        Args:
+            folder: Where to.
+            overwrite: Whether results that the folder holds may be written over.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputExistsError: If it holds results, and they may not.
+        """
+        path = claim_folder(folder, WRITTEN, overwrite)
+        self.write_merges(path)
+        self.write(path)
+        return path
+
+    def write_merges(self, folder: Path) -> None:
+        """Writes the merged checkpoints below `merges`, and removes those of earlier results."""
+        kept = set()
+        for one in self.merged.stored.values():
+            path = folder / "merges" / one.path
+            one.write(path)
+            kept.add(path)
+        keep_only(folder, kept)
+
+    def _repr_html_(self) -> str:
+        header, *lines = self.cells()
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
+            for line in lines
+        )
+        return (
+            f"<table><caption>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>"
+        )

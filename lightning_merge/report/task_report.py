@@ -1,0 +1,75 @@
+"""The report of a study of several tasks, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_merge.report.publish import provenance_part
+from lightning_merge.report.task_tables import (
+    condition_tables,
+    corruption_table,
+    markdown,
+    task_table,
+)
+from lightning_merge.study.task_plan import TaskStudy
+
+Row = Mapping[str, Any]
+
+
+def task_report(
+    study: TaskStudy,
+    rows: Sequence[Row],
+    methods: Sequence[Row],
+    heads: Mapping[str, str],
+    made_by: Mapping[str, Any],
+    differing: Sequence[str],
+) -> str:
+    """The text of `report.md`.
+
+    Args:
+        study: The study.
+        rows: One a measurement (`TaskMeasurement.row`).
+        methods: What is known of each baseline and merge.
+        heads: How each task's head was made.
+        made_by: Command, versions and device.
+        differing: In what the pieces differ.
+    """
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    tested = {row["task"]: row["test_examples"] for row in rows}
+    unseen = [task["name"] for task in study.tasks if task.get("unseen")]
+    parts = [
+        f"# {study.title}\n",
+        provenance_part(made_by, differing),
+        f"Accuracy, mean ± standard deviation over seeds ({seeds}), on "
+        + ", ".join(f"{count:,} test images of {name}" for name, count in tested.items())
+        + ". Each row but the individual ones is one body, tested on each task under the "
+        f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}.\n",
+        "## Seen and unseen tasks\n",
+        markdown(task_table(rows)),
+    ]
+    parts.append("".join(f"* {task}: the head is {head}\n" for task, head in heads.items()))
+    without = ", and not in the means" if len(study.seeds) > 1 else ""
+    missing = [
+        f"* {method['method']}, seed {method['seed']}: not merged{without}: {method['not_merged']}"
+        for method in methods
+        if "not_merged" in method
+    ]
+    if missing:
+        parts.append("\n".join(missing) + "\n")
+    chosen = [
+        f"* {method['method']}, seed {method['seed']}: {method['chosen']} "
+        f"({method['train_examples']:,} labelled examples seen)"
+        for method in methods
+        if method.get("chosen")
+    ]
+    if chosen:
+        parts.append("\n".join(chosen) + "\n")
+    if study.corruptions:
+        tasks = study.corrupted_tasks or list(tested)
+        parts += [
+            f"## Corrupted test images, severity {study.severity}\n",
+            f"Averages over {', '.join(tasks)}.\n",
+            markdown(corruption_table(rows)),
+        ]
+        for condition, table in condition_tables(rows).items():
+            parts += [f"### {condition.replace('_', ' ')}\n", markdown(table)]
+    return "\n".join(parts)

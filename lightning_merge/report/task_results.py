@@ -1,0 +1,103 @@
+"""Several tasks in one network: what `tasks` gives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_merge.measure.task_conditions import TaskMeasurement
+from lightning_merge.report.publish import publish
+from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.task_report import task_report
+from lightning_merge.report.task_tables import (
+    cells,
+    condition_tables,
+    corruption_table,
+    task_table,
+    terminal,
+)
+from lightning_merge.study.task_plan import TaskStudy
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+Plain = dict[str, Any]
+
+
+@dataclass
+class TaskResults(Results):
+    """What bodies get right on every task, clean and corrupted.
+
+    Attributes:
+        study: The study.
+        rows: The measurements.
+        merged: The merged networks, each under the first task's head.
+        made_by: Command, versions and device (`provenance`).
+        details: What else `results.json` is to hold.
+        methods: What is known of each baseline and merge: parameters, seconds, choices.
+        heads: How each task's head was made.
+        differing: In what the pieces of the study differ (`differences`).
+        loggers: Where tables are sent as well.
+    """
+
+    study: TaskStudy
+    rows: Sequence[TaskMeasurement]
+    merged: Merges
+    made_by: Plain
+    details: Plain = field(default_factory=dict)
+    methods: Sequence[Plain] = ()
+    heads: Mapping[str, str] = field(default_factory=dict)
+    differing: Sequence[str] = ()
+    loggers: Sequence["Logger"] = ()
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        """What tables are headed with."""
+        return self.study.title
+
+    def table(self, width: int = 80) -> "Table":
+        """Accuracy on seen and unseen tasks, for a terminal of so many characters."""
+        return terminal(task_table(self._rows()), self.title, width)
+
+    def corruptions(self, width: int = 80) -> "Table | None":
+        """The same under corruptions; None where there are none."""
+        under = corruption_table(self._rows())
+        title = f"Under corruptions, severity {self.study.severity}"
+        return terminal(under, title, width) if under else None
+
+    def cells(self) -> list[list[str]]:
+        """The table as text, the headings first."""
+        return cells(task_table(self._rows()))
+
+    def figures(self) -> dict[str, "Figure"]:
+        """None: `plot embedding` draws the networks themselves."""
+        return {}
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes `results.csv` (a line a measurement), `results.json` and `report.md`."""
+        rows = self._rows()
+        tables: dict[str, Any] = {
+            "tasks": task_table(rows),
+            "corruptions": corruption_table(rows),
+            "conditions": condition_tables(rows),
+        }
+        results = {
+            **self.made_by,
+            **self.details,
+            "differing": list(self.differing),
+            "methods": list(self.methods),
+            "measurements": rows,
+            "tables": tables,
+        }
+        logged = {name: tables[name] for name in ("tasks", "corruptions") if tables[name]}
+        report = task_report(
+            self.study, rows, self.methods, self.heads, self.made_by, self.differing
+        )
+        return publish(
+            folder, rows, results, report, {}, {"measurements": rows, **logged}, self.loggers
+        )
+
+    def _rows(self) -> list[Plain]:
+        return [row.row() for row in self.rows]

@@ -1,0 +1,184 @@
+"""Tables of several tasks: averages over seen and unseen ones, and under corruptions.
+
+As Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from lightning_merge.measure.task_conditions import CLEAN
+from lightning_merge.report.summary import markdown_lines
+
+Row = Mapping[str, Any]
+
+SEEN, UNSEEN, ALL = "seen", "unseen", "all"
+AVERAGE = "average"
+
+
+def task_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Accuracy on each task, and averages over the seen, the unseen and all tasks.
+
+    Args:
+        rows: What `measure_tasks` gives; those under corruptions are left aside.
+
+    Returns:
+        For each method, in order of appearance: under each column's name the mean over seeds,
+        under `name_sd` the sample standard deviation (None with one seed). Averages are taken
+        within each seed first; where a task was not measured, an average over it is None.
+    """
+    clean = [row for row in rows if row["condition"] == CLEAN]
+    groups = {
+        SEEN: _names(row for row in clean if row["seen"]),
+        UNSEEN: _names(row for row in clean if not row["seen"]),
+    }
+    order = [*groups[SEEN], SEEN, *groups[UNSEEN], *([UNSEEN] if groups[UNSEEN] else []), ALL]
+    groups[ALL] = [*groups[SEEN], *groups[UNSEEN]]
+    return _table(clean, order, {name: tasks for name, tasks in groups.items() if name in order})
+
+
+def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Accuracy under each corruption, averaged over the tasks that were measured under it.
+
+    Args:
+        rows: What `measure_tasks` gives.
+
+    Returns:
+        As `task_table`, with a column for the clean images of the same tasks, for each
+        corruption, and for the average over corruptions; nothing if there are none.
+    """
+    names = [name for name in _names(rows, "condition") if name != CLEAN]
+    if not names:
+        return []
+    tasks = _names(row for row in rows if row["condition"] != CLEAN)
+    kept = [row for row in rows if row["task"] in tasks]
+    means = [
+        {
+            **row,
+            "task": condition,
+            "accuracy": None if None in values else statistics.fmean(values),
+        }
+        for condition in (CLEAN, *names)
+        for row, values in _per_repetition(kept, condition, tasks)
+    ]
+    return _table(means, [CLEAN, *names, AVERAGE], {AVERAGE: names})
+
+
+def condition_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """For each condition, the accuracy on each task that was measured under a corruption."""
+    tasks = _names(row for row in rows if row["condition"] != CLEAN)
+    return {
+        condition: _table(
+            [row for row in rows if row["condition"] == condition and row["task"] in tasks],
+            [*tasks, AVERAGE],
+            {AVERAGE: tasks},
+        )
+        for condition in _names(rows, "condition")
+        if tasks
+    }
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """A table as Markdown."""
+    header, *lines = cells(table)
+    return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
+
+
+def cells(table: Sequence[Row]) -> list[list[str]]:
+    """A table as text, a list of cells a line, the headings first."""
+    columns = columns_of(table)
+    return [["method", *columns], *([row["method"], *cells_of(row, columns)] for row in table)]
+
+
+def terminal(table: Sequence[Row], title: str, width: int) -> Table:
+    """A table for a terminal of so many characters a line.
+
+    In per cent and with the deviations below, so that eight tasks fit into 80.
+    """
+    made = Table(
+        title=f"{title}: accuracy in %",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
+    columns = columns_of(table)
+    # rich cuts the last columns off before it folds the headings of the others.
+    methods = max(11, width // 4 - 10)
+    widest = max(5, (width - methods - 2) // max(1, len(columns)) - 1)
+    made.add_column("method", max_width=methods)
+    for column in columns:
+        name = column.replace("_", " ")
+        made.add_column(name, justify="right", overflow="fold", min_width=5, max_width=widest)
+    for row in table:
+        cells = []
+        for column in columns:
+            value, deviation = row[column], row[f"{column}_sd"]
+            text = "-" if value is None else f"{100 * value:.1f}"
+            cells.append(text if deviation is None else f"{text}\n±{100 * deviation:.1f}")
+        made.add_row(row["method"], *cells)
+    return made
+
+
+def columns_of(table: Sequence[Row]) -> list[str]:
+    """The columns of numbers."""
+    first = table[0] if table else {}
+    return [name for name in first if f"{name}_sd" in first]
+
+
+def cells_of(row: Row, columns: Sequence[str]) -> list[str]:
+    """A row's numbers as text: the mean, and the deviation if there is one."""
+    cells = []
+    for column in columns:
+        value, deviation = row[column], row[f"{column}_sd"]
+        text = "-" if value is None else f"{value:.4f}"
+        cells.append(text if deviation is None else f"{text} ± {deviation:.4f}")
+    return cells
+
+
+def _table(
+    rows: Sequence[Row], order: Sequence[str], averages: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    table = []
+    for method in _names(rows, "method"):
+        own = [row for row in rows if row["method"] == method]
+        line: dict[str, Any] = {"method": method}
+        for column in order:
+            tasks = averages.get(column, [column])
+            values = [_mean(own, seed, tasks) for seed in dict.fromkeys(row["seed"] for row in own)]
+            known = [value for value in values if value is not None]
+            # A mean of some seeds would look like that of all.
+            whole = len(known) == len(values)
+            line[column] = statistics.fmean(known) if known and whole else None
+            line[f"{column}_sd"] = statistics.stdev(known) if whole and len(known) > 1 else None
+        table.append(line)
+    return table
+
+
+def _mean(rows: Sequence[Row], seed: int, tasks: Sequence[str]) -> float | None:
+    found = {row["task"]: row["accuracy"] for row in rows if row["seed"] == seed}
+    if not tasks or any(found.get(task) is None for task in tasks):
+        return None
+    return statistics.fmean(found[task] for task in tasks)
+
+
+def _per_repetition(
+    rows: Sequence[Row], condition: str, tasks: Sequence[str]
+) -> list[tuple[Row, list[float]]]:
+    kept = [row for row in rows if row["condition"] == condition]
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in kept:
+        found.setdefault((row["method"], row["seed"]), []).append(row)
+    return [
+        (same[0], [row["accuracy"] for row in same])
+        for same in found.values()
+        if {row["task"] for row in same} == set(tasks)
+    ]
+
+
+def _names(rows: Any, key: str = "task") -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))

@@ -1,0 +1,40 @@
+"""Checks of a study on networks that have learned nothing, before any is trained."""
+
+from collections.abc import Sequence
+
+from lightning_merge.measure.sweep import chosen_sweeps
+from lightning_merge.recipe.build import build_data, build_module, trainer_of
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.study.plan import Study, data_for, determining
+
+
+def check_recipes(study: Study, recipes: Sequence[Recipe]) -> None:
+    """Checks that recipes and sweeps suit the network, the data and the numbers of ingredients.
+
+    Args:
+        study: The study.
+        recipes: Its recipes.
+
+    Raises:
+        MergeError: If data are missing, a Trainer cannot be made, or a recipe or sweep does not
+            suit.
+    """
+    common = determining(study.trainer)
+    for training in (study.start, study.training):
+        trainer_of({**common, **(training or {})}, False)()
+    module = build_module(study.model)
+    count = len(study.ingredients)
+    context = Context(
+        module=module,
+        states=[module.state_dict()] * count,
+        names=[f"Ingredient {index + 1}" for index in range(count)],
+        data=build_data(data_for(study.data, study.seeds[0], {})),
+        trainer=trainer_of(common, False),
+        pretrained=None if study.start is None else module.state_dict(),
+    )
+    for size in study.pool_sizes or [count]:
+        for recipe in recipes:
+            recipe.check_context(context.first(size))
+    for sweep in chosen_sweeps(study.sweeps):
+        sweep.check_context(context)

@@ -1,0 +1,76 @@
+"""The folder of a study, in which work that was stopped goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_merge.errors import OutputExistsError
+from lightning_merge.files import claim_folder, read_json, write_json
+from lightning_merge.recipe.build import Plain
+from lightning_merge.study.plan import determining
+from lightning_merge.study.store import Store
+
+# More of these goes on where less of them ended.
+_GROWS = ("seeds", "recipes", "pool_sizes")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """An output folder, and the store of finished work in it.
+
+    Attributes:
+        folder: The folder.
+        name: Of the file that tells which study it holds.
+        shown: Options that change what is shown or added, and nothing that is stored.
+    """
+
+    folder: Path
+    name: str
+    shown: Sequence[str]
+
+    @property
+    def store(self) -> Store:
+        """Where finished work lies."""
+        return Store(self.folder / "runs")
+
+    def claim(self, config: Plain, results: Sequence[str], overwrite: bool) -> None:
+        """Takes the folder for a study.
+
+        The same study, or one that does more, goes on in its folder; another one would write
+        over its tables.
+
+        Args:
+            config: The study's options.
+            results: What is written into the folder.
+            overwrite: Whether another study's results there may be written over.
+
+        Raises:
+            OutputExistsError: If the folder holds another study and is not to be overwritten, or
+                work in another version's format.
+        """
+        self.store.check_schema()
+        kept = self.folder / self.name
+        same = kept.is_file() and goes_on(read_json(kept), config, self.shown)
+        if kept.is_file() and not overwrite and not same:
+            raise OutputExistsError(
+                f"{self.folder} holds another study: choose another --output, or add --overwrite "
+                "(what both studies share is not computed again)"
+            )
+        claim_folder(self.folder, () if kept.is_file() else results, overwrite)
+        write_json(kept, config)
+
+
+def goes_on(before: Plain, now: Plain, shown: Sequence[str]) -> bool:
+    """Whether a study does all that another one did, and that one's results are results of it.
+
+    Args:
+        before: The options of the one that was begun.
+        now: Those of the one that is wanted.
+        shown: As for `StudyFolder`.
+    """
+    before, now = (
+        {**one, "trainer": determining(one.get("trainer") or {})} for one in (before, now)
+    )
+    same = all(before.get(key) == now[key] for key in now if key not in (*_GROWS, *shown))
+    more = (key for key in _GROWS if key in now)
+    return same and all(item in now[key] for key in more for item in before.get(key) or [])

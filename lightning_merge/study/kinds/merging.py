@@ -1,0 +1,58 @@
+"""Running one recipe, or a sweep, on the ingredients of a repetition."""
+
+from lightning_merge.measure.outcome import run_recipe
+from lightning_merge.measure.sweep import sweep_of
+from lightning_merge.recipe.build import build_module, build_recipe, trainer_of
+from lightning_merge.recipe.context import Context
+from lightning_merge.study.store import Store
+from lightning_merge.study.work import Session, Work, work_kinds
+
+
+@work_kinds.register("merge")
+def merge_ingredients(work: Work, store: Store, session: Session) -> None:
+    """Runs a recipe, and tests what it makes."""
+    context = _context(work, store, session)
+    outcome = run_recipe(build_recipe(work.settings["recipe"]), context)
+    result = {
+        "row": outcome.measurement.row(),
+        "choices": outcome.choices,
+        "ingredients": context.digests,
+        "split_hash": getattr(context.data, "split_hash", None),
+        "settings": work.settings,
+    }
+    store.put(work.key, result, outcome.content)
+
+
+@work_kinds.register("sweep")
+def sweep_ingredients(work: Work, store: Store, session: Session) -> None:
+    """Measures along a path, over a triangle, over factors of the weights."""
+    context = _context(work, store, session)
+    settings = work.settings
+    sweep = sweep_of(settings["sweep"])
+    keys = {(name, size): key for name, size, key in settings.get("merges", [])}
+    found = sweep.measure(context, settings["of"], lambda name, size: store.state(keys[name, size]))
+    result = {
+        "seed": work.seed,
+        sweep.key: found,
+        "ingredients": context.digests,
+        "settings": settings,
+    }
+    store.put(work.key, result)
+
+
+def _context(work: Work, store: Store, session: Session) -> Context:
+    settings, names = work.settings, work.settings["names"]
+    start, needs = (work.needs[:1], work.needs[1:]) if settings["started"] else ((), work.needs)
+    return Context(
+        module=build_module(settings["model"]),
+        states=[session.state(store, key) for key in needs[: len(names)]],
+        names=names,
+        data=session.data(settings["data"]),
+        trainer=trainer_of(settings["trainer"], session.progress),
+        seed=work.seed,
+        progress=session.progress,
+        statistics_examples=settings["statistics_examples"],
+        pretrained=session.state(store, start[0]) if start else None,
+        given_digests=[store.result(key)["digest"] for key in needs[: len(names)]],
+        cache=session.cache,
+    )

@@ -1,0 +1,174 @@
+"""The pre-trained body of a study of tasks, and a body for each task."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import __version__ as lightning_version
+
+from lightning_merge.checkpoint import (
+    Checkpoint,
+    StateDict,
+    digest,
+    fit_names,
+    prefixed,
+    read_checkpoint,
+)
+from lightning_merge.errors import CheckpointError
+from lightning_merge.loaders import statistics_batches_of
+from lightning_merge.measure.linear_probe import linear_probe
+from lightning_merge.measure.task_conditions import Conditions, measure_tasks
+from lightning_merge.measure.task_heads import module_for, module_to_train, starting_module
+from lightning_merge.modules import CLIPClassifier
+from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recipe.build import Plain, build_data, trainer_of
+from lightning_merge.recipe.fitting import fit
+from lightning_merge.recipe.task_context import TaskData, head_of
+from lightning_merge.study.store import Store
+from lightning_merge.study.work import Session, Work, work_kinds
+
+
+@work_kinds.register("file")
+def take_file(work: Work, store: Store, session: Session) -> None:
+    """Takes the pre-trained network from a file."""
+    del session
+    checkpoint = _read_file(work.settings["file"])
+    kept = {"hyper_parameters": checkpoint.hyper_parameters} if checkpoint.hyper_parameters else {}
+    store.put(work.key, {"seconds": None}, {"state_dict": checkpoint.state_dict, **kept})
+
+
+@work_kinds.register("own_weights")
+def take_own_weights(work: Work, store: Store, session: Session) -> None:
+    """Takes the pre-trained network that the model's own configuration names."""
+    del session
+    module = starting_module(work.settings["model"], build_data(work.settings["data"]))
+    store.put(work.key, {"seconds": None}, _content(module))
+
+
+@work_kinds.register("pretraining")
+def pretrain(work: Work, store: Store, session: Session) -> None:
+    """Trains the pre-trained network."""
+    start = time.perf_counter()
+    settings = work.settings
+    data = set_up(settings["data"])
+    module = module_to_train(settings["model"], data)
+    trainer = trainer_of(settings["trainer"], session.progress)
+    examples = fit(module, data, trainer())
+    seconds = time.perf_counter() - start
+    (row,) = measure_tasks(
+        lambda _: module,
+        Conditions([TaskData(work.name, module, {}, data)]),
+        trainer,
+        work.name,
+        "baseline",
+        work.seed,
+        False,
+    )
+    result = {"seconds": seconds, "train_examples": examples, "accuracy": row.metrics["accuracy"]}
+    store.put(work.key, result, _content(module))
+
+
+@work_kinds.register("task")
+def fine_tune(work: Work, store: Store, session: Session) -> None:
+    """Fine-tunes the pre-trained body on one task, or takes the task's network from a file."""
+    start = time.perf_counter()
+    settings = work.settings
+    data = set_up(settings["data"])
+    result: dict[str, Any] = {"settings": settings}
+    if "file" in settings:
+        checkpoint = _read_file(settings["file"])
+        module = module_for(settings["model"], data, checkpoint)
+        expected, path = module.state_dict(), str(checkpoint.path)
+        module.load_state_dict(fit_names(checkpoint.state_dict, expected, path))
+        result |= {"head": "of its checkpoint", "seconds": None}
+    else:
+        module, head, described = _headed(work, store, session, data)
+        tuned = 0
+        if settings["training"] is not None:
+            arguments = {**settings["trainer"], **settings["training"]}
+            trainer = trainer_of(arguments, session.progress)()
+            tuned = _tune(module, data, trainer, list(head), settings["train_heads"])
+        examples = max(described.pop("train_examples", 0), tuned)
+        seconds = time.perf_counter() - start
+        result |= {**described, "train_examples": examples, "seconds": seconds}
+    result["split_hash"] = getattr(data, "split_hash", None)
+    content = _content(module)
+    result["digest"] = digest(content["state_dict"])
+    store.put(work.key, result, content)
+
+
+def set_up(config: Plain) -> LightningDataModule:
+    """A data module that has read its files."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def headless(state: StateDict, module: LightningModule, head: StateDict) -> StateDict:
+    """A body with the names of a module, without the tensors of a head."""
+    named = prefixed(state, module.state_dict())
+    return {name: value for name, value in named.items() if name not in head}
+
+
+def _headed(
+    work: Work, store: Store, session: Session, data: LightningDataModule
+) -> tuple[LightningModule, StateDict, dict[str, Any]]:
+    """The pre-trained body under a head for the task, the head, and how it was made."""
+    settings = work.settings
+    module = module_to_train(settings["model"], data, settings["prompts"])
+    head = head_of(module, data, module.state_dict())
+    body = headless(store.state(work.needs[0]), module, head)
+    start_at = fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
+    module.load_state_dict(start_at)
+    if isinstance(module, CLIPClassifier):
+        sentences = len(module.hparams["made_from"]["prompts"])
+        return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
+    arguments = {**settings["trainer"], **(settings["training"] or {})}
+    device = trainer_of(arguments, session.progress)().strategy.root_device
+    if settings["task_statistics"]:
+        images = statistics_batches_of(
+            data, module, device, settings["statistics_examples"], work.seed
+        )
+        reset_batchnorm(module.to(device), images)
+    head, examples = linear_probe(module, data, device, settings["head_examples_per_class"])
+    module.load_state_dict({**module.state_dict(), **head})
+    fitted = f"fitted to the pre-trained body on {examples:,} labelled examples"
+    return module, head, {"head": fitted, "train_examples": examples}
+
+
+def _read_file(file: Plain) -> Checkpoint:
+    checkpoint = read_checkpoint(file["path"])
+    if digest(checkpoint.state_dict) != file["digest"]:
+        raise CheckpointError(
+            f"{file['path']} was changed after the study was planned: start the study again"
+        )
+    return checkpoint
+
+
+def _tune(
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    head: list[str],
+    train_head: bool,
+) -> int:
+    """Trains the body, and its head if that is wanted; returns how many examples it saw."""
+    before = {name: module.get_parameter(name).requires_grad for name in head}
+    for name in head:
+        module.get_parameter(name).requires_grad_(train_head)
+    examples = fit(module, data, trainer)
+    for name, state in before.items():
+        module.get_parameter(name).requires_grad_(state)
+    return examples or 0
+
+
+def _content(module: LightningModule) -> Plain:
+    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning_version,
+        "state_dict": state,
+        "hyper_parameters": dict(module.hparams),
+    }

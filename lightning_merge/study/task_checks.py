@@ -1,0 +1,84 @@
+"""Checks of a study of tasks on networks that have learned nothing, before any is trained."""
+
+from collections.abc import Sequence
+
+from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.task_conditions import Conditions
+from lightning_merge.measure.task_heads import check_images_for, check_prompts, module_for
+from lightning_merge.recipe.build import trainer_of
+from lightning_merge.recipe.recalibration import keeps_statistics
+from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.recipe.task_context import TaskContext, TaskData, head_of
+from lightning_merge.study.kinds.task_training import headless, set_up
+from lightning_merge.study.plan import determining
+from lightning_merge.study.task_plan import TaskStudy
+
+
+def check_task_recipe(recipe: Recipe) -> None:
+    """Checks that a recipe makes one body, without any task's labels to learn from.
+
+    Raises:
+        ConfigError: If not.
+    """
+    kind = type(recipe.aggregate).__name__
+    if recipe.aggregate.is_ensemble:
+        raise ConfigError(
+            f"recipe '{recipe.name}': {kind} makes no one body for all tasks: leave it out"
+        )
+    if recipe.aggregate.learns:
+        raise ConfigError(
+            f"recipe '{recipe.name}': {kind} trains on one task's labels, and there are several "
+            "tasks: leave it out"
+        )
+
+
+def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
+    """Checks data and recipes on networks that have learned nothing, before any is trained.
+
+    Args:
+        study: The study.
+        recipes: Its recipes.
+
+    Raises:
+        MergeError: If data are missing or cannot be corrupted as the study says, or a recipe
+            does not suit the network or the data.
+    """
+    seed = study.seeds[0]
+    changes = [study.training, *(one.get("training") or {} for one in study.tasks)]
+    body: StateDict | None = None
+    if study.pretraining is not None:
+        changes.append(study.pretraining.get("trainer") or {})
+        data = set_up(study.data(study.pretraining["data"], seed))
+        start = module_for(study.pretraining_model or study.model, data)
+        body = headless(start.state_dict(), start, head_of(start, data, start.state_dict()))
+    for one in changes:
+        trainer_of({**determining(study.trainer), **one}, False)()
+    tasks = []
+    for one in study.tasks:
+        check_prompts(study.model, one)
+        data = set_up(study.data(one["data"], seed))
+        path = one.get("checkpoint")
+        module = module_for(study.model, data, None if path is None else read_checkpoint(path))
+        check_images_for(module, data, one["name"])
+        head = head_of(module, data, module.state_dict())
+        if body is not None and path is None:
+            fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
+        tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
+    if study.task_statistics and not keeps_statistics(tasks[0].module):
+        raise ConfigError(
+            "task_statistics: this network has no BatchNorm statistics, of a task or otherwise: "
+            "leave it out"
+        )
+    bodies = [task.module.state_dict() for task in tasks if task.seen]
+    context = TaskContext.of_tasks(
+        tasks,
+        bodies,
+        bodies[0],
+        trainer_of(determining(study.trainer), False),
+        statistics_examples=study.statistics_examples,
+        task_statistics=study.task_statistics,
+    )
+    Conditions(tasks, study.corruptions, study.severity, study.corrupted_tasks).check()
+    for recipe in recipes:
+        recipe.check_context(context)

@@ -1,0 +1,458 @@
+"""The verbs as functions: merge, compare, run_study, run_tasks; a command parses and calls one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lightning_merge.checkpoint import StateDict, digest, read_checkpoint, write_checkpoint
+from lightning_merge.errors import ConfigError
+from lightning_merge.files import claim_folder, write_json
+from lightning_merge.loggers import log_config
+from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.outcome import (
+    Outcome,
+    check_names,
+    measure_ingredients,
+    merge_file,
+    network_name,
+    reference_ensemble,
+    run_recipe,
+)
+from lightning_merge.measure.sweep import Sweep, chosen_sweeps
+from lightning_merge.measure.sweep import sweeps as sweep_kinds
+from lightning_merge.provenance import provenance
+from lightning_merge.recipe.build import (
+    Plain,
+    build_recipe,
+    instantiate_trainer,
+    trainer_maker,
+)
+from lightning_merge.recipe.context import Context, check_statistics_examples
+from lightning_merge.recipe.opening import Network, open_context
+from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.report.comparison import Comparison
+from lightning_merge.report.publish import WRITTEN, keep_only
+from lightning_merge.report.results import Merges, StoredMerge
+from lightning_merge.report.study_results import study_results, task_results
+from lightning_merge.report.task_results import TaskResults
+from lightning_merge.study.checks import check_recipes
+from lightning_merge.study.folder import StudyFolder
+from lightning_merge.study.plan import Study, check_pool_sizes, plan
+from lightning_merge.study.runner import OnDone
+from lightning_merge.study.runner import run as run_works
+from lightning_merge.study.task_checks import check_task_recipe, check_work
+from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
+
+Data = LightningDataModule | Mapping[str, Any]
+"""A data module, or its `class_path` and `init_args`."""
+Model = LightningModule | Mapping[str, Any]
+Given = Recipe | Mapping[str, Any]
+
+OnRow = Callable[[Measurement], None]
+
+
+@dataclass
+class Merge(Comparison):
+    """One recipe's result: the row, and the merged network, which is written as `merged.ckpt`."""
+
+    outcome: Outcome | None = None
+    held: Plain = field(default_factory=dict)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Writes `merged.ckpt` and `result.json`.
+
+        Args:
+            folder: Where to.
+            overwrite: Whether a merge that the folder holds may be written over.
+
+        Raises:
+            OutputExistsError: If it holds one, and it may not.
+        """
+        path = claim_folder(folder, ("merged.ckpt", "result.json"), overwrite)
+        assert self.outcome is not None
+        assert self.outcome.content is not None
+        write_checkpoint(path / "merged.ckpt", self.outcome.content)
+        write_json(path / "result.json", {**self.made_by, **self.held})
+        return path
+
+
+def merge(
+    networks: Sequence[Network],
+    recipe: Given,
+    data: Data,
+    *,
+    model: Model | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    heads: str | None = None,
+    statistics_examples: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: list[str] | None = None,
+    config: Plain | None = None,
+    on_context: Callable[[Context], None] | None = None,
+) -> Merge:
+    """Runs one recipe on trained networks, and tests what it makes.
+
+    Args:
+        networks: Two or more ingredients of one architecture: paths of checkpoints, state dicts
+            or networks; the others are aligned to the first.
+        recipe: A `Recipe`, or its plain configuration.
+        data: The data to merge and test on: a LightningDataModule, or its configuration.
+        model: The ingredients' LightningModule, where the first network does not say it.
+        trainer: The Trainer's arguments.
+        seed: Seeds whatever the merge draws.
+        heads: For ingredients of different tasks: `first` gives all of them the first one's
+            head, a regular expression the tensors whose names it matches.
+        statistics_examples: How many training examples to read statistics from; None for all.
+        output: A folder to save the result in; None for none.
+        overwrite: Whether a result in that folder may be written over.
+        progress: Whether to show progress bars.
+        command: What to store as the command; the process's own if not given.
+        config: What to store as the configuration.
+        on_context: Called with the ingredients when they have been read.
+
+    Returns:
+        The result: `.rows`, `.table()`, `.merged[name]`, `.save(folder)`.
+
+    Raises:
+        MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit, or
+            the folder holds a result.
+    """
+    built = build_recipe(recipe)
+    if built.aggregate.is_ensemble:
+        raise ConfigError(
+            f"recipe '{built.name}' is an ensemble, not one network: `compare` evaluates those"
+        )
+    if output is not None:
+        claim_folder(output, ("merged.ckpt", "result.json"), overwrite)
+    settings = instantiate_trainer(trainer or {})
+    settings.pop("loggers")
+    context = open_context(
+        networks,
+        data,
+        trainer_maker(settings, progress),
+        model,
+        heads,
+        seed=seed,
+        statistics_examples=statistics_examples,
+        progress=progress,
+    )
+    if on_context is not None:
+        on_context(context)
+    outcome = run_recipe(built, context)
+    row = outcome.measurement
+    details = _details(context, [built], config)
+    result = Merge(
+        title=built.name,
+        rows=[row],
+        merged=Merges({built.name: _in_memory(context, outcome, Path("merged.ckpt"))}),
+        made_by=provenance(command),
+        details=details,
+        alphas=outcome.alphas,
+        outcome=outcome,
+        held={
+            "config": details["config"],
+            "ingredients": details["ingredients"],
+            "split_hash": details["split_hash"],
+            "measurement": row.row(),
+            "choices": outcome.choices,
+        },
+    )
+    if output is not None:
+        result.save(output, overwrite=True)
+    return result
+
+
+def compare(
+    networks: Sequence[Network],
+    recipes: Sequence[Given],
+    data: Data,
+    *,
+    model: Model | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    heads: str | None = None,
+    statistics_examples: int | None = None,
+    pool_sizes: Sequence[int] = (),
+    title: str = "Comparison",
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: list[str] | None = None,
+    config: Plain | None = None,
+    on_context: Callable[[Context], None] | None = None,
+    on_row: OnRow | None = None,
+    **sweeps: Any,
+) -> Comparison:
+    """Runs several recipes and ensembles on the same networks, and puts them into one table.
+
+    Args:
+        networks: As for `merge`.
+        recipes: Recipes, as objects or as plain configuration, with names that differ.
+        data: As for `merge`.
+        model: As for `merge`.
+        trainer: As for `merge`.
+        seed: As for `merge`.
+        heads: As for `merge`.
+        statistics_examples: As for `merge`.
+        pool_sizes: Run every recipe on the first so many networks, for each number; on all of
+            them if none is given.
+        title: What tables and figures are headed with.
+        output: As for `merge`; merged checkpoints are written there as they are made.
+        overwrite: As for `merge`.
+        progress: As for `merge`.
+        command: As for `merge`.
+        config: As for `merge`.
+        on_context: As for `merge`.
+        on_row: Called with each measurement when it is made.
+        **sweeps: Further measurements: `barrier=11`, `triangle=7`, `magnitudes=[0.5, 1, 2]`, or
+            the option of any registered sweep.
+
+    Returns:
+        The result: `.rows`, `.frame()`, `.table()`, `.figures()`, `.merged[name]`,
+        `.save(folder)`.
+
+    Raises:
+        MergeError: As `merge` does.
+    """
+    built = [build_recipe(recipe) for recipe in recipes]
+    check_names(built)
+    check_pool_sizes(pool_sizes, len(networks))
+    check_statistics_examples(statistics_examples)
+    sizes = list(pool_sizes) or [len(networks)]
+    chosen = _chosen(sweeps)
+    for sweep, value in chosen.items():
+        sweep.check(value, len(networks))
+    folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
+    settings = instantiate_trainer(trainer or {})
+    loggers = settings.pop("loggers")
+    context = open_context(
+        networks,
+        data,
+        trainer_maker(settings, progress),
+        model,
+        heads,
+        seed=seed,
+        statistics_examples=statistics_examples,
+        progress=progress,
+    )
+    if on_context is not None:
+        on_context(context)
+    for size in sizes:
+        for recipe in built:
+            recipe.check_context(context.first(size))
+    for sweep in chosen:
+        sweep.check_context(context)
+    details = _details(context, built, config)
+    for logger in loggers:
+        log_config(logger, details["config"])
+    rows: list[Measurement] = []
+
+    def add(row: Measurement) -> None:
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
+
+    for row in measure_ingredients(context):
+        add(row)
+    contents: dict[tuple[str, int], Plain | None] = {}
+    alphas: StateDict | None = None
+    stored: dict[str, StoredMerge] = {}
+    for size in sizes:
+        for recipe in built:
+            outcome = run_recipe(recipe, context.first(size))
+            add(outcome.measurement)
+            contents[recipe.name, size] = outcome.content
+            alphas = outcome.alphas or alphas
+            name = recipe.name + (f", {size} ingredients" if len(sizes) > 1 else "")
+            if outcome.content is not None:
+                one = _in_memory(context, outcome, merge_file(recipe.name, size, sizes))
+                stored[name] = one
+                if folder is not None:
+                    one.write(folder / "merges" / one.path)
+            if outcome.choices:
+                details["choices"][name] = outcome.choices
+
+    def weights(name: str, size: int) -> StateDict:
+        content = contents[name, size]
+        assert content is not None
+        state: StateDict = content["state_dict"]
+        return state
+
+    swept = {
+        sweep.key: sweep.measure(context, sweep.settings(value, recipes, sizes), weights)
+        for sweep, value in chosen.items()
+    }
+    result = Comparison(
+        title=title,
+        rows=rows,
+        merged=Merges(stored),
+        made_by=provenance(command),
+        details=details,
+        swept=swept,
+        alphas=alphas,
+        loggers=loggers,
+    )
+    if folder is not None:
+        keep_only(folder, {folder / "merges" / one.path for one in stored.values()})
+        result.write(folder)
+    return result
+
+
+def run_study(
+    study: Study | Mapping[str, Any] | str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: list[str] | None = None,
+    on_plan: Callable[[int, int], None] | None = None,
+    on_done: OnDone | None = None,
+) -> Comparison:
+    """Trains ingredients, runs recipes on them over seeds; goes on where it was stopped.
+
+    Args:
+        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
+        output: The folder for results and for finished work.
+        overwrite: Whether another study's results there may be written over.
+        progress: Whether to show progress bars.
+        command: What to store as the command; the process's own if not given.
+        on_plan: Called with the number of pieces of work, and of those that are done already.
+        on_done: Called with each piece of work, its result, and whether it had been stored.
+
+    Returns:
+        The results of all seeds, as `compare` gives them.
+
+    Raises:
+        MergeError: If a part of the study does not suit another, or the folder holds another one.
+    """
+    config = _options(study)
+    made = Study.of_config(config)
+    made.pool_sizes = made.pool_sizes or [len(made.ingredients)]
+    config["pool_sizes"] = made.pool_sizes
+    recipes = [build_recipe(recipe) for recipe in made.recipes]
+    check_names(recipes)
+    check_statistics_examples(made.statistics_examples)
+    works = plan(made)
+    shown = ("title", "sweeps", *(entry.value.option for entry in sweep_kinds))
+    folder = StudyFolder(Path(output), "study.json", shown)
+    folder.store.check_schema()
+    loggers = instantiate_trainer(made.trainer).pop("loggers")
+    done = sum(work.key in folder.store for work in works)
+    if done < len(works):
+        check_recipes(made, recipes)
+    folder.claim(config, WRITTEN, overwrite)
+    for logger in loggers:
+        log_config(logger, config)
+    if on_plan is not None:
+        on_plan(len(works), done)
+    run_works(works, folder.store, on_done, progress)
+    result = study_results(made, works, folder.store, config, command)
+    result.loggers = loggers
+    result.save(folder.folder, overwrite=True)
+    return result
+
+
+def run_tasks(
+    study: TaskStudy | Mapping[str, Any] | str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: list[str] | None = None,
+    on_plan: Callable[[int, int], None] | None = None,
+    on_done: OnDone | None = None,
+) -> TaskResults:
+    """Merges bodies of several tasks, and tests each merge on all tasks; goes on if stopped.
+
+    Args:
+        study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file of them.
+        output: As for `run_study`.
+        overwrite: As for `run_study`.
+        progress: As for `run_study`.
+        command: As for `run_study`.
+        on_plan: As for `run_study`.
+        on_done: As for `run_study`.
+
+    Returns:
+        The results: rows by method, task and condition.
+
+    Raises:
+        MergeError: As `run_study` does.
+    """
+    config = _options(study)
+    made = TaskStudy(**config)
+    check_tasks(made)
+    check_statistics_examples(made.statistics_examples)
+    recipes = [build_recipe(recipe) for recipe in made.recipes]
+    check_names(recipes)
+    for recipe in recipes:
+        check_task_recipe(recipe)
+    paths = checkpoints_of(made)
+    works = plan_tasks(made, {path: digest(read_checkpoint(path).state_dict) for path in paths})
+    folder = StudyFolder(Path(output), "tasks.json", ("title",))
+    folder.store.check_schema()
+    loggers = instantiate_trainer(made.trainer).pop("loggers")
+    done = sum(work.key in folder.store for work in works)
+    if done < len(works):
+        check_work(made, recipes)
+    folder.claim(config, WRITTEN, overwrite)
+    for logger in loggers:
+        log_config(logger, config)
+    if on_plan is not None:
+        on_plan(len(works), done)
+    run_works(works, folder.store, on_done, progress)
+    result = task_results(made, works, folder.store, config, command)
+    result.loggers = loggers
+    result.save(folder.folder, overwrite=True)
+    return result
+
+
+def _options(study: Study | TaskStudy | Mapping[str, Any] | str | Path) -> Plain:
+    if isinstance(study, str | Path):
+        try:
+            found = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{study} cannot be read as YAML: {error}; give another") from error
+        return dict(found)
+    return asdict(study) if isinstance(study, Study | TaskStudy) else dict(study)
+
+
+def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:
+    known = [entry.value.option for entry in sweep_kinds]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"compare has no option '{unknown[0]}': the sweeps are {', '.join(known)}"
+        )
+    return chosen_sweeps(options)
+
+
+def _details(context: Context, recipes: Sequence[Recipe], config: Plain | None) -> Plain:
+    named = {"recipes": [{"name": recipe.name} for recipe in recipes]}
+    return {
+        "config": named if config is None else config,
+        "network": network_name(context.module),
+        "ensemble": reference_ensemble(recipes),
+        "ingredients": dict(zip(context.names, context.digests, strict=True)),
+        "split_hash": getattr(context.data, "split_hash", None),
+        "statistics_examples": context.statistics_examples,
+        "choices": {},
+    }
+
+
+def _in_memory(context: Context, outcome: Outcome, path: Path) -> StoredMerge:
+    content = outcome.content
+    assert content is not None
+    state = content["state_dict"]
+    return StoredMerge(
+        path,
+        lambda: context.build(state),
+        lambda target: write_checkpoint(target, content),
+    )

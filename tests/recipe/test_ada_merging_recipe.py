@@ -1,0 +1,118 @@
+"""AdaMerging of tasks: by the entropy of all heads' predictions, on images without labels."""
+
+import pytest
+import torch
+from tiny_pools import made_pool as pool_of_one_task
+from tiny_tasks import Points, made_bodies, made_pool, network, without_head
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_merge.aggregate import average
+from lightning_merge.errors import ConfigError
+from lightning_merge.modules.ada_merging import mean_entropy
+from lightning_merge.recipe.aggregates import AdaMerging
+from lightning_merge.measure.outcome import run_recipe
+from lightning_merge.recipe.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def bodies():
+    return made_bodies()
+
+
+def sgd(coefficients):
+    return torch.optim.SGD(coefficients, lr=0.01)
+
+
+def entropy_by_hand(bodies, coefficients):
+    """The sum over tasks of the entropy under P + sum_k c_k (W_k - P), each under its own head."""
+    start, states = bodies
+    seen = [without_head(states[name]) for name in "abc"]
+    merged = {}
+    columns = 0
+    for name, value in without_head(start).items():
+        if name.rpartition(".")[2] in ("weight", "bias"):
+            own = coefficients[:, columns % coefficients.shape[1]]
+            columns += 1
+            merged[name] = value + sum(
+                c * (one[name] - value) for c, one in zip(own, seen, strict=True)
+            )
+        else:
+            merged[name] = average(seen)[name]
+    total = 0.0
+    for task in "abc":
+        head = {name: value for name, value in states[task].items() if name.startswith("net.6")}
+        x = Points(task).val_dataloader().dataset.tensors[0]
+        module = network(task).eval()
+        total = total + mean_entropy(torch.func.functional_call(module, {**merged, **head}, (x,)))
+    return total
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
+    pool = made_pool(bodies)
+    # One batch holds all images of each task.
+    aggregate = AdaMerging(granularity, max_steps=1, batch_size=100, optimizer=sgd)
+    module, _ = Recipe("ada", aggregate)(pool)
+    (choice,) = pool.selected
+    found = torch.tensor(list(choice.coefficients.values()))
+    parameters = [name for name in without_head(bodies[0]) if name.endswith(("weight", "bias"))]
+    assert found.shape == (3, len(parameters) if granularity == "layer" else 1)
+    coefficients = torch.full(found.shape, 0.3, requires_grad=True)
+    entropy_by_hand(bodies, coefficients).backward()
+    torch.testing.assert_close((0.3 - found) / 0.01, coefficients.grad, rtol=1e-3, atol=1e-5)
+    assert coefficients.grad.abs().max() > 0.01
+
+    start, states = bodies
+    for index, name in enumerate(parameters):
+        expected = start[name] + sum(
+            c * (states[task][name] - start[name])
+            for c, task in zip(found[:, index % found.shape[1]], "abc", strict=True)
+        )
+        torch.testing.assert_close(module.state_dict()[name], expected)
+    for name, value in states["a"].items():
+        if name.startswith("net.6"):
+            assert torch.equal(module.state_dict()[name], value)
+        if name.endswith("num_batches_tracked"):
+            assert torch.equal(module.state_dict()[name], start[name])
+
+
+def test_entropy_falls_and_no_image_of_the_test_is_seen(bodies):
+    pool = made_pool(bodies)  # its test loader fails
+    Recipe("ada", AdaMerging(max_steps=40, batch_size=20, optimizer=sgd))(pool)
+    found = torch.tensor(list(pool.selected[0].coefficients.values()))
+    start = torch.full(found.shape, 0.3)
+    with torch.no_grad():
+        assert entropy_by_hand(bodies, found) < 0.95 * entropy_by_hand(bodies, start)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+class Mislabelled(Points):
+    """The same images, with labels that belong to others."""
+
+    def val_dataloader(self):
+        x, y = super().val_dataloader().dataset.tensors
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+        assert not torch.equal(y, y[order])
+        return DataLoader(TensorDataset(x, y[order]), batch_size=40)
+
+
+def test_labels_are_never_read(bodies, monkeypatch):
+    recipe = Recipe("ada", AdaMerging(max_steps=5))
+    as_they_are, otherwise = made_pool(bodies, testable=True), None
+    outcome = run_recipe(recipe, as_they_are)
+    monkeypatch.setattr("tiny_tasks.Points", Mislabelled)
+    otherwise = made_pool(bodies)
+    recipe(otherwise)
+    assert otherwise.selected[0].coefficients == as_they_are.selected[0].coefficients
+    assert outcome.measurement.train_examples == 0
+    assert outcome.chosen.endswith("on 131 unlabelled validation images")
+    assert outcome.choices[0]["examples"] == 43 + 45 + 43
+
+
+def test_what_it_cannot_do_is_said(bodies):
+    with pytest.raises(ConfigError, match="use it in `tasks`"):
+        Recipe("one", AdaMerging()).check_pool(pool_of_one_task())
+    with pytest.raises(ConfigError, match="max_steps"):
+        AdaMerging(max_steps=0)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        AdaMerging(coefficient=1.5)
