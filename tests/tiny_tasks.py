@@ -5,11 +5,11 @@ import copy
 import torch
 from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
-from tiny_pools import Perceptron
+from tiny_contexts import Perceptron
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.recipe.task_context import TaskData, TaskContext
+from lightning_merge.recipe.task_context import TaskContext, TaskData
 
 SIZES = {"a": 3, "b": 5, "c": 3, "d": 2}
 
@@ -71,7 +71,7 @@ def made_bodies():
     return start.state_dict(), made
 
 
-def made_pool(bodies, testable=False, **settings):
+def made_context(bodies, testable=False, **settings):
     start, states = bodies
     tasks = []
     for name, state in states.items():

@@ -1,4 +1,4 @@
-"""Pools of tiny networks on made points, with and without BatchNorm."""
+"""Contexts of tiny networks on made points, with and without BatchNorm."""
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -78,8 +78,8 @@ def trained(seed: int, steps: int = 60, **options: bool) -> Perceptron:
     return module.eval()
 
 
-def made_pool(count: int = 2, data: LightningDataModule | None = None, **options) -> Context:
-    """A pool of so many; `options` are those of the network, or of the pool."""
+def made_context(count: int = 2, data: LightningDataModule | None = None, **options) -> Context:
+    """A context of so many; `options` are those of the network, or of the context."""
     network = {name: options.pop(name) for name in ("norm", "bias") if name in options}
     return Context(
         Perceptron(**network),
