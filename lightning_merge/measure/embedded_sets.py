@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.analysis.representations import Embedding, Method, embed, representations
-from lightning_merge.checkpoint import Checkpoint, fit_names, read_checkpoint
+from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import statistics_batches_of
-from lightning_merge.measure.task_heads import module_for
+from lightning_merge.measure.task_heads import module_with_own_head
 from lightning_merge.progress import tracked
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.build import build_data
@@ -35,7 +35,7 @@ class TaskStatistics:
 def embedded_sets(
     networks: Mapping[str, Path],
     sets: Mapping[str, Mapping[str, Any]],
-    model: Mapping[str, Any] | None,
+    model: dict[str, Any] | None,
     method: Method,
     examples: int,
     seed: int,
@@ -65,7 +65,7 @@ def embedded_sets(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for name, path in tracked(list(networks.items()), "Networks"):
-        module = _module(read_checkpoint(path), model)
+        module = module_with_own_head(read_checkpoint(path), model)
         features = {
             one: representations(
                 _with_statistics(module, data, statistics, device), data, count, seed, device
@@ -89,17 +89,6 @@ def _with_statistics(
     images = statistics_batches_of(data, own, device, statistics.examples, statistics.seed)
     reset_batchnorm(own, images)
     return own
-
-
-def _module(checkpoint: Checkpoint, model: Mapping[str, Any] | None) -> LightningModule:
-    # With the head that it has, of whatever task.
-    task = LightningDataModule()
-    if "num_classes" in checkpoint.hyper_parameters:
-        setattr(task, "num_classes", checkpoint.hyper_parameters["num_classes"])  # noqa: B010
-    module = module_for(dict(model) if model else None, task, checkpoint)
-    state = fit_names(checkpoint.state_dict, module.state_dict(), str(checkpoint.path))
-    module.load_state_dict(state)
-    return module
 
 
 def _ready(data: LightningDataModule) -> LightningDataModule:

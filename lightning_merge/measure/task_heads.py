@@ -6,11 +6,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_merge.checkpoint import Checkpoint
+from lightning_merge.checkpoint import Checkpoint, fit_names
 from lightning_merge.data import prompts, readable
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import CLIPClassifier
-from lightning_merge.recipe.build import Plain, build_module, module_of
+from lightning_merge.recipe.build import Plain, build_module
+from lightning_merge.recipe.described_module import module_of
 
 
 def reads_text(config: Mapping[str, Any] | None) -> bool:
@@ -52,6 +53,25 @@ def module_for(
         origin = saved.get("made_from") or {"pretrained": arguments.get("pretrained")}
         arguments |= {"pretrained": None, "class_names": None, "made_from": origin}
     return build_module({**config, "init_args": arguments})
+
+
+def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> LightningModule:
+    """A checkpoint's network, with the head that it has, of whatever task.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: `class_path` and `init_args` of its module; None for what it says itself.
+
+    Raises:
+        MergeError: If the module cannot be made, or the weights do not fit.
+    """
+    data = LightningDataModule()
+    if "num_classes" in checkpoint.hyper_parameters:
+        setattr(data, "num_classes", checkpoint.hyper_parameters["num_classes"])  # noqa: B010
+    module = module_for(model, data, checkpoint)
+    state = fit_names(checkpoint.state_dict, module.state_dict(), str(checkpoint.path))
+    module.load_state_dict(state)
+    return module
 
 
 def starting_module(config: Plain, data: LightningDataModule) -> LightningModule:

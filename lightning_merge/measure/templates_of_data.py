@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_merge.analysis.patterns import class_averages, match, templates_of
 from lightning_merge.checkpoint import Checkpoint
 from lightning_merge.loaders import example_inputs, statistics_batches_of
-from lightning_merge.recipe.build import module_of
+from lightning_merge.recipe.described_module import module_of
 
 
 @dataclass(frozen=True)

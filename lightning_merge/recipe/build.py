@@ -1,7 +1,6 @@
 """Objects from plain configuration: modules, data modules, recipes, Trainers."""
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,9 +9,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lightning_merge.align.matching import matchings
 from lightning_merge.callbacks.progress import FitProgress
-from lightning_merge.checkpoint import Checkpoint
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.aggregate import aggregates
 from lightning_merge.recipe.recalibration import recalibrations
 from lightning_merge.recipe.recipe import Recipe
@@ -77,32 +74,6 @@ def instantiate_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = [] if logger in (None, True, False) else logger
     made["loggers"] = chosen if isinstance(chosen, list) else [chosen]
     return {name: value for name, value in made.items() if value is not None}
-
-
-def module_of(checkpoint: Checkpoint) -> LightningModule:
-    """The module that a Lightning checkpoint's hyper-parameters describe.
-
-    Raises:
-        ConfigError: If the checkpoint says nothing of its module.
-    """
-    saved = checkpoint.hyper_parameters
-    if not saved:
-        raise ConfigError(
-            f"{checkpoint.path} does not say what network it is of: add --model ImageClassifier "
-            "and its --model.init_args..."
-        )
-    arguments = {name: value for name, value in saved.items() if not name.startswith("_")}
-    if "pretrained" in arguments:
-        arguments["pretrained"] = False
-    known = inspect.signature(ImageClassifier).parameters
-    kind = saved.get("_class_path")
-    if kind is None and not arguments.keys() <= known.keys():
-        raise ConfigError(
-            f"{checkpoint.path} is not of an ImageClassifier (it has {', '.join(arguments)}): say "
-            "what it is of with --model your.module.Class and its --model.init_args..."
-        )
-    kind = kind or "lightning_merge.modules.ImageClassifier"
-    return build_module({"class_path": kind, "init_args": arguments})
 
 
 def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callable[..., Trainer]:

@@ -19,8 +19,9 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
 )
 from lightning_merge.errors import ConfigError
-from lightning_merge.recipe.build import build_data, build_module, module_of
+from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.described_module import module_of
 
 Network = str | Path | Mapping[str, Tensor] | nn.Module
 """An ingredient: a checkpoint's path, a state dict, or the network itself."""

@@ -11,8 +11,9 @@ from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.outcome import file_name, merge_file, network_name, reference_ensemble
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.measure.task_conditions import TaskMeasurement
+from lightning_merge.measure.task_heads import module_with_own_head
 from lightning_merge.provenance import differences, provenance
-from lightning_merge.recipe.build import Plain, build_module, build_recipe, module_of
+from lightning_merge.recipe.build import Plain, build_module, build_recipe
 from lightning_merge.report.comparison import Comparison
 from lightning_merge.report.results import Merges, StoredMerge
 from lightning_merge.report.task_results import TaskResults
@@ -112,10 +113,7 @@ def task_results(
 def _stored(store: Store, work: Work, path: Path) -> StoredMerge:
     def build() -> LightningModule:
         checkpoint = read_checkpoint(store.weights(work.key))
-        model = work.settings["model"]
-        module = build_module(model) if "tasks" not in work.settings else module_of(checkpoint)
-        module.load_state_dict(checkpoint.state_dict)
-        return module
+        return module_with_own_head(checkpoint, work.settings["model"])
 
     return StoredMerge(path, build, lambda target: store.export(work.key, target))
 

@@ -14,7 +14,7 @@ from lightning_merge.aggregate import ties
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
-from lightning_merge.recipe.build import module_of
+from lightning_merge.recipe.described_module import module_of
 
 open_clip = pytest.importorskip("open_clip")
 

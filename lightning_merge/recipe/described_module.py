@@ -1,0 +1,107 @@
+"""The module that a checkpoint describes, made without trusting the checkpoint."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from lightning_merge.checkpoint import Checkpoint
+from lightning_merge.errors import ConfigError, MergeError
+from lightning_merge.modules import CLIPClassifier, ImageClassifier
+
+_OWN: Mapping[str, type[LightningModule]] = {
+    "ImageClassifier": ImageClassifier,
+    "CLIPClassifier": CLIPClassifier,
+}
+# Of training, not of the network; they may name what would be imported.
+_LEFT_OUT = ("optimizer", "lr_scheduler")
+_SAY = "say what it is of with --model your.module.Class and its --model.init_args..."
+
+
+def module_of(checkpoint: Checkpoint) -> LightningModule:
+    """The module that a Lightning checkpoint's hyper-parameters describe.
+
+    A file is a stranger's: only this package's own classes are made from what it says, with
+    plain values as arguments. Nothing is imported because a file names it, and nothing goes to
+    the network.
+
+    Args:
+        checkpoint: The checkpoint.
+
+    Returns:
+        The module, with initial weights.
+
+    Raises:
+        ConfigError: If the checkpoint says nothing of its module, or describes another class or a
+            network that would have to be fetched.
+    """
+    saved, path = checkpoint.hyper_parameters, checkpoint.path
+    if not saved:
+        raise ConfigError(
+            f"{path} does not say what network it is of: add --model ImageClassifier and its "
+            "--model.init_args..."
+        )
+    kind = _own_class(saved, path)
+    known = inspect.signature(kind).parameters
+    given = {
+        name: value
+        for name, value in saved.items()
+        if not name.startswith("_") and name not in _LEFT_OUT
+    }
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise ConfigError(
+            f"{path} is not of {_with_article(kind.__name__)} (it has {', '.join(strange)}): {_SAY}"
+        )
+    if isinstance(given.get("metrics"), list):
+        # Others are named by the path of their class.
+        given["metrics"] = [name for name in given["metrics"] if isinstance(name, str)]
+    for name, value in given.items():
+        if not _is_plain(value):
+            raise ConfigError(
+                f"{path}: its hyper-parameter '{name}' is no plain value, and files are not "
+                f"trusted with more: {_SAY}"
+            )
+    model = given.get("model")
+    if isinstance(model, str) and ":" in model:
+        raise ConfigError(
+            f"{path} names the network '{model[:80]}', which would be fetched from a hub or "
+            f"folder because a file says so: {_SAY}"
+        )
+    if "pretrained" in given:
+        given["pretrained"] = None if kind is CLIPClassifier else False
+    try:
+        return kind(**given)
+    except MergeError:
+        raise
+    except Exception as error:
+        first = str(error).partition("\n")[0][:200]
+        raise ConfigError(
+            f"{path}: no {kind.__name__} can be made of its hyper-parameters ({first}): {_SAY}"
+        ) from error
+
+
+def _own_class(saved: Mapping[str, Any], path: object) -> type[LightningModule]:
+    named = saved.get("_class_path")
+    if named is None:
+        return ImageClassifier
+    package, _, name = str(named).rpartition(".")
+    if package.partition(".")[0] != "lightning_merge" or name not in _OWN:
+        raise ConfigError(
+            f"{path} names the class '{str(named)[:80]}', which is not imported because a file "
+            f"says so: {_SAY}"
+        )
+    return _OWN[name]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _with_article(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
