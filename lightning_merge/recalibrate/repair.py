@@ -67,7 +67,7 @@ class Repair:
     Layers are corrected in the order in which they run, each measured on all the data
     behind corrected layers: correcting one changes the statistics of those after it, so
     one pass for all would miss the goals. Here they are met but for rounding; it takes one
-    run up to each layer, half a forward pass per layer on average. All inputs are held in
+    run up to each layer, half a forward pass per layer on average. All inputs are kept in
     memory meanwhile: a few thousand examples are plenty.
 
     Convolutions and linear layers are corrected, except those that make the network's
@@ -80,7 +80,7 @@ class Repair:
 
     Args:
         parents: The K networks that were merged, as they were merged: *aligned* to the
-            first. One at a time is looked at, so they may be made as they are asked for.
+            first. One at a time is looked at, so they may be made one by one.
         batches: What a data loader gives; read once, by `reset_batchnorm`'s rules: a
             `DataLoader` over an indexed data set in random order, a `Share` as this rank's, whose
             statistics are pooled over all ranks. Moved to the models' devices.
