@@ -53,8 +53,7 @@ _HOMES = {
         "ImageClassifier",
         "MergeModule",
     ),
-    "recalibrate": ("reset_batchnorm",),
-    "renormalize": ("repair",),
+    "recalibrate": ("repair", "reset_batchnorm"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

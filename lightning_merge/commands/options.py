@@ -19,14 +19,14 @@ import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks
 import lightning_merge.study.aggregates  # noqa: F401
-from lightning_merge.terse import Terse
+from lightning_merge.short_errors import ShortErrors
 
 _terminal = Console().is_terminal
 # Where the output goes to a file, tables need not fit a window.
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
-class Parser(Terse, ArgumentParser):
+class Parser(ShortErrors, ArgumentParser):
     """jsonargparse's parser, brief about what is wrong."""
 
 

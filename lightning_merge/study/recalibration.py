@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
-from lightning_merge.renormalize import Repair
+from lightning_merge.recalibrate import Repair
 
 if TYPE_CHECKING:
     from lightning_merge.study.pool import Pool
