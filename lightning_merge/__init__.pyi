@@ -105,6 +105,7 @@ from .modules import (
 from .modules import (
     MergeModule as MergeModule,
 )
+from .recalibrate import repair as repair
 from .recalibrate import reset_batchnorm as reset_batchnorm
 from .recipe.aggregate import Aggregate as Aggregate
 from .recipe.aggregate import Merged as Merged
@@ -156,7 +157,6 @@ from .recipe.recipe import Recipe as Recipe
 from .recipe.selection import Proposal as Proposal
 from .recipe.selection import Selection as Selection
 from .recipe.selections import DPP as DPP
-from .renormalize import repair as repair
 from .study.plan import Study as Study
 from .study.task_plan import TaskStudy as TaskStudy
 from .verbs import compare as compare

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_merge.errors import DataError
 
 INPUT_KEYS = ("image", "x", "input")
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
 def inputs_of(batch: Any) -> Tensor:
@@ -41,6 +42,22 @@ def inputs_of(batch: Any) -> Tensor:
         f"a batch of type {type(batch).__name__} has no input: give a tensor, a tuple that "
         f"begins with one, or a dict with one of {', '.join(INPUT_KEYS)}"
     )
+
+
+def classes_of(batch: Any) -> Tensor | None:
+    """The classes of a batch's examples, `(N,)` integers; None where none can be seen.
+
+    Args:
+        batch: As for `inputs_of`: the second item, or that of `label`, `target` or `y`.
+    """
+    found = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
+        found = batch[1]
+    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point():
+        return None
+    return found
 
 
 def to_device_of(model: torch.nn.Module, inputs: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.commands.options import plain
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
-    from lightning_merge.terse import Terse
+    from lightning_merge.short_errors import ShortErrors
 
     class KeepConfig(SaveConfigCallback):
         """Writes `config.yaml` where a logger gives each run a folder, and to W&B."""
@@ -101,7 +101,7 @@ def _lightning(words: list[str] | None) -> None:
                     path = Path(logger.log_dir) / "config.yaml"
                     write_text(path, self.parser.dump(self.config, skip_none=False))
 
-    class Parser(Terse, LightningArgumentParser):
+    class Parser(ShortErrors, LightningArgumentParser):
         """Lightning's parser, brief about what is wrong."""
 
     class CLI(LightningCLI):

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_merge.errors import DataError
 
@@ -18,14 +16,17 @@ T = TypeVar("T")
 class Share:
     """One rank's share of the batches on which statistics are taken.
 
-    Whoever takes statistics on a share (`reset_batchnorm`, `ActivationMatching`) sums them up
-    over the ranks, so that they are those of all batches; every rank has to take part.
+    Whoever takes statistics on a share (`reset_batchnorm`, `Repair`, `ActivationMatching`)
+    pools them over the ranks, so that they are those of all batches; every rank has to take
+    part.
 
     Attributes:
         batches: Those of this rank, at least one; ranks may have different numbers of them.
+        copies: How many ranks read each batch: 1 where they are divided.
     """
 
     batches: Iterable[Any]
+    copies: int = 1
 
     def __len__(self) -> int:
         """How many batches this rank reads, where they know."""
@@ -34,20 +35,6 @@ class Share:
     def __iter__(self) -> Iterator[Any]:
         """Goes through them from the beginning."""
         return iter(self.batches)
-
-
-@dataclass
-class _First:
-    """The first `limit` batches of a loader."""
-
-    loader: Any
-    limit: int
-
-    def __len__(self) -> int:
-        return min(len(self.loader), self.limit)
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.loader), self.limit)
 
 
 def ranks() -> tuple[int, int]:
@@ -78,45 +65,6 @@ def gather_over_ranks(value: T) -> list[T]:
     gathered: list[Any] = [None] * count
     distributed.all_gather_object(gathered, value)
     return gathered
-
-
-def shared_loader(loader: Any, limit: int | None = None) -> Any:
-    """The batches of a loader that this rank is to read, each batch whole and on one rank.
-
-    Statistics that are averages over batches are then the same as in a single process.
-
-    Args:
-        loader: A loader that is the same on every rank.
-        limit: How many batches there are for all ranks together; all if not given.
-
-    Returns:
-        Every n-th batch of a `DataLoader` that goes through its data in order. Of anything
-        else, and where there are fewer batches than ranks, all: each rank reads them, and
-        averages over ranks are what they would be in one.
-    """
-    rank, count = ranks()
-    in_order = (
-        isinstance(loader, DataLoader)
-        and type(loader.batch_sampler) is BatchSampler
-        and isinstance(loader.sampler, SequentialSampler)
-    )
-    if count > 1 and in_order:
-        batches = list(loader.batch_sampler)[:limit]
-        if len(batches) >= count:
-            return with_batches(loader, batches[rank::count])
-    return loader if limit is None else _First(loader, limit)
-
-
-def with_batches(loader: DataLoader[Any], batches: list[list[int]]) -> DataLoader[Any]:
-    """A loader of the same examples in other batches: a list of indices for each."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-    )
 
 
 def rank_batches(examples: int, batch_size: int) -> list[list[int]]:

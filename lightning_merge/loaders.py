@@ -1,6 +1,6 @@
 """The batches on which statistics are taken, as the network would get them from a Trainer."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -10,11 +10,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lightning_merge.batches import inputs_of
-from lightning_merge.distributed import Share, shared_loader
+from lightning_merge.distributed import Share
 from lightning_merge.errors import ConfigError
+from lightning_merge.orders import in_random_order, share_of
 
 
 @dataclass
@@ -49,6 +49,10 @@ class Transferred:
             batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
             yield self.convert(self._hook("on_after_batch_transfer")(batch, 0))
 
+    def in_random_order(self, seed: int) -> "Transferred":
+        """The same, of batches that `orders.in_random_order` drew."""
+        return replace(self, loader=in_random_order(self.loader, seed))
+
     def _hook(self, name: str) -> Callable[..., Any]:
         owner: Any = self.module
         if self.data is not None and is_overridden(name, self.data, LightningDataModule):
@@ -57,11 +61,13 @@ class Transferred:
         return hook
 
 
-def statistics_batches(trainer: Trainer) -> Transferred:
-    """Training batches, as plain as they can be had; all of them, on every rank.
+def statistics_batches(trainer: Trainer, *, augmented: bool = False, seed: int = 0) -> Transferred:
+    """Training batches, as plain as they can be had, in random order; all, on every rank.
 
     Args:
         trainer: A Trainer that is fitting.
+        augmented: Whether to read the training batches also where there are plainer ones.
+        seed: Determines the order, see `in_random_order`.
 
     Returns:
         The batches of the data module's `statistics_dataloader()` if it has one (training
@@ -70,8 +76,9 @@ def statistics_batches(trainer: Trainer) -> Transferred:
         loaders all batches, one loader after the other.
     """
     data = getattr(trainer, "datamodule", None)
+    plain = None if augmented else _plain(data)
     return Transferred(
-        _plain(data) or _every(trainer.train_dataloader),
+        _drawn(trainer.train_dataloader if plain is None else plain, seed),
         trainer.lightning_module,
         data,
         trainer.strategy.root_device,
@@ -79,15 +86,40 @@ def statistics_batches(trainer: Trainer) -> Transferred:
     )
 
 
-def statistics_share(trainer: Trainer, limit: int | None = None) -> Share:
+def statistics_share(
+    trainer: Trainer,
+    limit: int | None = None,
+    *,
+    module: LightningModule | None = None,
+    augmented: bool = False,
+    seed: int = 0,
+) -> Share:
     """This rank's share of the training batches, for statistics of all ranks together.
 
     Args:
-        trainer: A Trainer that is fitting.
+        trainer: A Trainer; where it is not fitting, with a data module.
         limit: How many batches there are for all ranks together; all if not given.
+        module: Whose batch-transfer hooks apply; the Trainer's own if not given.
+        augmented: As for `statistics_batches`.
+        seed: Determines the order, the same on all ranks.
+
+    Raises:
+        ConfigError: If there are no training data.
     """
-    batches = statistics_batches(trainer)
-    return Share(replace(batches, loader=shared_loader(batches.loader, limit)))
+    data = getattr(trainer, "datamodule", None)
+    own = trainer.lightning_module if module is None else module
+    if trainer.train_dataloader is not None:
+        batches = replace(statistics_batches(trainer, augmented=augmented, seed=seed), module=own)
+    elif data is not None:
+        device = trainer.strategy.root_device
+        batches = statistics_batches_of(data, own, device, seed=seed, augmented=augmented)
+    else:
+        raise ConfigError(
+            "statistics are taken on training data, and there is none: give the Trainer a data "
+            "module, or leave the reset of BatchNorm out"
+        )
+    share = share_of(batches.loader, limit, seed)
+    return replace(share, batches=replace(batches, loader=share.batches))
 
 
 def statistics_batches_of(
@@ -96,6 +128,8 @@ def statistics_batches_of(
     device: torch.device,
     examples: int | None = None,
     seed: int = 0,
+    *,
+    augmented: bool = False,
 ) -> Transferred:
     """The same, where no Trainer is fitting.
 
@@ -104,15 +138,31 @@ def statistics_batches_of(
         module: Whose batch-transfer hooks apply.
         device: Where the batches are to be.
         examples: How many examples at most, drawn at random; None for all.
-        seed: Determines which.
+        seed: Determines which, and the order.
+        augmented: As for `statistics_batches`.
 
     Raises:
         ConfigError: If `examples` are to be drawn from what cannot be indexed.
     """
-    loader = _plain(data) or data.train_dataloader()
-    if examples is not None:
-        loader = _some(loader, examples, seed)
-    return Transferred(loader, module, data, device)
+    plain = None if augmented else _plain(data)
+    loader = data.train_dataloader() if plain is None else plain
+    return Transferred(_drawn(loader, seed, examples), module, data, device)
+
+
+def ordered_batches_of(
+    data: LightningDataModule, module: LightningModule, device: torch.device
+) -> Transferred:
+    """The same in the loader's own order, for what goes by the labels of the first examples.
+
+    No BatchNorm statistics can be taken on them: a set may be sorted by class.
+
+    Args:
+        data: The data module.
+        module: Whose batch-transfer hooks apply.
+        device: Where the batches are to be.
+    """
+    plain = _plain(data)
+    return Transferred(data.train_dataloader() if plain is None else plain, module, data, device)
 
 
 def few_test_batches(
@@ -134,10 +184,7 @@ def few_test_batches(
     Raises:
         ConfigError: If there is not one loader of test images, which can be indexed.
     """
-    loader = data.test_dataloader()
-    if isinstance(loader, Sequence) and len(loader) == 1:
-        (loader,) = loader
-    return Transferred(_some(loader, examples, seed), module, data, device)
+    return Transferred(_drawn(data.test_dataloader(), seed, examples), module, data, device)
 
 
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
@@ -149,29 +196,6 @@ def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor
 def _plain(data: LightningDataModule | None) -> Any:
     make = getattr(data, "statistics_dataloader", None)
     return None if make is None else make()
-
-
-def _some(loader: Any, examples: int, seed: int) -> Any:
-    """A loader of examples drawn from another's; the first ones could be all of one class."""
-    if (
-        not isinstance(loader, DataLoader)
-        or loader.batch_size is None
-        or isinstance(loader.dataset, IterableDataset)
-    ):
-        raise ConfigError(
-            f"{examples} examples cannot be drawn from a {type(loader).__name__} without an index: "
-            "give a DataLoader over an indexed data set, or (for statistics) leave "
-            "statistics_examples out"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(loader.dataset), generator=generator)[:examples]  # type: ignore[arg-type]
-    return DataLoader(
-        Subset(loader.dataset, chosen.sort().values.tolist()),
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-    )
 
 
 @dataclass
@@ -187,19 +211,12 @@ class _InTurn:
         return chain.from_iterable(self.loaders)
 
 
-def _every(given: Any) -> Any:
-    loaders = [_afresh(loader) for loader in CombinedLoader(given).flattened]
-    return loaders[0] if len(loaders) == 1 else _InTurn(loaders)
-
-
-def _afresh(loader: Any) -> Any:
-    if not isinstance(loader, DataLoader) or loader.batch_size is None:
-        return loader
-    return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
-    )
+def _drawn(given: Any, seed: int, examples: int | None = None) -> Any:
+    """The batches of a loader, or of several in any collection that Lightning takes."""
+    loaders = CombinedLoader(given).flattened
+    if len(loaders) == 1:
+        return in_random_order(loaders[0], seed, examples)
+    # A list may also be one of batches.
+    if examples is not None or any(isinstance(loader, Tensor) for loader in loaders):
+        return in_random_order(given, seed, examples)
+    return _InTurn([in_random_order(loader, seed) for loader in loaders])

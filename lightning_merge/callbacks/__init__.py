@@ -1,7 +1,7 @@
 """Thin Lightning adapters around aggregation and recalibration."""
 
 from lightning_merge.callbacks.alphas import AlphaMonitor
-from lightning_merge.callbacks.batchnorm import BatchNormReset
+from lightning_merge.callbacks.batchnorm_reset import BatchNormReset
 from lightning_merge.callbacks.freeze import FreezeBatchNorm
 from lightning_merge.callbacks.greedy import GreedySoup
 from lightning_merge.callbacks.last_epochs import LastEpochsSoup

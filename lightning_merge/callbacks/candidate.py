@@ -4,7 +4,6 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,17 +26,11 @@ from torch.utils.data import (
 from torchmetrics import Metric
 
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.distributed import (
-    Share,
-    gather_over_ranks,
-    rank_batches,
-    ranks,
-    shared_loader,
-    with_batches,
-)
+from lightning_merge.distributed import gather_over_ranks, rank_batches, ranks
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred, statistics_batches, statistics_batches_of
+from lightning_merge.loaders import Transferred, statistics_share
 from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.reloading import with_batches
 
 _WHOLE = (SequentialSampler, RandomSampler, DistributedSampler)
 _LOG = inspect.signature(LightningModule.log)
@@ -113,7 +106,7 @@ class CandidateValidation:
         _log_to(module, _Monitored(self.monitor))
         if reset:
             with isolate_rng(), _silent(self.trainer):
-                reset_batchnorm(module, _statistics(self.trainer, module))
+                reset_batchnorm(module, statistics_share(self.trainer, module=module))
         return module
 
     def __call__(self, state: StateDict, reset: bool = False) -> float:
@@ -254,20 +247,6 @@ class _Untouched:
         yield from islice(self.loader, None if self.limit == float("inf") else int(self.limit))
         if generator is not None:
             generator.set_state(before)
-
-
-def _statistics(trainer: Trainer, module: LightningModule) -> Share:
-    data = getattr(trainer, "datamodule", None)
-    if trainer.train_dataloader is not None:
-        batches = statistics_batches(trainer)
-    elif data is not None:
-        batches = statistics_batches_of(data, module, trainer.strategy.root_device)
-    else:
-        raise ConfigError(
-            "BatchNorm is reset on training data, and there is none: give the Trainer a data "
-            "module, or leave reset_batchnorm out"
-        )
-    return Share(replace(batches, module=module, loader=shared_loader(batches.loader)))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import lightning_merge.networks  # noqa: F401
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.build import load_parts
 from lightning_merge.recipe.context import Context
-from lightning_merge.terse import Terse
+from lightning_merge.short_errors import ShortErrors
 
 load_parts()
 
@@ -30,7 +30,7 @@ _terminal = Console().is_terminal
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
-class Parser(Terse, ArgumentParser):
+class Parser(ShortErrors, ArgumentParser):
     """jsonargparse's parser, brief about what is wrong."""
 
 

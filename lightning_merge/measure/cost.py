@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.batches import to_device_of
+from lightning_merge.modes import evaluation
 
 
 @torch.no_grad()
@@ -25,16 +26,10 @@ def flops(module: nn.Module, example: Tensor) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     counter = FlopCounterMode(display=False)
-    try:
-        # Fused attention kernels are not counted on every device and by every release.
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            module(to_device_of(module, example[:1]))
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    # Fused attention kernels are not counted on every device and by every release.
+    with evaluation(module), sdpa_kernel(SDPBackend.MATH), counter:
+        module(to_device_of(module, example[:1]))
     return int(counter.get_total_flops())
 
 

@@ -12,10 +12,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_merge.analysis.representations import Embedding, Method, embed, representations
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import statistics_batches_of
 from lightning_merge.measure.task_heads import module_with_own_head
 from lightning_merge.progress import tracked
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import build_data
 
 
@@ -86,8 +85,7 @@ def _with_statistics(
     if statistics is None:
         return module
     own = copy.deepcopy(module).to(device)
-    images = statistics_batches_of(data, own, device, statistics.examples, statistics.seed)
-    reset_batchnorm(own, images)
+    reset_on_training_data(own, data, device, statistics.examples, statistics.seed)
     return own
 
 

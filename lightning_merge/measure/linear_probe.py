@@ -12,7 +12,7 @@ from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
+from lightning_merge.loaders import Transferred, example_inputs, ordered_batches_of
 
 
 def linear_probe(
@@ -43,7 +43,7 @@ def linear_probe(
             module's output is not that of one last linear layer.
     """
     body = copy.deepcopy(module).to(device).eval()
-    batches = statistics_batches_of(data, module, device)
+    batches = ordered_batches_of(data, module, device)
     name = last_layer(body, example_inputs(batches, device))
     layer = take_off(body, name)
     assert isinstance(layer, torch.nn.Linear)

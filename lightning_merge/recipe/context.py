@@ -136,7 +136,8 @@ class Context:
 
     def reset_batchnorm(self, module: LightningModule) -> int:
         """Resets a module's BatchNorm on the training images; returns how many layers it has."""
-        return reset_batchnorm(module.to(self.device), self.statistics(), self.progress)
+        batches = self.statistics()
+        return reset_batchnorm(module.to(self.device), batches, self.progress, seed=self.seed)
 
     def check_matching(self, matching: Matching | None) -> None:
         """Checks that the data can give what a matching needs, before anything is computed.

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
+from lightning_merge.reloading import reloaded
 
 if TYPE_CHECKING:
     from lightning_merge.recipe.context import Context
@@ -157,15 +158,8 @@ class HeldOut:
             yield output, batch
 
     def _in(self, order: Tensor | None) -> DataLoader[Any]:
-        loader = self.loader
         indices = range(self.size) if order is None else order.tolist()
-        return DataLoader(
-            Subset(loader.dataset, indices),
-            batch_size=loader.batch_size,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            worker_init_fn=loader.worker_init_fn,
-        )
+        return reloaded(self.loader, indices=indices, drop_last=False)
 
 
 def validate(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lightning_merge.checkpoint import StateDict, fit_names
 from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.task_held_out import TaskHeldOut
@@ -179,7 +180,9 @@ class TaskContext(Context):
         """
         module = task.build(body)
         if self.task_statistics:
-            reset_batchnorm(module.to(self.device), self.statistics_of(task))
+            reset_on_training_data(
+                module, task.data, self.device, self.statistics_examples, self.seed
+            )
         return module
 
     def statistics_of(self, task: TaskData) -> Transferred:
@@ -190,9 +193,9 @@ class TaskContext(Context):
 
     def statistics(self) -> Transferred:
         """The training batches of all seen tasks, of each task as many examples as it has."""
-        chained = _Chained([self.statistics_of(task) for task in self.seen])
+        mixed = _Mixed([self.statistics_of(task) for task in self.seen], self.seed)
         # Each task's own hooks have been applied by then.
-        return Transferred(chained, LightningModule(), None, self.device)
+        return Transferred(mixed, LightningModule(), None, self.device)
 
     def check_matching(self, matching: Matching | None) -> None:
         """Checks that nothing is to be aligned.
@@ -207,14 +210,28 @@ class TaskContext(Context):
             )
 
 
-class _Chained:
-    def __init__(self, parts: Sequence[Transferred]) -> None:
+class _Mixed:
+    """The inputs of several tasks' batches, in batches in which the tasks are mixed.
+
+    BatchNorm would normalise away, batch by batch, what tells one task from the others.
+    """
+
+    def __init__(self, parts: Sequence[Transferred], seed: int) -> None:
         self.parts = parts
+        self.seed = seed
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def __iter__(self) -> Iterator[Any]:
-        for part in self.parts:
+    def in_random_order(self, seed: int) -> "_Mixed":
+        """As it is: drawn already, by the context's seed."""
+        del seed
+        return self
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for step in zip_longest(*self.parts):
             # The inputs alone: labels of different tasks do not go together.
-            yield from (inputs_of(batch) for batch in part)
+            inputs = [inputs_of(batch) for batch in step if batch is not None]
+            order = torch.randperm(sum(map(len, inputs)), generator=generator)
+            yield from torch.cat(inputs)[order.to(inputs[0].device)].chunk(len(inputs))

@@ -2,13 +2,17 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from strangers import Stranger, image_batches, quiet_trainer, randomise
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lightning_merge.callbacks import BatchNormReset
+from lightning_merge.errors import DataError
+from lightning_merge.orders import in_random_order
 from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate.training_data import reset_on_training_data
 
 
 def statistics(module):
@@ -104,8 +108,78 @@ def test_fewer_batches():
         module, image_batches()
     )
     twin = copy.deepcopy(module)
-    reset_batchnorm(twin, list(image_batches())[:2])
+    reset_batchnorm(twin, list(in_random_order(image_batches()))[:2])
     assert equal(statistics(module), statistics(twin))
+
+
+def sorted_by_class():
+    classes = torch.arange(4).repeat_interleave(64)
+    generator = torch.Generator().manual_seed(2)
+    images = 0.3 * torch.randn(256, 3, 8, 8, generator=generator) + classes[:, None, None, None]
+    return TensorDataset(images, classes)
+
+
+def test_a_project_whose_set_is_sorted_keeps_its_accuracy():
+    """Its own loader shuffles; the set behind it has one class after the other."""
+    found = []
+    for callbacks in ([], [BatchNormReset()]):
+        torch.manual_seed(0)
+        module, data = Stranger(lr=0.2), sorted_by_class()
+        trainer = quiet_trainer(max_epochs=6, callbacks=callbacks)
+        trainer.fit(module, DataLoader(data, 32, shuffle=True), DataLoader(data, 128))
+        found.append(float(trainer.callback_metrics["acc"]))
+    assert found[0] > 0.8
+    assert found[1] > found[0] - 0.05
+
+
+class WithPlainImages(LightningDataModule):
+    """Whose training images are other ones than those for statistics."""
+
+    def train_dataloader(self):
+        return image_batches(seed=3)
+
+    def statistics_dataloader(self):
+        return image_batches(seed=4)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_statistics_of_augmented_images(augmented):
+    module, data = Stranger(), WithPlainImages()
+    quiet_trainer(max_epochs=1, callbacks=[BatchNormReset(augmented=augmented)]).fit(
+        module, datamodule=data
+    )
+    twin = copy.deepcopy(module)
+    reset_batchnorm(twin, image_batches(seed=3 if augmented else 4))
+    assert equal(statistics(module), statistics(twin))
+    again = copy.deepcopy(module)
+    device = torch.device("cpu")
+    assert reset_on_training_data(again, data, device, augmented=augmented) == 2
+    assert equal(statistics(again), statistics(twin))
+
+
+class ByKeys(Stranger):
+    """Takes the whole batch."""
+
+    def forward(self, batch):
+        return self.net(batch["pixels"])
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch), batch["class"])
+
+
+def keyed(items):
+    images, classes = default_collate(items)
+    return {"pixels": images, "class": classes}
+
+
+def test_a_module_that_takes_the_whole_batch():
+    loader = DataLoader(image_batches().dataset, 16, collate_fn=keyed)
+    with pytest.raises(DataError, match="call"):
+        quiet_trainer(max_epochs=1, callbacks=[BatchNormReset()]).fit(ByKeys(), loader)
+    module = ByKeys()
+    callback = BatchNormReset(call=lambda module, batch: module(batch))
+    quiet_trainer(max_epochs=1, callbacks=[callback]).fit(module, loader)
+    assert equal(statistics(module), reset_by_hand(module))
 
 
 def test_a_reset_within_an_epoch_does_not_cut_it_short():
@@ -129,5 +203,6 @@ def test_the_batch_transfer_hooks_apply():
     module = Scaling()
     quiet_trainer(max_epochs=1, callbacks=[BatchNormReset()]).fit(module, image_batches())
     twin = copy.deepcopy(module)
-    reset_batchnorm(twin.net, [images * 3 + 5 for images, _ in image_batches()])
+    drawn = in_random_order(image_batches())
+    reset_batchnorm(twin.net, [images * 3 + 5 for images, _ in drawn])
     assert equal(statistics(module), statistics(twin))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from strangers import image_batches, randomise
+from strangers import randomise, small_network
 from torch import nn
 from torch.utils.data import DataLoader
 from two_processes import run_on_two
@@ -10,18 +10,22 @@ from two_ranks import (
     aligned,
     alphas,
     batchnorm_batches,
+    few_batches,
     main,
     matched,
     moments,
     observations,
+    repaired,
     reset,
+    sorted_data,
     training_data,
     validation_data,
 )
 
 from lightning_merge import distributed
-from lightning_merge.distributed import Share, rank_batches, shared_loader
+from lightning_merge.distributed import rank_batches
 from lightning_merge.errors import DataError
+from lightning_merge.orders import in_random_order
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -46,8 +50,38 @@ def test_batchnorm_statistics_of_uneven_shares_are_those_of_one_process(two):
     for result in found:
         assert_close(result["reset"], wanted, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(value, found[1]["reset"][k]) for k, value in found[0]["reset"].items())
-    alone = reset(list(batchnorm_batches())[::2])
+    alone = reset(list(in_random_order(batchnorm_batches()))[::2])
     assert not torch.allclose(alone["1.running_mean"], wanted["1.running_mean"], rtol=1e-3)
+
+
+def test_the_first_norm_pools_the_examples_of_all_ranks(two):
+    """Directly: the convolution's output for all images at once."""
+    _, found = two
+    network = randomise(small_network(), 1)
+    values = network[0](batchnorm_batches().dataset.tensors[0]).detach().double()
+    for kind in ("reset", "own", "synchronised"):
+        for result in found:
+            state = result[kind]
+            assert torch.allclose(state["1.running_mean"].double(), values.mean((0, 2, 3)))
+            assert torch.allclose(state["1.running_var"].double(), values.var((0, 2, 3)))
+            assert state["1.num_batches_tracked"] == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("batches", lambda: reset(batchnorm_batches(), "batches")),
+        ("synchronised", lambda: reset(batchnorm_batches())),
+        ("sorted", lambda: reset(DataLoader(sorted_data(), batch_size=16))),
+        ("few", lambda: reset(few_batches())),
+        ("repaired", lambda: repaired(lambda batches: batches)),
+    ],
+)
+def test_two_ranks_find_what_one_process_finds(two, kind, wanted):
+    _, found = two
+    for result in found:
+        assert_close(result[kind], wanted(), rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(value, found[0][kind][k]) for k, value in result[kind].items())
 
 
 def test_moments_of_uneven_shares_are_those_of_all_observations(two):
@@ -187,23 +221,3 @@ def test_fewer_examples_than_ranks_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "ranks", lambda: (0, 3))
     with pytest.raises(DataError, match="2 examples for 3 ranks"):
         rank_batches(2, 4)
-
-
-def test_what_cannot_be_divided_is_read_by_all(monkeypatch):
-    monkeypatch.setattr(distributed, "ranks", lambda: (1, 2))
-    loader = image_batches(5)
-    assert [len(b[0]) for b in shared_loader(loader, limit=3)] == [16]
-    shuffled = DataLoader(loader.dataset, batch_size=16, shuffle=True)
-    assert len(shared_loader(shuffled)) == 5
-    assert len(list(Share(shared_loader([1, 2, 3], limit=2)))) == 2
-    assert len(shared_loader(image_batches(1))) == 1
-
-
-def test_a_synchronized_batchnorm_is_reset_like_any_other():
-    plain = randomise(nn.Sequential(nn.BatchNorm1d(3)), 1)
-    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(randomise(plain, 1))
-    batches = [torch.randn(8, 3) for _ in range(3)]
-    assert reset_batchnorm(synchronized, batches) == 1
-    reset_batchnorm(plain, batches)
-    assert torch.equal(synchronized[0].running_var, plain[0].running_var)
-    assert "forward" not in synchronized[0].__dict__

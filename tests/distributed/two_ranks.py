@@ -14,9 +14,10 @@ from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.align.activation import correlations
 from lightning_merge.align.moments import Moments
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
-from lightning_merge.distributed import Share, gather_over_ranks, ranks, shared_loader
+from lightning_merge.distributed import Share, gather_over_ranks, ranks
 from lightning_merge.modules import MergeModule
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.orders import share_of
+from lightning_merge.recalibrate import Repair, reset_batchnorm
 
 VALIDATION = 37
 
@@ -26,10 +27,33 @@ def batchnorm_batches():
     return DataLoader(image_batches(5).dataset, batch_size=18)
 
 
-def reset(batches):
+def reset(batches, weighting="examples", synchronised=False):
     network = randomise(small_network(), 1)
-    reset_batchnorm(network, batches)
+    if synchronised:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    reset_batchnorm(network, batches, weighting=weighting)
     return network.state_dict()
+
+
+def sorted_data():
+    """Images of four classes, one class after the other, for batches of one class each."""
+    draw = torch.Generator().manual_seed(3)
+    classes = torch.arange(4).repeat_interleave(16)
+    return TensorDataset(torch.randn(64, 3, 8, 8, generator=draw) + classes[:, None, None, None])
+
+
+def few_batches():
+    """One batch, for two ranks."""
+    return DataLoader(image_batches(1).dataset, batch_size=16)
+
+
+def repaired(share):
+    parents, batches = perceptrons()
+    merged = perceptrons()[0][0]
+    for own, other in zip(merged.parameters(), parents[1].parameters(), strict=True):
+        own.data = (own.data + other.data) / 2
+    Repair(parents, share(batches))(merged)
+    return merged.state_dict()
 
 
 def observations(count):
@@ -211,11 +235,17 @@ def main(folder: Path) -> None:
     joint.sum_over_ranks()
     result = {
         "ranks": gather_over_ranks((rank, count)),
-        "share": [len(batch[0]) for batch in shared_loader(batchnorm_batches())],
-        "reset": reset(Share(shared_loader(batchnorm_batches()))),
+        "share": [len(batch[0]) for batch in share_of(batchnorm_batches())],
+        "reset": reset(share_of(batchnorm_batches())),
+        "batches": reset(share_of(batchnorm_batches()), "batches"),
+        "synchronised": reset(share_of(batchnorm_batches()), synchronised=True),
+        "sorted": reset(share_of(DataLoader(sorted_data(), batch_size=16))),
+        "few": reset(share_of(few_batches())),
+        "own": reset(Share(list(batchnorm_batches())[rank::count])),
+        "repaired": repaired(share_of),
         "covariances": joint.covariances(),
         "correlation": joint.correlation(),
-        "matched": matched(lambda batches: Share(shared_loader(batches))),
+        "matched": matched(share_of),
         "alphas": alphas(2),
         "aligned": aligned(2),
         "resumed": resumed(folder),

@@ -185,7 +185,7 @@ def test_a_merge_module_aligns_when_it_begins():
 
 def test_batchnorm_statistics_are_those_of_the_cpu():
     wanted, found = randomise(Stranger(), 1), randomise(Stranger(), 1)
-    reset_batchnorm(wanted.net, image_batches())
+    reset_batchnorm(wanted.net, list(image_batches()))
     batches = [[part.to(DEVICE) for part in batch] for batch in image_batches()]
     reset_batchnorm(found.net.to(DEVICE), batches)
     for (name, ours), theirs in zip(found.named_buffers(), wanted.buffers(), strict=True):

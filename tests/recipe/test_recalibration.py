@@ -10,8 +10,7 @@ from torch import nn
 from lightning_merge.aggregate import average
 from lightning_merge.align import ActivationMatching, CCAMatching, WeightMatching
 from lightning_merge.errors import ConfigError
-from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.renormalize import Repair
+from lightning_merge.recalibrate import Repair, reset_batchnorm
 from lightning_merge.recipe.aggregates import Average, FineTune, LogitsEnsemble, NPMerge
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.recipe import Recipe
@@ -142,7 +141,7 @@ def test_statistics_from_some_examples_are_those_of_some_examples():
     pool.reset_batchnorm(module)
     with torch.no_grad():
         values = [module.net[0](batch[0]) for batch in batches]
-    mean = torch.stack([value.mean(0) for value in values]).mean(0)
+    mean = torch.cat(values).mean(0)
     torch.testing.assert_close(module.net[1].running_mean, mean, rtol=1e-4, atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from lightning_merge.aggregate import (
 )
 from lightning_merge.align import WeightMatching
 from lightning_merge.errors import ConfigError, MergeError
+from lightning_merge.orders import in_random_order
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.aggregates import (
     TIES,
@@ -87,8 +88,8 @@ def test_statistics_are_those_of_all_seen_tasks(bodies):
     pool = made_pool(bodies)
     module, _ = Recipe("average", Average(), recalibrate="batchnorm")(pool)
     other = pool.build(average(pool.states))
-    batches = [batch for name in "abc" for batch in Points(name).train_dataloader()]
-    reset_batchnorm(other, batches)
+    loaders = [in_random_order(Points(name).train_dataloader(), pool.seed) for name in "abc"]
+    reset_batchnorm(other, [batch for loader in loaders for batch in loader])
     for name, value in other.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], value)
 

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lightning_merge.aggregate import average
 from lightning_merge.aggregate.task_vectors import is_running_statistic
@@ -27,6 +26,7 @@ from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.task_context import TaskContext, TaskData
 from lightning_merge.recipe.task_held_out import TaskHeldOut
+from lightning_merge.reloading import reloaded
 
 _BODY, _HEADS = "body.", "heads."
 
@@ -212,13 +212,8 @@ class _Unlabelled:
 
     def __init__(self, held_out: HeldOut, batch_size: int, task: TaskData) -> None:
         loader = held_out.loader
-        shuffled: DataLoader[Any] = DataLoader(
-            loader.dataset,
-            batch_size=batch_size,
-            shuffle=True,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            worker_init_fn=loader.worker_init_fn,
+        shuffled = reloaded(
+            loader, shuffle_seed=held_out.context.seed, batch_size=batch_size, drop_last=False
         )
         self.batches = Transferred(shuffled, task.module, task.data, held_out.context.device)
 

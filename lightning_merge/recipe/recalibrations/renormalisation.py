@@ -8,9 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.recalibrate import Repair
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recalibration import Recalibrate, Recalibration, recalibrations
-from lightning_merge.renormalize import Repair
 
 
 @recalibrations.register(
@@ -52,7 +52,7 @@ class Renormalisation(Recalibration):
 
 def _measured(states: Sequence[StateDict], context: Context) -> Repair:
     parents = (context.build(state).to(context.device) for state in states)
-    repair = Repair(parents, context.statistics(), context.progress)
+    repair = Repair(parents, context.statistics(), context.progress, context.seed)
     lacking = repair.without_bias
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""

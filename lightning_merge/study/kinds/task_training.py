@@ -15,12 +15,11 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
 )
 from lightning_merge.errors import CheckpointError
-from lightning_merge.loaders import statistics_batches_of
 from lightning_merge.measure.linear_probe import linear_probe
 from lightning_merge.measure.task_conditions import Conditions, measure_tasks
 from lightning_merge.measure.task_heads import module_for, module_to_train, starting_module
 from lightning_merge.modules import CLIPClassifier
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
 from lightning_merge.recipe.fitting import fit
 from lightning_merge.recipe.task_context import TaskData, head_of
@@ -127,10 +126,8 @@ def _headed(
     arguments = {**settings["trainer"], **(settings["training"] or {})}
     device = trainer_of(arguments, session.progress)().strategy.root_device
     if settings["task_statistics"]:
-        images = statistics_batches_of(
-            data, module, device, settings["statistics_examples"], work.seed
-        )
-        reset_batchnorm(module.to(device), images)
+        examples = settings["statistics_examples"]
+        reset_on_training_data(module, data, device, examples, work.seed)
     head, examples = linear_probe(module, data, device, settings["head_examples_per_class"])
     module.load_state_dict({**module.state_dict(), **head})
     fitted = f"fitted to the pre-trained body on {examples:,} labelled examples"

@@ -4,21 +4,22 @@ Source: Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Inte
 Repair". For networks without BatchNorm; with it, `reset_batchnorm` does the same.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.align.taps import evaluation
-from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.batches import inputs_of
+from lightning_merge.distributed import Share, ranks
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
+from lightning_merge.modes import evaluation
+from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
-
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+from lightning_merge.randomness import isolated_randomness
+from lightning_merge.recalibrate.channels import Statistics, layers_to_repair, measure
 
 
 def repair(
@@ -28,6 +29,7 @@ def repair(
     batches: Iterable[Any],
     alpha: float = 0.5,
     progress: bool = False,
+    seed: int = 0,
 ) -> int:
     """Gives every hidden channel of a merged network the statistics that its parents have.
 
@@ -40,9 +42,10 @@ def repair(
         merged: The merged network; changed in place.
         model_a: The first parent.
         model_b: The second one, *aligned* to the first, as it was merged.
-        batches: What a data loader gives; read once. Moved to the models' devices.
+        batches: As for `Repair`.
         alpha: The first parent's share in the merged network.
         progress: Whether to show a progress bar.
+        seed: As for `Repair`.
 
     Returns:
         How many layers were corrected.
@@ -54,7 +57,8 @@ def repair(
         DataError: There are no batches.
     """
     check_no_batchnorm(merged)
-    return Repair([model_a, model_b], batches, progress)(merged, [alpha, 1 - alpha], progress)
+    correct = Repair([model_a, model_b], batches, progress, seed)
+    return correct(merged, [alpha, 1 - alpha], progress)
 
 
 class Repair:
@@ -63,7 +67,7 @@ class Repair:
     Layers are corrected in the order in which they run, each measured on all the data
     behind corrected layers: correcting one changes the statistics of those after it, so
     one pass for all would miss the goals. Here they are met but for rounding; it takes one
-    run up to each layer, half a forward pass per layer on average. All inputs are held in
+    run up to each layer, half a forward pass per layer on average. All inputs are kept in
     memory meanwhile: a few thousand examples are plenty.
 
     Convolutions and linear layers are corrected, except those that make the network's
@@ -76,9 +80,12 @@ class Repair:
 
     Args:
         parents: The K networks that were merged, as they were merged: *aligned* to the
-            first. One at a time is looked at, so they may be made as they are asked for.
-        batches: What a data loader gives; read once. Moved to the models' devices.
+            first. One at a time is looked at, so they may be made one by one.
+        batches: What a data loader gives; read once, by `reset_batchnorm`'s rules: a
+            `DataLoader` over an indexed data set in random order, a `Share` as this rank's, whose
+            statistics are pooled over all ranks. Moved to the models' devices.
         progress: Whether to show progress bars.
+        seed: Determines the order.
 
     Attributes:
         layers: The names of the layers that are corrected, in the order in which they run.
@@ -93,19 +100,26 @@ class Repair:
 
     layers: list[str]
     without_bias: list[str]
-    parents: list[dict[str, "Statistics"]]
+    parents: list[dict[str, Statistics]]
 
     def __init__(
-        self, parents: Iterable[nn.Module], batches: Iterable[Any], progress: bool = False
+        self,
+        parents: Iterable[nn.Module],
+        batches: Iterable[Any],
+        progress: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._shared = isinstance(batches, Share) and ranks()[1] > 1
         self._inputs: list[Tensor] = []
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self.parents = []
         for number, parent in enumerate(parents, start=1):
             check_no_batchnorm(parent)
-            with evaluation(parent):
+            with _observing(parent):
                 if number == 1:
-                    self._inputs = [inputs_of(batch) for batch in batches]
+                    with isolated_randomness():
+                        read = in_random_order(batches, seed)
+                        self._inputs = [inputs_of(batch) for batch in read]
                     if not self._inputs:
                         raise DataError("REPAIR needs at least one batch, there was none")
                     self.layers = layers_to_repair(parent, self._inputs[0])
@@ -115,7 +129,7 @@ class Repair:
                     ]
                 self._check(parent)
                 inputs = tracked(self._inputs, f"REPAIR: parent {number}", progress)
-                self.parents.append(measure(parent, self.layers, inputs))
+                self.parents.append(measure(parent, self.layers, inputs, shared=self._shared))
         if not self.parents:
             raise ConfigError("REPAIR needs the networks that were merged; give at least one")
 
@@ -139,14 +153,14 @@ class Repair:
         """
         check_no_batchnorm(merged)
         shares = _shares(weights, len(self.parents))
-        with evaluation(merged):
+        with _observing(merged):
             self._check(merged)
             for name in tracked(self.layers, "REPAIR: layers", progress):
-                now = measure(merged, [name], self._inputs, stop=True)[name]
+                now = measure(merged, [name], self._inputs, True, self._shared)[name]
                 _correct(merged.get_submodule(name), now, self.goal(name, shares))
         return len(self.layers)
 
-    def goal(self, layer: str, weights: Sequence[float] | None = None) -> "Statistics":
+    def goal(self, layer: str, weights: Sequence[float] | None = None) -> Statistics:
         """What a layer's channels are to have: the parents' means and deviations, averaged.
 
         Args:
@@ -180,6 +194,13 @@ def check_no_batchnorm(model: nn.Module) -> None:
         )
 
 
+@contextmanager
+def _observing(model: nn.Module) -> Iterator[None]:
+    # A weight that is corrected in inference mode would be lost to training.
+    with evaluation(model), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     weights = [1.0] * count if weights is None else list(weights)
     total = sum(weights)
@@ -189,150 +210,6 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
             "one for each, none negative, not all 0"
         )
     return [weight / total for weight in weights]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Means and standard deviations of a layer's channels, `(C,)` each, float64."""
-
-    mean: Tensor
-    std: Tensor
-
-
-class _Running:
-    """Joins the means and variances of batches as Chan et al. 1983 do."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.spread: Tensor | float = 0.0
-
-    def update(self, value: Tensor) -> None:
-        """Adds observations, `(C, N)`."""
-        variance, mean = (x.double() for x in torch.var_mean(value, dim=1, correction=0))
-        count = value.shape[1]
-        total = self.count + count
-        change = mean - self.mean
-        self.spread = self.spread + variance * count + change**2 * (self.count * count / total)
-        self.mean = self.mean + change * (count / total)
-        self.count = total
-
-    def result(self) -> Statistics:
-        """What all observations together have; rounding's share of a constant is none."""
-        # The networks may be on different devices.
-        mean, spread = torch.as_tensor(self.mean).cpu(), torch.as_tensor(self.spread).cpu()
-        std = (spread / self.count).sqrt()
-        return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
-
-
-class _Stop(Exception):  # noqa: N818 - it is none
-    """Ends a forward pass: what follows is not needed."""
-
-
-def measure(
-    model: nn.Module, layers: Sequence[str], inputs: Iterable[Tensor], stop: bool = False
-) -> dict[str, Statistics]:
-    """The statistics of the outputs of layers, over all examples and positions.
-
-    Args:
-        model: A network that takes one input; run in the mode in which it is.
-        layers: Names of convolutions and linear layers.
-        inputs: The inputs.
-        stop: Whether to leave each forward pass after the first layer's first output; for
-            one layer that runs once.
-    """
-    running = {name: _Running() for name in layers}
-    handles = []
-    for name in layers:
-        layer = model.get_submodule(name)
-        dim = -1 if isinstance(layer, nn.Linear) else 1
-
-        def hook(
-            _module: nn.Module, _inputs: Any, output: Tensor, name: str = name, dim: int = dim
-        ) -> None:
-            value = output.detach().movedim(dim, 0).flatten(1)
-            half = value.dtype in (torch.float16, torch.bfloat16)
-            running[name].update(value.float() if half else value)
-            if stop:
-                raise _Stop
-
-        handles.append(layer.register_forward_hook(hook))
-    try:
-        with torch.no_grad():
-            for x in inputs:
-                try:
-                    model(to_device_of(model, x))
-                except _Stop:
-                    continue
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: one.result() for name, one in running.items()}
-
-
-def layers_to_repair(model: nn.Module, x: Tensor) -> list[str]:
-    """The names of the layers that REPAIR corrects, in the order in which they run.
-
-    Args:
-        model: The network.
-        x: Inputs of it, to see which layers run.
-    """
-    uses = Counter(
-        id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
-    )
-    last: list[str] = []
-    called: list[str] = []
-    makers: dict[int, str] = {}
-    kept: list[Tensor] = []
-    handles = []
-    for name, layer in model.named_modules():
-        own = layer._parameters.get("weight")
-        if not isinstance(layer, _LAYERS):
-            continue
-
-        def hook(
-            _module: nn.Module,
-            _inputs: Any,
-            output: Tensor,
-            name: str = name,
-            plain: bool = own is not None and uses[id(own)] == 1 and _is_plain(layer),
-        ) -> None:
-            kept.append(output)
-            makers[output.data_ptr()] = name
-            last.append(name)
-            if plain:
-                called.append(name)
-
-        handles.append(layer.register_forward_hook(hook))
-    try:
-        with torch.no_grad():
-            result = model(to_device_of(model, x))
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
-    # Where the output is computed from the classifier's (a softmax), the last layer is it.
-    classifiers = (found - {None}) or set(last[-1:])
-    once = Counter(called)
-    return [name for name in once if once[name] == 1 and name not in classifiers]
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's output is linear in its `weight` and has its `bias` added."""
-    forward = type(layer).forward
-    return any(forward is kind.forward for kind in _LAYERS)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in what a network returned."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
@@ -361,6 +238,3 @@ def _shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, tuple[int, ...
             weight = None
         found[name] = tuple(weight.shape) if isinstance(weight, Tensor) else None
     return found
-
-
-__all__ = ["Repair", "Statistics", "check_no_batchnorm", "layers_to_repair", "measure", "repair"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
-from lightning_merge.renormalize import repair
+from lightning_merge.recalibrate import repair
 
 
 class Small(nn.Module):

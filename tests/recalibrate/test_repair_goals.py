@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
 from lightning_merge.errors import ConfigError
-from lightning_merge.renormalize import Repair, repair
+from lightning_merge.recalibrate import Repair, repair
 
 
 def perceptron() -> nn.Module:

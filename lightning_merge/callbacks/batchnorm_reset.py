@@ -1,9 +1,9 @@
 """BatchNorm statistics that are fresh whenever somebody looks at the weights."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.loaders import statistics_share
 from lightning_merge.recalibrate import reset_batchnorm
@@ -18,20 +18,32 @@ class BatchNormReset(Callback):
     always calls last). The sanity check is left alone. Statistics do not enter training,
     so the weights that are learned are the same with and without this callback.
 
-    The batches are divided among the ranks, each of them whole, and the statistics averaged over
-    all: every rank holds those of a single process (relative 1e-5). Training batches that come
-    in an order of their own (`statistics_dataloader` with a sampler) are all read by each rank.
+    Training data are read in an order of this callback's own, whatever their loader is, and no
+    random number that training draws is another for it. The batches are divided among the ranks,
+    each of them whole, and the statistics pooled over all: every rank gets those of a single
+    process (relative 1e-5). What cannot be divided, such as an iterable data set, is read by
+    each rank as it comes.
 
     Args:
         every: `epoch`, or `end` for once after the last epoch only.
         limit_batches: How many batches to use, on all ranks together; all if not given.
+        augmented: Whether to read images as they are augmented for training, where the data
+            module has plain ones, too.
+        call: How the module is run where it takes something else than a batch's input, see
+            `reset_batchnorm`.
     """
 
     def __init__(
-        self, every: Literal["epoch", "end"] = "epoch", limit_batches: int | None = None
+        self,
+        every: Literal["epoch", "end"] = "epoch",
+        limit_batches: int | None = None,
+        augmented: bool = False,
+        call: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self.every = every
         self.limit_batches = limit_batches
+        self.augmented = augmented
+        self.call = call
         self._reset_in: int | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +60,6 @@ class BatchNormReset(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         if self.every == "end" and not last:
             return
-        # Loaders draw random numbers; training must not notice.
-        with isolate_rng():
-            reset_batchnorm(pl_module, statistics_share(trainer, self.limit_batches))
+        batches = statistics_share(trainer, self.limit_batches, augmented=self.augmented)
+        reset_batchnorm(pl_module, batches, call=self.call)
         self._reset_in = trainer.current_epoch

@@ -1,11 +1,11 @@
-"""What is wrong with a command line, without the whole of its usage."""
+"""Short error messages of a command line, for parsers of jsonargparse."""
 
 import sys
 from typing import Any, NoReturn
 
 
-class Terse:
-    """Mixed into a jsonargparse parser: an error is the message, and where to read more."""
+class ShortErrors:
+    """Mixed into a parser: an error is the message and where to read more, not the usage."""
 
     prog: str
     exit_on_error: bool

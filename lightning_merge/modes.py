@@ -1,0 +1,25 @@
+"""Evaluation mode for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluation(*models: nn.Module) -> Iterator[None]:
+    """Puts networks into eval mode, and every submodule back into its own afterwards.
+
+    Gradients are left as they are: add `torch.no_grad()` where none are wanted.
+
+    Args:
+        models: The networks; their submodules may be in different modes.
+    """
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,64 @@
+"""Reading data without anybody noticing in what is drawn at random afterwards."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def isolated_randomness(*loaders: Any) -> Iterator[None]:
+    """Leaves every random generator in the state in which it was.
+
+    Those of torch (the current GPU's too), numpy and Python, and those of the loaders.
+
+    Args:
+        loaders: As for `kept_generators`.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        if torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        stack.callback(random.setstate, random.getstate())
+        stack.enter_context(kept_generators(*loaders))
+        yield
+
+
+@contextmanager
+def kept_generators(*loaders: Any) -> Iterator[None]:
+    """Leaves the random generators of loaders in the state in which they were.
+
+    Those that a loader, its sampler or its batch sampler has as attributes: a training that
+    shares them goes on as if nothing had been drawn.
+
+    Args:
+        loaders: DataLoaders that are read meanwhile; anything else adds nothing.
+    """
+    with ExitStack() as stack:
+        for loader in loaders:
+            batches = getattr(loader, "batch_sampler", None)
+            samplers = getattr(loader, "sampler", None), getattr(batches, "sampler", None)
+            for owner in (loader, batches, *samplers):
+                for value in getattr(owner, "__dict__", {}).values():
+                    restore = _restoring(value)
+                    if restore is not None:
+                        stack.callback(restore)
+        yield
+
+
+def _restoring(value: Any) -> Callable[[], Any] | None:
+    """What puts a random generator back into its present state; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None

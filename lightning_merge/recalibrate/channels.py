@@ -1,0 +1,147 @@
+"""The layers that REPAIR corrects, and the statistics of their channels."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.batches import to_device_of
+from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Means and standard deviations of a layer's channels, `(C,)` each, float64."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class _Stop(Exception):  # noqa: N818 - it is none
+    """Ends a forward pass: what follows is not needed."""
+
+
+def measure(
+    model: nn.Module,
+    layers: Sequence[str],
+    inputs: Iterable[Tensor],
+    stop: bool = False,
+    shared: bool = False,
+) -> dict[str, Statistics]:
+    """The statistics of the outputs of layers, over all examples and positions.
+
+    Args:
+        model: A network that takes one input; run in the mode in which it is.
+        layers: Names of convolutions and linear layers.
+        inputs: The inputs.
+        stop: Whether to leave each forward pass after the first layer's first output; for
+            one layer that runs once.
+        shared: Whether to pool them over the ranks, which all take part.
+    """
+    pools: dict[str, Pooled] = {}
+    handles = []
+    for name in layers:
+        layer = model.get_submodule(name)
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        pools[name] = Pooled.empty(weight.shape[0], weight.device)
+
+        def hook(
+            _module: nn.Module, _inputs: Any, output: Tensor, name: str = name, dim: int = dim
+        ) -> None:
+            pools[name].add(*channel_moments(output, dim))
+            if stop:
+                raise _Stop
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            for x in inputs:
+                try:
+                    model(to_device_of(model, x))
+                except _Stop:
+                    continue
+    finally:
+        for handle in handles:
+            handle.remove()
+    if shared:
+        pool_over_ranks(list(pools.values()))
+    return {name: _statistics(pool) for name, pool in pools.items()}
+
+
+def _statistics(pool: Pooled) -> Statistics:
+    # The networks may be on different devices.
+    mean, std = pool.mean.cpu(), (pool.spread / pool.weight).sqrt().cpu()
+    # Rounding's share of a constant is none.
+    return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
+
+
+def layers_to_repair(model: nn.Module, x: Tensor) -> list[str]:
+    """The names of the layers that REPAIR corrects, in the order in which they run.
+
+    Args:
+        model: The network.
+        x: Inputs of it, to see which layers run.
+    """
+    uses = Counter(
+        id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
+    )
+    last: list[str] = []
+    called: list[str] = []
+    makers: dict[int, str] = {}
+    kept: list[Tensor] = []
+    handles = []
+    for name, layer in model.named_modules():
+        own = layer._parameters.get("weight")
+        if not isinstance(layer, _LAYERS):
+            continue
+
+        def hook(
+            _module: nn.Module,
+            _inputs: Any,
+            output: Tensor,
+            name: str = name,
+            plain: bool = own is not None and uses[id(own)] == 1 and _is_plain(layer),
+        ) -> None:
+            kept.append(output)
+            makers[output.data_ptr()] = name
+            last.append(name)
+            if plain:
+                called.append(name)
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            result = model(to_device_of(model, x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
+    # Where the output is computed from the classifier's (a softmax), the last layer is it.
+    classifiers = (found - {None}) or set(last[-1:])
+    once = Counter(called)
+    return [name for name in once if once[name] == 1 and name not in classifiers]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's output is linear in its `weight` and has its `bias` added."""
+    forward = type(layer).forward
+    return any(forward is kind.forward for kind in _LAYERS)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in what a network returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,101 @@
+"""The same loader over other examples, in another order or in other batches."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from lightning_merge.errors import ConfigError
+
+
+def reloaded(
+    loader: DataLoader[Any],
+    *,
+    indices: Iterable[int] | None = None,
+    shuffle_seed: int | None = None,
+    batch_size: int | None = None,
+    drop_last: bool | None = None,
+) -> DataLoader[Any]:
+    """A loader of the same data set that fetches, collates and uses workers as another does.
+
+    The other's sampler is not taken over, and its random generator is not touched.
+
+    Args:
+        loader: The other loader.
+        indices: Which examples, by their indices in the data set, in this order; all if None.
+        shuffle_seed: Seeds the order, a new one in every pass; None for the order given.
+        batch_size: Examples in a batch; None for as many as the loader has.
+        drop_last: Whether a last, smaller batch is left out; None for what the loader does.
+
+    Raises:
+        ConfigError: If the data set has no indices, or the batch size is to be that of a
+            loader that has batches of its own.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigError(
+            f"{type(loader.dataset).__name__} has no indices by which examples could be chosen: "
+            "give a DataLoader over an indexed data set"
+        )
+    size = batch_size or loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if size is None:
+        raise ConfigError(
+            "the loader's own batch sampler does not say how large its batches are: give a "
+            "batch_size"
+        )
+    return DataLoader(
+        loader.dataset if indices is None else Subset(loader.dataset, list(indices)),
+        batch_size=size,
+        shuffle=shuffle_seed is not None,
+        drop_last=loader.drop_last if drop_last is None else drop_last,
+        generator=torch.Generator().manual_seed(shuffle_seed or 0),
+        **_ways(loader),
+    )
+
+
+def with_batches(
+    loader: DataLoader[Any], batches: Iterable[Sequence[Any]], seed: int = 0
+) -> DataLoader[Any]:
+    """A loader of the same examples in other batches: a list of indices for each.
+
+    Args:
+        loader: The other loader.
+        batches: The indices of each batch's examples; gone through anew in every pass.
+        seed: Of the random numbers that worker processes draw.
+    """
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(seed),
+        **_ways(loader),
+    )
+
+
+def afresh(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same batches, whose iteration does not disturb one that is under way.
+
+    Persistent workers are shared by all iterators of their loader.
+    """
+    if loader.batch_size is None and loader.batch_sampler is not None:
+        return with_batches(loader, loader.batch_sampler)
+    iterable = isinstance(loader.dataset, IterableDataset)
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=None if iterable else loader.sampler,
+        drop_last=loader.drop_last,
+        generator=torch.Generator().manual_seed(0),
+        **_ways(loader),
+    )
+
+
+def _ways(loader: DataLoader[Any]) -> dict[str, Any]:
+    return {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "prefetch_factor": loader.prefetch_factor,
+    }

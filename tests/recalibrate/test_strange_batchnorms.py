@@ -1,0 +1,190 @@
+"""BatchNorm layers and networks that are not plain."""
+
+import copy
+
+import pytest
+import torch
+from strangers import randomise, small_network
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.recalibrate import reset_batchnorm
+
+timm = pytest.importorskip("timm.layers")
+
+
+def two_norms(norm):
+    return randomise(nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.Conv2d(8, 6, 3), norm(6)), 3)
+
+
+def assert_same_statistics(model, other):
+    for index in (1, 3):
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            found, wanted = getattr(model[index], name), getattr(other[index], name)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def images(sizes=(16, 7)):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 3, 12, 12, generator=generator) + size for size in sizes]
+
+
+class Written(nn.BatchNorm2d):
+    """Computes by hand, and forgets how torch does it."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            self.running_mean.mul_(0.9).add_(0.1 * mean)
+        shape = (1, -1, 1, 1)
+        normal = (x - mean.view(shape)) / (var.view(shape) + self.eps).sqrt()
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        (nn.BatchNorm2d, nn.SyncBatchNorm),
+        (nn.BatchNorm2d, Written),
+        (Activated, timm.BatchNormAct2d),
+    ],
+)
+def test_other_norms_have_the_statistics_of_plain_ones(plain, other):
+    one, two = two_norms(plain), two_norms(other)
+    before = [buffer.clone() for buffer in two.buffers()]
+    assert reset_batchnorm(one, images()) == reset_batchnorm(two, images()) == 2
+    assert_same_statistics(two, one)
+    assert not any(torch.equal(*pair) for pair in zip(before, two.buffers(), strict=True))
+    assert one[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("drop", [None, nn.Dropout])
+def test_norms_that_timm_synchronises_keep_their_activation(drop):
+    plain = two_norms(lambda channels: timm.BatchNormAct2d(channels, drop_layer=drop))
+    synchronised = timm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert isinstance(synchronised[1], nn.SyncBatchNorm)
+    for model in (plain, synchronised):
+        model.train()
+        assert reset_batchnorm(model, images()) == 2
+        # A dropout behind the norm would have thinned what the next layer reads.
+        assert all(layer.training for layer in model.modules())
+    assert_same_statistics(synchronised, plain)
+    assert_same_statistics(two_norms_after_reset(), plain)
+
+
+def two_norms_after_reset():
+    model = two_norms(Activated)
+    reset_batchnorm(model, images())
+    return model
+
+
+class Routes(nn.Module):
+    """One norm that is used twice, and one that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.used(x) + self.used(2 * x + 3)
+
+
+def test_a_norm_that_never_runs_stays_and_one_that_runs_twice_pools_both():
+    model = randomise(Routes(), 2)
+    before = copy.deepcopy(model.unused.state_dict())
+    x = torch.randn(20, 4)
+    assert reset_batchnorm(model, [x[:13], x[13:]]) == 1
+    assert all(torch.equal(before[k], v) for k, v in model.unused.state_dict().items())
+    both = torch.cat([x, 2 * x + 3])
+    torch.testing.assert_close(model.used.running_mean, both.mean(0))
+    torch.testing.assert_close(model.used.running_var, both.var(0))
+    assert model.used.num_batches_tracked == 4
+
+
+def test_statistics_without_a_counter_and_of_instances():
+    norm, instances = nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)
+    norm.num_batches_tracked = None
+    model = nn.Sequential(norm, randomise(instances, 1))
+    before = copy.deepcopy(instances.state_dict())
+    assert reset_batchnorm(model, images()) == 1
+    torch.testing.assert_close(norm.running_mean, torch.cat(images()).mean((0, 2, 3)))
+    assert all(torch.equal(before[k], v) for k, v in instances.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_other_precisions(kind):
+    norm = nn.BatchNorm2d(3).to(kind)
+    given = [image.to(kind) for image in images()]
+    assert reset_batchnorm(norm, given) == 1
+    everything = torch.cat(given).double()
+    assert norm.running_var.dtype == kind
+    rtol = 1e-2 if kind == torch.bfloat16 else 1e-10
+    torch.testing.assert_close(
+        norm.running_var.double(), everything.var((0, 2, 3)), rtol=rtol, atol=0
+    )
+
+
+def test_a_compiled_network_is_reset_like_any_other():
+    plain = two_norms(nn.BatchNorm2d)
+    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    with torch.no_grad():
+        compiled.eval()(images()[0])
+    reset_batchnorm(plain, images())
+    assert reset_batchnorm(compiled, images()) == 2
+    assert_same_statistics(compiled._orig_mod, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images()[0]), plain.eval()(images()[0]))
+
+
+class WholeBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, batch):
+        return self.norm(batch["image"])
+
+
+class NoForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.BatchNorm1d(4)
+
+
+class Pair(WholeBatch):
+    def forward(self, batch):
+        x, _ = batch
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("network", [WholeBatch, NoForward, Pair])
+def test_networks_that_take_something_else_are_run_by_a_call(network):
+    model = randomise(network(), 1)
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(17, 4)
+    batches = [{"image": part} for part in x.split(16)]
+    if network is Pair:
+        batches = [(part, 0) for part in x.split(16)]
+    with pytest.raises(ConfigError, match=f"{network.__name__} does not run on .*call=lambda") as e:
+        reset_batchnorm(model, batches)
+    assert "\n" not in str(e.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+    def call(model, batch):
+        return model(batch) if network is not NoForward else model.body(batch["image"])
+
+    assert reset_batchnorm(model, batches, call=call) == 1
+    mean = next(value for name, value in model.named_buffers() if "mean" in name)
+    torch.testing.assert_close(mean, x.mean(0))
+
+
+def test_a_batch_without_an_input_wants_a_call():
+    with pytest.raises(DataError, match=r"no input.*call"):
+        reset_batchnorm(small_network(), [{"pixels": torch.randn(2, 3, 8, 8)}])
