@@ -13,7 +13,7 @@ from made_folders import (
 from lightning_merge.data import (
     ChestXrayDataModule,
 )
-from lightning_merge.data.chest_xray import LABELS
+from lightning_merge.data.sets.chest_xray import LABELS
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lightning_merge import MNISTDataModule, VisionTaskDataModule
 from lightning_merge.data import class_texts, prompts, readable
-from lightning_merge.data.vision_readers import VISION_SETS
+from lightning_merge.data.sets.vision_readers import VISION_SETS
 from lightning_merge.errors import ConfigError, DataError
 
 WRITERS = {

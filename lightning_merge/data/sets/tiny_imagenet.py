@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lightning_merge.data.folders import read_class_folders
+from lightning_merge.data.class_folders import read_class_folders
 from lightning_merge.data.image_files import ImageFiles, check_images
 from lightning_merge.data.images import LabelledImages, Normalisation
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits

@@ -11,7 +11,7 @@ from lightning_merge.data.class_texts import readable
 from lightning_merge.data.image_files import ImageFiles, check_images
 from lightning_merge.data.images import LabelledImages, Normalisation
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
-from lightning_merge.data.vision_readers import VISION_SETS
+from lightning_merge.data.sets.vision_readers import VISION_SETS
 from lightning_merge.errors import ConfigError, DataError
 
 Name = Literal["sun397", "stanford_cars", "resisc45", "dtd", "svhn", "gtsrb", "eurosat"]

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lightning_merge.data.image_files import ImageFiles, check_images
+from lightning_merge.data.class_folders import class_folders, read_class_folders
+from lightning_merge.data.image_files import check_images
 from lightning_merge.data.images import LabelledImages, Normalisation
 from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
 from lightning_merge.errors import ConfigError, DataError
@@ -52,7 +51,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         if held_out is None:
             held_out = 0.1 if val is None else 0.0
         super().__init__(held_out=held_out, **kwargs)
-        self.class_names = _class_folders(train) if classes is None else list(classes)
+        self.class_names = class_folders(train) if classes is None else list(classes)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ConfigError(f"classes is {classes}: choose different folders of {train}")
         self.train, self.val, self.test = train, val, test
@@ -78,44 +77,19 @@ class ImageFolderDataModule(ClassificationDataModule):
         return read_class_folders(folder, self.class_names, self.image_size, self.in_chans)
 
 
-def read_class_folders(
-    folder: Path, class_names: list[str], size: int, channels: int
-) -> LabelledImages:
-    """The images under `folder/<class>`, at any depth, labelled by the class's position.
-
-    Raises:
-        DataError: If a class has no images there.
-    """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    found = {name: position for position, name in enumerate(class_names)}
-    try:
-        samples = make_dataset(str(folder), found, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        present = set(_class_folders(folder))
-        empty = next((name for name in class_names if name not in present), None)
-        what = f"folder {empty}" if empty else "images in some class's folder"
-        raise DataError(
-            f"{folder} has no {what}: unpack the data set again, or choose other classes "
-            "(--data.init_args.classes)"
-        ) from error
-    paths, labels = zip(*samples, strict=True)
-    return LabelledImages(ImageFiles(paths, size, channels), torch.tensor(labels))
-
-
 def _find_splits(root: Path) -> tuple[Path, Path | None, Path]:
     """Train, validation and test; validation is None where there is only one of the two."""
     train = root / "train"
-    if not _class_folders(train):
+    if not class_folders(train):
         raise DataError(
             f"{train} is missing or has no class folders: put the images into "
             f"{train}/<class>/ and {root / 'test'}/<class>/ (or val), or give another root "
             "(--data.init_args.root)"
         )
     candidates = (root / name for name in ("val", "valid", "validation"))
-    val = next((folder for folder in candidates if _class_folders(folder)), None)
+    val = next((folder for folder in candidates if class_folders(folder)), None)
     test = root / "test"
-    if _class_folders(test):
+    if class_folders(test):
         return train, val, test
     if val is None:
         raise DataError(
@@ -123,9 +97,3 @@ def _find_splits(root: Path) -> tuple[Path, Path | None, Path]:
             "on there"
         )
     return train, None, val
-
-
-def _class_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
