@@ -3,9 +3,11 @@
 from lightning_merge.data.adapted import AdaptedImages
 from lightning_merge.data.class_texts import prompts, readable
 from lightning_merge.data.corruptions import CORRUPTIONS, Corruption
+from lightning_merge.data.image_dataset import ImageDataset
 from lightning_merge.data.image_files import ImageFiles
-from lightning_merge.data.images import ImageDataset, Images, LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import Images, LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.data.sets.celeba import CelebADataModule
 from lightning_merge.data.sets.chest_xray import ChestXrayDataModule
 from lightning_merge.data.sets.cifar import CIFARDataModule

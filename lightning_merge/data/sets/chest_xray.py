@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import DataError
 
 _LABELS = """

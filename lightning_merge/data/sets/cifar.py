@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

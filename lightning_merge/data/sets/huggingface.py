@@ -1,14 +1,17 @@
 """Image classification sets of the Hugging Face Hub, through `datasets` (an optional extra)."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_merge.data.image_files import check_images, decode
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import EncodedImages
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -166,25 +169,22 @@ class HuggingFaceDataModule(ClassificationDataModule):
             ) from error
 
 
-class _HubImages:
-    """A column of encoded images, each decoded when it is asked for."""
+class _HubImages(EncodedImages):
+    """A column of encoded images."""
 
     def __init__(self, data: "Dataset", name: str, size: int, channels: int) -> None:
+        super().__init__(size, channels)
         self.data = data
         self.name = name
-        self.size = size
-        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
+    def open(self, positions: Tensor) -> Iterable[tuple[str | IO[bytes], str]]:
+        """The files, or their contents."""
         (column,) = self.data.column_names
         rows = self.data[positions.tolist()][column]
-        images = []
         for position, row in zip(positions.tolist(), rows, strict=True):
             # A set in folders gives paths, one in tables the files themselves.
             file = row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"])
-            name = f"image {position} of {self.name}"
-            images.append(decode(file, name, self.size, self.channels))
-        return torch.stack(images)
+            yield file, f"image {position} of {self.name}"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from lightning_merge.data.images import LabelledImages
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.errors import ConfigError, DataError
 
 SIZES = (28, 64, 128, 224)

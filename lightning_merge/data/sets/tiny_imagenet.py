@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from lightning_merge.data.class_folders import read_class_folders
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.class_folders import list_classes
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -88,8 +90,10 @@ class TinyImageNetDataModule(ClassificationDataModule):
         if len(set(identifiers)) != self.num_classes:
             raise self._damaged("wnids.txt", f"{len(set(identifiers))} classes, not 200")
         self.class_names = [words.get(name, name).split(",")[0] for name in identifiers]
-        train = read_class_folders(self.folder / "train", identifiers, self.image_size, 3)
-        return OfficialSplits(train=train, test=self._read_test(identifiers))
+        train = list_classes(self.folder / "train", identifiers)
+        return OfficialSplits(
+            train=train.labelled(self._file_size, 3), test=self._read_test(identifiers)
+        )
 
     def _read_test(self, identifiers: list[str]) -> LabelledImages:
         annotations = "val/val_annotations.txt"
@@ -100,7 +104,7 @@ class TinyImageNetDataModule(ClassificationDataModule):
         except (KeyError, IndexError) as error:
             raise self._damaged(annotations, f"unknown class {error}") from error
         files = [self.folder / "val" / "images" / row[0] for row in rows]
-        return LabelledImages(ImageFiles(files, self.image_size, 3), targets)
+        return LabelledImages(ImageFiles(files, self._file_size, 3), targets)
 
     def _read(self, name: str) -> str:
         try:

@@ -8,9 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_merge.data.class_texts import readable
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.data.sets.vision_readers import VISION_SETS
 from lightning_merge.errors import ConfigError, DataError
 
