@@ -110,7 +110,7 @@ def _flat(opened: "Image", channels: int) -> "Image":
 
 
 def _upright(opened: "Image") -> "Image":
-    """Turned as its note says: `ImageOps.exif_transpose`, which damaged notes make fail."""
+    """Turned by the note of its orientation; `ImageOps.exif_transpose` fails at damaged ones."""
     from PIL.ExifTags import Base
     from PIL.Image import Transpose
 
@@ -160,7 +160,7 @@ def _suspect(values: NDArray[np.float64]) -> None:
 
 
 def _usual_range(values: NDArray[np.float64], fractions: bool) -> tuple[float, float]:
-    """The values that become 0 and 255 where the format does not say."""
+    """The values that become 0 and 255 where the format has no range."""
     lowest, highest = float(values.min()), float(values.max())
     usual = (1.0, 255.0, 4095.0, 65535.0)[0 if fractions else 1 :]
     limit = next((limit for limit in usual if highest <= limit), None)

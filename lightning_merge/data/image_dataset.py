@@ -18,7 +18,7 @@ _KEPT_BYTES = 1 << 28
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Some of the examples of a split, ready for a network.
 
-    A `DataLoader` asks for a whole batch at once (`__getitems__`), so that the work per
+    A `DataLoader` fetches a whole batch at once (`__getitems__`), so that the work per
     image is a few vector operations; it collates as usual.
 
     Args:

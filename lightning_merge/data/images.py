@@ -22,7 +22,7 @@ class LabelledImages:
     """One official split of a data set.
 
     Attributes:
-        images: N images of uint8: a tensor `(N, C, H, W)`, or what reads them when asked.
+        images: N images of uint8: a tensor `(N, C, H, W)`, or what reads them one by one.
         targets: Classes `(N,)`, long; or `(N, L)`, float zeros and ones (multi-label).
     """
 

@@ -27,7 +27,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
 
     A subclass reads the files in `load_splits`, downloads in `prepare_data`, and sets
     `num_classes`, `in_chans`, `image_size`, `task` and `class_names` when constructed.
-    Small sets are held in memory, where under DDP each process has its own copy; large ones
+    Small sets are in memory, where under DDP each process has its own copy; large ones
     give `Images` that read from disk, and are divided by their targets alone.
 
     The order is: a held-out part is taken off train, the rest is divided into parts, and

@@ -10,5 +10,5 @@ def printable(name: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """An error's message in one line; the error's kind where there is no message."""
     return printable(" ".join(str(error).split())) or type(error).__name__

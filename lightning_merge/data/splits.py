@@ -1,8 +1,8 @@
 """Who sees which training examples: pure functions from labels to arrays of indices.
 
 The schemes are those of NP Merge (Sec. IV-A). Every function draws from a generator of its
-own, one per seed, purpose and class, so that a class is split alike whatever the others
-hold, and returns sorted int64 indices.
+own, one per seed, purpose and class, so that a class is split alike whatever is in the
+others, and returns sorted int64 indices.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from lightning_merge.errors import DataError
 
 
 def made():
-    """Shades as both files hold them: k / 2000, from 0 to 1."""
+    """Shades as in both files: k / 2000, from 0 to 1."""
     draw = np.random.default_rng(0)
     found = {}
     for split, count in (("train", 30), ("test", 12)):

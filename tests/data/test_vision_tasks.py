@@ -210,12 +210,12 @@ def test_missing_files_are_named_with_what_to_do(name, tmp_path):
     data = VisionTaskDataModule(name, str(tmp_path))
     with pytest.raises(DataError) as raised:
         data.setup()
-    said = str(raised.value)
-    assert str(tmp_path / VISION_SETS[name].folder) in said
-    assert "missing or damaged" in said
-    assert "\n" not in said
-    assert ("set download to true" in said) == (name != "stanford_cars")
-    assert "https://" in said or "http://" in said
+    message = str(raised.value)
+    assert str(tmp_path / VISION_SETS[name].folder) in message
+    assert "missing or damaged" in message
+    assert "\n" not in message
+    assert ("set download to true" in message) == (name != "stanford_cars")
+    assert "https://" in message or "http://" in message
 
 
 def test_what_cannot_be_downloaded_is_said(tmp_path, monkeypatch):

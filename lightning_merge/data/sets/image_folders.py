@@ -30,7 +30,7 @@ class ImageFolderDataModule(ClassificationDataModule):
     normalise.
 
     Args:
-        root: Folder that holds `train` and the others, or the class folders.
+        root: Folder with `train` and the others, or the class folders.
         classes: Use these class folders only, numbered 0, 1, ... in the order given; None for
             all of `train`, in the order of their names.
         image_size: Height and width that images are resized to, in pixels.

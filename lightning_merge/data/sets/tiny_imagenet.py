@@ -24,11 +24,11 @@ class TinyImageNetDataModule(ClassificationDataModule):
     The labels of the official test images were never published: the official validation
     split is the test split here, as in "Rethinking Weight-Averaged Model-merging" (its link
     leads to a copy with these two splits), and validation is held out of train. Labels
-    follow the sorted WordNet identifiers. Images are read when a batch asks for them, shifted
+    follow the sorted WordNet identifiers. Images are read when a batch needs them, shifted
     and mirrored. ImageNet's published statistics normalise.
 
     Args:
-        root: Folder that holds `tiny-imagenet-200`.
+        root: Folder with `tiny-imagenet-200`.
         download: Whether it is downloaded (250 MB) and unpacked where it is missing.
         image_size: Height and width that images are resized to, in pixels.
         **kwargs: Arguments of `ClassificationDataModule`.
@@ -57,7 +57,7 @@ class TinyImageNetDataModule(ClassificationDataModule):
         self.published_normalisation = Normalisation.imagenet(3)
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if that was asked for and it is not there.
+        """Download and unpack the archive where it is missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -86,7 +86,8 @@ class TinyImageNetDataModule(ClassificationDataModule):
                 f"true), or unpack {URL} in {self.root}"
             )
         identifiers = sorted(self._read("wnids.txt").split())
-        words = dict(line.split("\t", 1) for line in self._read("words.txt").splitlines() if line)
+        rows = [line.partition("\t") for line in self._read("words.txt").splitlines()]
+        words = {name: word for name, _, word in rows if word}
         if len(set(identifiers)) != self.num_classes:
             raise self._damaged("wnids.txt", f"{len(set(identifiers))} classes, not 200")
         self.class_names = [words.get(name, name).split(",")[0] for name in identifiers]
