@@ -20,6 +20,8 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 # How many times longer than wide an image may be to be resized whole.
 _LONG = 10
+# How many pixels are brought to 8 bits at once.
+_AT_ONCE = 1 << 20
 
 
 class UnreadableImageError(DataError):
@@ -134,23 +136,31 @@ def _upright(opened: "Image") -> "Image":
 
 def _eight_bits(image: "Image", kind: str | None, tags: Mapping[int, object]) -> NDArray[np.uint8]:
     """Deep grey, `(H, W)`, of a file in Pillow's format `kind` with TIFF's `tags`."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
+    values = np.asarray(image)
+    # Either is NaN where any value is.
+    lowest, highest = float(values.min()), float(values.max())
+    if not np.isfinite((lowest, highest)).all():
         raise ValueError("some of its values are not finite")
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     if sixteen and tags.get(_BITS) == (12,):
-        low, high = 0.0, 4095.0
+        black, white = 0.0, 4095.0
     elif sixteen:
-        low, high = 0.0, 65535.0
-        _suspect(values)
+        black, white = 0.0, 65535.0
+        _suspect(highest)
     else:
-        low, high = _usual_range(values, image.mode == "F")
-    levels = np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-    return 255 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else levels
+        black, white = _usual_range(lowest, highest, fractions=image.mode == "F")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        black, white = white, black
+    levels = np.empty(values.shape, np.uint8)
+    # A few rows at a time: a file of kilobytes can have a hundred million pixels.
+    for rows in np.array_split(np.arange(len(values)), -(-values.size // _AT_ONCE)):
+        scaled = (values[rows].astype(np.float64) - black) * (255 / ((white - black) or 1))
+        levels[rows] = np.rint(scaled)
+    return levels
 
 
-def _suspect(values: NDArray[np.float64]) -> None:
-    if values.max() <= 4095:
+def _suspect(highest: float) -> None:
+    if highest <= 4095:
         # Without the file's name: it is the same for a whole set, and shown once.
         warnings.warn(
             "an image of 16 bits has no value above 4095 and is almost black so: if its set has "
@@ -159,9 +169,8 @@ def _suspect(values: NDArray[np.float64]) -> None:
         )
 
 
-def _usual_range(values: NDArray[np.float64], fractions: bool) -> tuple[float, float]:
+def _usual_range(lowest: float, highest: float, fractions: bool) -> tuple[float, float]:
     """The values that become 0 and 255 where the format has no range."""
-    lowest, highest = float(values.min()), float(values.max())
     usual = (1.0, 255.0, 4095.0, 65535.0)[0 if fractions else 1 :]
     limit = next((limit for limit in usual if highest <= limit), None)
     return (lowest, highest) if limit is None or lowest < 0 else (0.0, limit)
