@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_merge.data.images import Images, Normalisation
+from lightning_merge.data.image_files import EncodedImages
+from lightning_merge.data.images import Images, LabelledImages, OfficialSplits
 
 # ITU-R BT.601, as Pillow's grey images are made.
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -46,25 +47,21 @@ class AdaptedImages:
         return found
 
 
-def adapted_normalisation(
-    published: Normalisation | None, native: int, channels: int
-) -> Normalisation | None:
-    """Published statistics for images whose number of channels was changed.
+def adapted(official: OfficialSplits, size: int | None, channels: int | None) -> OfficialSplits:
+    """All splits at one size and of one number of channels; None leaves either as it is.
 
-    Args:
-        published: The statistics of the images as they were.
-        native: Their channels.
-        channels: The channels now.
-
-    Returns:
-        Those of grey images repeated, or None where colour became grey: the deviation of
-        the luminance does not follow from those of the channels.
+    Encoded images are decoded at that size, so that they are resized once.
     """
-    if published is None or native == channels:
-        return published
-    if native == 1:
-        return Normalisation(published.mean * channels, published.std * channels)
-    return None
+    if size is None and channels is None:
+        return official
+
+    def adapt(split: LabelledImages) -> LabelledImages:
+        if isinstance(split.images, EncodedImages):
+            return LabelledImages(split.images.decoded_as(size, channels), split.targets)
+        return LabelledImages(AdaptedImages(split.images, size, channels), split.targets)
+
+    val = None if official.val is None else adapt(official.val)
+    return OfficialSplits(adapt(official.train), adapt(official.test), val)
 
 
 def _to_uint8(values: Tensor) -> Tensor:

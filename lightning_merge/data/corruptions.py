@@ -6,7 +6,6 @@ diversity-aware merging is tested (its Table 2).
 """
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,74 +16,17 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_merge.data.corruption_parameters import (
+    PUBLISHED,
+    ParameterSet,
+    check_parameters,
+    parameters_of,
+)
+from lightning_merge.data.spatter import Image, resized, spatter
 from lightning_merge.errors import ConfigError
 
-Image = NDArray[np.float32]  # (C, H, W), in [0, 1]
-Parameters = tuple[float, ...]
-
-_WATER, _MUD = 0.0, 1.0
-_COLOURS = {_WATER: (175, 238, 238), _MUD: (63, 42, 20)}
-_LUMINANCE = np.array((0.299, 0.587, 0.114))
-
-# By the size that they were chosen for, one row for each severity from 1 to 5.
-_PUBLISHED: dict[str, dict[int, tuple[Parameters, ...]]] = {
-    "gaussian_noise": {  # standard deviation
-        32: ((0.04,), (0.06,), (0.08,), (0.09,), (0.10,)),
-        64: ((0.04,), (0.08,), (0.12,), (0.15,), (0.18,)),
-        224: ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),
-    },
-    "impulse_noise": {  # fraction of the values
-        32: ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,)),
-        64: ((0.01,), (0.02,), (0.05,), (0.08,), (0.14,)),
-        224: ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),
-    },
-    "motion_blur": {  # radius and deviation, in pixels
-        32: ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        64: ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
-        224: ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-    },
-    "spatter": {  # mean, deviation, blur and threshold of the liquid; its strength; its kind
-        32: (
-            (0.62, 0.1, 0.7, 0.7, 0.5, _WATER),
-            (0.65, 0.1, 0.8, 0.7, 0.5, _WATER),
-            (0.65, 0.3, 1, 0.69, 0.5, _WATER),
-            (0.65, 0.1, 0.7, 0.69, 0.6, _MUD),
-            (0.65, 0.1, 0.5, 0.68, 0.6, _MUD),
-        ),
-        64: (
-            (0.62, 0.1, 0.7, 0.7, 0.6, _WATER),
-            (0.65, 0.1, 0.8, 0.7, 0.6, _WATER),
-            (0.65, 0.3, 1, 0.69, 0.6, _WATER),
-            (0.65, 0.1, 0.7, 0.68, 0.6, _MUD),
-            (0.65, 0.1, 0.5, 0.67, 0.6, _MUD),
-        ),
-        224: (
-            (0.65, 0.3, 4, 0.69, 0.6, _WATER),
-            (0.65, 0.3, 3, 0.68, 0.6, _WATER),
-            (0.65, 0.3, 2, 0.68, 0.5, _WATER),
-            (0.65, 0.3, 1, 0.65, 1.5, _MUD),
-            (0.67, 0.4, 1, 0.65, 1.5, _MUD),
-        ),
-    },
-    "contrast": {  # what is left of it
-        32: ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,)),
-        64: ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),
-        224: ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,)),
-    },
-    "pixelate": {  # what is left of the resolution
-        32: ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,)),
-        64: ((0.9,), (0.8,), (0.7,), (0.6,), (0.5,)),
-        224: ((0.6,), (0.5,), (0.4,), (0.3,), (0.25,)),
-    },
-    "jpeg_compression": {  # quality
-        32: ((80,), (65,), (58,), (50,), (40,)),
-        64: ((65,), (58,), (50,), (40,), (25,)),
-        224: ((25,), (18,), (15,), (10,), (7,)),
-    },
-}
-
 #: The names of the corruptions.
-CORRUPTIONS = tuple(_PUBLISHED)
+CORRUPTIONS = tuple(PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -93,23 +35,34 @@ class Corruption:
 
     What is random about an image (noise, direction, drops) follows from the corruption's
     name and the image's index alone: neither order, batch nor process changes it, and all
-    severities share it. Parameters are those published for the nearest size on a logarithmic
-    scale; lengths are scaled from there to the shorter side of the images, and drops are
-    made there and resized. At 32, 64 and 224 pixels everything is as published, except that
-    results are rounded to the nearest of the 256 values, and drops, which were drawn with
-    another library, differ in detail.
+    severities and parameter sets share it. At the sizes for which parameters were published
+    everything is as published, except that results are rounded to the nearest of the 256
+    values, and that random numbers come from another generator.
 
     Args:
         name: `gaussian_noise`, `impulse_noise`, `motion_blur`, `spatter`, `contrast`,
             `pixelate` or `jpeg_compression`.
         severity: 1 to 5.
+        parameters: Whose parameters:
+
+            * `"nearest"`: those published for the nearest size on a logarithmic scale:
+              CIFAR-10-C's up to 45 pixels, Tiny-ImageNet-C's up to 119, else ImageNet-C's.
+            * `"cifar-10-c"`, `"tiny-imagenet-c"`, `"imagenet-c"`: those published for 32, 64 or
+              224 pixels, at any size.
+            * `"fusionbench"`: CIFAR-10-C's with lengths in pixels, whatever the size, and
+              `pixelate` at 32 pixels, as FusionBench's code (arXiv:2406.03280) has it, which
+              the merging of CLIP's networks is tested with.
+
+            In all but the last lengths are scaled from the size of the set to the shorter side
+            of the images; drops are made at that size and resized.
 
     Raises:
-        ConfigError: If there is no such corruption or severity.
+        ConfigError: If there is no such corruption, severity or parameter set.
     """
 
     name: str
     severity: int = 3
+    parameters: ParameterSet = "nearest"
 
     def __post_init__(self) -> None:
         if self.name not in CORRUPTIONS:
@@ -118,6 +71,7 @@ class Corruption:
             )
         if self.severity not in range(1, 6):
             raise ConfigError(f"severity is {self.severity}: choose 1 to 5")
+        check_parameters(self.parameters)
 
     def __call__(self, images: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         """Corrupt images, before they are normalised.
@@ -135,7 +89,9 @@ class Corruption:
         """
         pixels = _to_unit_range(images)
         height, width = images.shape[-2:]
-        parameters, scale = self._parameters(min(height, width))
+        parameters, scale = parameters_of(
+            self.name, self.severity, min(height, width), self.parameters
+        )
         corrupt = _FUNCTIONS[self.name]
         seed = CORRUPTIONS.index(self.name)
         corrupted = np.empty_like(pixels)
@@ -146,11 +102,6 @@ class Corruption:
         if images.dtype == torch.uint8:
             result = result.mul_(255).round_()
         return result.to(images.device, images.dtype)
-
-    def _parameters(self, size: int) -> tuple[Parameters, float]:
-        published = _PUBLISHED[self.name]
-        nearest = min(published, key=lambda known: abs(math.log(size / known)))
-        return published[nearest][self.severity - 1], size / nearest
 
 
 def _to_unit_range(images: Tensor) -> NDArray[np.float32]:
@@ -198,73 +149,20 @@ def _motion_blur(image: Image, draw: Generator, scale: float, radius: float, sig
     return blurred
 
 
-def _spatter(
-    image: Image,
-    draw: Generator,
-    scale: float,
-    mean: float,
-    deviation: float,
-    blur: float,
-    threshold: float,
-    strength: float,
-    kind: float,
-) -> Image:
-    """Drops of water that brighten, or splashes of mud that cover."""
-    from scipy.ndimage import gaussian_filter
-
-    height, width = image.shape[1:]
-    shape = (max(round(height / scale), 1), max(round(width / scale), 1))
-    liquid = gaussian_filter(mean + deviation * draw.standard_normal(shape), blur, mode="nearest")
-    if kind == _MUD:
-        cover = gaussian_filter((liquid > threshold).astype(np.float64), strength, mode="nearest")
-        cover[cover < 0.8] = 0
-    else:
-        cover = strength * _relief(np.where(liquid < threshold, 0, liquid))
-    cover = _resized(cover.astype(np.float32), (height, width))
-    colour = np.array(_COLOURS[kind]) / 255
-    if len(image) == 1:
-        colour = colour[None] @ _LUMINANCE
-    layer = cover * colour.astype(np.float32).reshape(-1, 1, 1)
-    return image * (1 - cover) + layer if kind == _MUD else image + layer
-
-
-def _relief(liquid: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Drops lit from one side: `(H, W)` in [0, 1], zero outside them."""
-    from scipy.ndimage import binary_erosion, correlate, distance_transform_edt, uniform_filter
-
-    drops = liquid > 0
-    edges = drops & ~binary_erosion(drops, border_value=1)
-    if not drops.any():
-        return liquid
-    distance = distance_transform_edt(~edges) if edges.any() else np.full(liquid.shape, 20.0)
-    depth = _equalised(uniform_filter(np.minimum(distance, 20), 3, mode="mirror").astype(np.uint8))
-    light = np.array(((-2, -1, 0), (-1, 1, 1), (0, 1, 2)))
-    lit = correlate(depth, light, mode="mirror").clip(0, 255)
-    shaded = liquid * uniform_filter(lit, 3, mode="mirror")
-    return shaded / (shaded.max() or 1)
-
-
-def _equalised(values: NDArray[np.uint8]) -> NDArray[np.floating]:
-    """The histogram of whole numbers stretched to be even from 0 to 255."""
-    below = np.bincount(values.ravel(), minlength=256).cumsum()
-    lowest = below[values.min()]
-    levels = (below - lowest) / max(values.size - lowest, 1) * 255
-    return np.rint(levels)[values]
-
-
 def _contrast(image: Image, draw: Generator, scale: float, factor: float) -> Image:
     del draw, scale
     means = image.mean((1, 2), keepdims=True)
     return (image - means) * np.float32(factor) + means
 
 
-def _pixelate(image: Image, draw: Generator, scale: float, factor: float) -> Image:
+def _pixelate(image: Image, draw: Generator, scale: float, factor: float, side: float = 0) -> Image:
+    """Averaged over boxes, at the image's own size or at `side` pixels each way."""
     del draw, scale
     height, width = image.shape[1:]
-    smaller = (max(int(height * factor), 1), max(int(width * factor), 1))
-    return np.stack(
-        [_resized(_resized(channel, smaller, "BOX"), (height, width), "BOX") for channel in image]
-    )
+    within = (int(side), int(side)) if side else (height, width)
+    smaller = (max(int(within[0] * factor), 1), max(int(within[1] * factor), 1))
+    boxes = [resized(resized(channel, smaller, "BOX"), within, "BOX") for channel in image]
+    return np.stack([resized(channel, (height, width), "BICUBIC") for channel in boxes])
 
 
 def _jpeg_compression(image: Image, draw: Generator, scale: float, quality: float) -> Image:
@@ -280,20 +178,11 @@ def _jpeg_compression(image: Image, draw: Generator, scale: float, quality: floa
     return decoded[None] if decoded.ndim == 2 else decoded.transpose(2, 0, 1)
 
 
-def _resized(channel: Image, shape: tuple[int, int], method: str = "BILINEAR") -> Image:
-    from PIL import Image as Pillow
-
-    if channel.shape == shape:
-        return channel
-    size = (shape[1], shape[0])
-    return np.asarray(Pillow.fromarray(channel).resize(size, Pillow.Resampling[method]))
-
-
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gaussian_noise": _gaussian_noise,
     "impulse_noise": _impulse_noise,
     "motion_blur": _motion_blur,
-    "spatter": _spatter,
+    "spatter": spatter,
     "contrast": _contrast,
     "pixelate": _pixelate,
     "jpeg_compression": _jpeg_compression,

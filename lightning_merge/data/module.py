@@ -1,43 +1,25 @@
 """What all data modules share: splits, held-out part, normalisation, augmentation, loaders."""
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_merge.data.adapted import AdaptedImages, adapted_normalisation
+from lightning_merge.data.adapted import adapted
+from lightning_merge.data.corruption_parameters import ParameterSet, check_parameters
 from lightning_merge.data.corruptions import Corruption
-from lightning_merge.data.images import ImageDataset, LabelledImages, Normalisation
-from lightning_merge.data.splits import (
-    Indices,
-    check_split,
-    examples_per_class,
-    hold_out,
-    split_indices,
-)
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.data.image_dataset import ImageDataset
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.normalisation import Normalisation, adapted_normalisation
+from lightning_merge.data.splits import Indices, check_split, choose, digest_of_split
+from lightning_merge.errors import ConfigError
 
 Task = Literal["multiclass", "binary", "multilabel"]
 
 _STATISTICS = {"clip": Normalisation.clip, "imagenet": Normalisation.imagenet}
-
-# The corrupted images of a test set are kept where they take no more than this.
-_KEPT_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class OfficialSplits:
-    """A data set as its authors divided it; `val` is None where they made none."""
-
-    train: LabelledImages
-    test: LabelledImages
-    val: LabelledImages | None = None
 
 
 class ClassificationDataModule(LightningDataModule, ABC):
@@ -45,7 +27,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
 
     A subclass reads the files in `load_splits`, downloads in `prepare_data`, and sets
     `num_classes`, `in_chans`, `image_size`, `task` and `class_names` when constructed.
-    Small sets are held in memory, where under DDP each process has its own copy; large ones
+    Small sets are in memory, where under DDP each process has its own copy; large ones
     give `Images` that read from disk, and are divided by their targets alone.
 
     The order is: a held-out part is taken off train, the rest is divided into parts, and
@@ -73,6 +55,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
         corruption: A corruption of the test images (only), such as `gaussian_noise`, see
             `Corruption`; None for the images as they are.
         severity: Of the corruption, 1 to 5.
+        corruption_parameters: Whose parameters corruptions have, see `Corruption`.
         resize: Bring all images to so many pixels each way, so that sets of different sizes
             go into one network; None for their own. Corruptions are done after it.
         channels: 3 for grey images as colour ones, 1 for colour images as grey ones; None for
@@ -131,6 +114,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
         channels: Literal[1, 3] | None = None,
         test_examples: int | None = None,
         normalise: Literal["clip", "imagenet"] | None = None,
+        corruption_parameters: ParameterSet = "nearest",
     ) -> None:
         super().__init__()
         check_split(split, parts, split_seed)
@@ -160,6 +144,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.pin_memory = pin_memory
+        if num_workers < 0:
+            raise ConfigError(f"num_workers is {num_workers}: choose 0 or more")
         if channels not in (None, 1, 3):
             raise ConfigError(f"channels is {channels}: choose 1 (grey) or 3 (colour)")
         if normalise is not None and normalise not in _STATISTICS:
@@ -167,7 +153,9 @@ class ClassificationDataModule(LightningDataModule, ABC):
                 f"normalise is {normalise!r}: choose clip or imagenet, or leave it out"
             )
         self.normalise = normalise
-        self.corruption = None if corruption is None else Corruption(corruption, severity)
+        check_parameters(corruption_parameters)
+        self.corruption_parameters = corruption_parameters
+        self.corruption = None if corruption is None else self._corruption(corruption, severity)
         self.resize = resize
         self.channels = channels
         self.test_examples = test_examples
@@ -207,9 +195,17 @@ class ClassificationDataModule(LightningDataModule, ABC):
         """
         if hasattr(self, "split_hash"):
             return
-        official = self._adapted(self.load_splits())
+        official = adapted(self.load_splits(), self.resize, self.channels)
         labels = official.train.targets.numpy()
-        train, held_out = self._choose(labels)
+        train, held_out = choose(
+            labels,
+            self.held_out,
+            self.split,
+            self.part,
+            self.parts,
+            self.examples_per_class,
+            self.split_seed,
+        )
         published = adapted_normalisation(
             self.published_normalisation, self._file_channels, self.in_chans
         )
@@ -234,7 +230,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
             self._tested(len(official.test.targets)),
             corruption=self.corruption,
         )
-        self.split_hash = _hash(train, held_out, labels)
+        self.split_hash = digest_of_split(train, held_out, labels)
 
     def corrupted(self, corruption: str, severity: int = 3) -> Self:
         """The same data with corrupted test images; what has been read is shared.
@@ -248,26 +244,39 @@ class ClassificationDataModule(LightningDataModule, ABC):
         """
         self.setup("test")
         twin = copy.copy(self)
-        twin.corruption = Corruption(corruption, severity)
-        clean = self.test_set
-        twin.test_set = ImageDataset(
-            clean.source, clean.normalisation, clean.indices, corruption=twin.corruption
-        )
-        if len(clean) * self.in_chans * self.image_size**2 <= _KEPT_BYTES:
-            images = torch.cat(
-                [
-                    twin.corruption(clean.source.images[chosen], chosen)
-                    for chosen in clean.indices.split(self.eval_batch_size)
-                ]
-            )
-            source = LabelledImages(images, clean.targets)
-            twin.test_set = ImageDataset(source, clean.normalisation)
+        twin.corruption = self._corruption(corruption, severity)
+        twin.test_set = self.test_set.under(twin.corruption, self.eval_batch_size)
         return twin
 
     @property
     def num_train_examples(self) -> int:
         """How many labelled examples are trained on (after `setup`)."""
         return len(self.train_set)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images are prepared, by the names that timm has for it; the data are read for it.
+
+        A file that is decoded and has its orientation followed, in grey or in colour, then
+        goes through torchvision's `Resize`, `CenterCrop`, `ToTensor` and `Normalize` with these
+        numbers. Augmentation and corruptions come on top.
+
+        Returns:
+            `input_size` `[C, H, W]`, `mean` and `std` for each channel (of pixels in [0, 1]),
+            `interpolation`, `crop_pct`, and `label_names`.
+
+        Raises:
+            DataError: As `setup` does.
+        """
+        self.setup()
+        return {
+            "input_size": [self.in_chans, self.image_size, self.image_size],
+            "mean": list(self.normalisation.mean),
+            "std": list(self.normalisation.std),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "label_names": list(getattr(self, "class_names", map(str, range(self.num_classes)))),
+        }
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The training examples, augmented, in a new order from torch's generator each time.
@@ -301,37 +310,14 @@ class ClassificationDataModule(LightningDataModule, ABC):
         """The official test examples, in order, with their targets."""
         return self.test_dataloader()
 
-    def _adapted(self, official: OfficialSplits) -> OfficialSplits:
-        if self.resize is None and self.channels is None:
-            return official
-
-        def adapt(split: LabelledImages) -> LabelledImages:
-            images = AdaptedImages(split.images, self.resize, self.channels)
-            return LabelledImages(images, split.targets)
-
-        val = None if official.val is None else adapt(official.val)
-        return OfficialSplits(adapt(official.train), adapt(official.test), val)
+    def _corruption(self, name: str, severity: int) -> Corruption:
+        return Corruption(name, severity, self.corruption_parameters)
 
     def _tested(self, count: int) -> torch.Tensor | None:
         if self.test_examples is None or self.test_examples >= count:
             return None
         generator = torch.Generator().manual_seed(0)
         return torch.randperm(count, generator=generator)[: self.test_examples].sort().values
-
-    def _choose(self, labels: np.ndarray) -> tuple[Indices, Indices]:
-        everything = np.arange(len(labels), dtype=np.int64)
-        train, held_out = hold_out(labels, everything, self.held_out, self.split_seed)
-        if self.part is not None:
-            parts = split_indices(labels, train, self.split, self.parts, self.split_seed)
-            train = parts[self.part]
-        if self.examples_per_class is not None:
-            train = examples_per_class(labels, train, self.examples_per_class, self.split_seed)
-        if len(train) == 0:
-            raise DataError(
-                f"part {self.part} of split {self.split!r} has no examples with split_seed "
-                f"{self.split_seed}: choose another seed, or fewer parts"
-            )
-        return train, held_out
 
     def _plain(self, source: LabelledImages, indices: Indices | None = None) -> ImageDataset:
         chosen = None if indices is None else torch.from_numpy(indices)
@@ -349,13 +335,3 @@ class ClassificationDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory,
         )
-
-
-def _hash(train: Indices, held_out: Indices, labels: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in (train, held_out, labels):
-        # The lengths keep what moves from one array to the next from hashing alike.
-        digest.update(len(array).to_bytes(8, "little"))
-        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(np.ascontiguousarray(little_endian).tobytes())
-    return digest.hexdigest()

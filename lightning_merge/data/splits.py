@@ -1,9 +1,12 @@
 """Who sees which training examples: pure functions from labels to arrays of indices.
 
 The schemes are those of NP Merge (Sec. IV-A). Every function draws from a generator of its
-own, one per seed, purpose and class, so that a class is split alike whatever the others
-hold, and returns sorted int64 indices.
+own, one per seed, purpose and class, so that a class is split alike whatever is in the
+others, and returns sorted int64 indices.
 """
+
+import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +137,57 @@ def examples_per_class(
         for label, members in _by_class(labels, indices)
     ]
     return _gather(divided, 1)[0]
+
+
+def choose(
+    labels: NDArray[np.integer],
+    held_out: float,
+    scheme: str,
+    part: int | None,
+    parts: int,
+    per_class: int | None,
+    seed: int,
+) -> tuple[Indices, Indices]:
+    """What one ingredient trains on: `hold_out`, then `split_indices`, then `examples_per_class`.
+
+    Args:
+        labels: Classes `(N,)` of all examples, or `(N, L)` of zeros and ones (multi-label).
+        held_out: The fraction that is held out.
+        scheme: How the rest is divided.
+        part: Which of the parts, from 0; None for all of the rest.
+        parts: How many there are.
+        per_class: How many examples of each class; None for all.
+        seed: Zero or more.
+
+    Returns:
+        The examples to train on, and what is held out.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+        DataError: If the labels do not suit, or no example is left.
+    """
+    rest, held = hold_out(labels, np.arange(len(labels), dtype=np.int64), held_out, seed)
+    if part is not None:
+        rest = split_indices(labels, rest, scheme, parts, seed)[part]
+    if per_class is not None:
+        rest = examples_per_class(labels, rest, per_class, seed)
+    if len(rest) == 0:
+        raise DataError(
+            f"part {part} of split {scheme!r} has no examples with split_seed {seed}: choose "
+            "another seed, or fewer parts"
+        )
+    return rest, held
+
+
+def digest_of_split(train: Indices, held_out: Indices, labels: NDArray[Any]) -> str:
+    """SHA-256 of who sees what: equal exactly where all three arrays are."""
+    digest = hashlib.sha256()
+    for array in (train, held_out, labels):
+        # The lengths keep what moves from one array to the next from hashing alike.
+        digest.update(len(array).to_bytes(8, "little"))
+        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little_endian).tobytes())
+    return digest.hexdigest()
 
 
 def _eighty_twenty(labels: NDArray[np.integer], indices: Indices, seed: int) -> list[list[Indices]]:

@@ -17,7 +17,7 @@ from made_folders import (
 )
 
 from lightning_merge.cli import main
-from lightning_merge.data.celeba import ATTRIBUTES
+from lightning_merge.data.sets.celeba import ATTRIBUTES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))

@@ -7,7 +7,7 @@ from PIL import Image
 from test_data_module import Squares, collect, ready
 
 from lightning_merge.data import AdaptedImages, Corruption, Normalisation
-from lightning_merge.data.adapted import adapted_normalisation
+from lightning_merge.data.normalisation import adapted_normalisation
 from lightning_merge.errors import ConfigError
 
 
@@ -76,7 +76,7 @@ def test_corruptions_are_done_at_the_size():
 
 @pytest.mark.parametrize("kept", [0, 1 << 28])
 def test_a_corrupted_twin_is_what_the_option_gives(kept, monkeypatch):
-    monkeypatch.setattr("lightning_merge.data.module._KEPT_BYTES", kept)
+    monkeypatch.setattr("lightning_merge.data.image_dataset._KEPT_BYTES", kept)
     dm = ready(test_examples=5)
     clean = collect(dm.test_dataloader())[0]
     twin = dm.corrupted("gaussian_noise", 5)

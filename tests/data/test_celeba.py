@@ -12,7 +12,7 @@ from PIL import Image
 from lightning_merge.data import (
     CelebADataModule,
 )
-from lightning_merge.data.celeba import ATTRIBUTES
+from lightning_merge.data.sets.celeba import ATTRIBUTES
 from lightning_merge.errors import ConfigError
 
 

@@ -1,5 +1,6 @@
 """ChestX-ray14: a tiny one, written in its layout."""
 
+import os
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from made_folders import (
 from lightning_merge.data import (
     ChestXrayDataModule,
 )
-from lightning_merge.data.chest_xray import LABELS
+from lightning_merge.data.sets.chest_xray import LABELS
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])
@@ -59,6 +60,7 @@ def test_chest_xray_says_what_is_missing_or_damaged(tmp_path):
     for name, content, words in (
         ("test_list.txt", None, "is missing"),
         ("train_val_list.txt", "hello there\n", "is damaged"),
+        ("train_val_list.txt", os.fsdecode(b"\xff\xfe\n"), "is damaged"),
         ("Data_Entry_2017.csv", table.replace("Mass", "Moss"), "is damaged"),
         ("Data_Entry_2017.csv", table.replace("Finding", "Found"), "is damaged"),
         ("Data_Entry_2017.csv", table.replace(first, "x.png"), f"does not name '{first}'"),
@@ -66,7 +68,7 @@ def test_chest_xray_says_what_is_missing_or_damaged(tmp_path):
         before = (tmp_path / name).read_text()
         (tmp_path / name).unlink()
         if content is not None:
-            (tmp_path / name).write_text(content)
+            (tmp_path / name).write_bytes(os.fsencode(content))
         message = refused(lambda: ChestXrayDataModule(str(tmp_path)).setup("fit"))
         assert name in message
         assert words in message

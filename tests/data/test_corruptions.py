@@ -176,11 +176,12 @@ def test_lengths_follow_the_size(size, severity, length):
     assert np.linalg.norm(offsets, axis=1).max() == pytest.approx(length, abs=0.75)
 
 
-def trail(size, severity, index):
+def trail(size, severity, index, parameters="nearest"):
     """Where the light of one pixel goes: offsets `(M, 2)` in rows and columns, and how much."""
     image = torch.zeros(1, 1, size, size)
     image[0, 0, size // 2, size // 2] = 1
-    blurred = Corruption("motion_blur", severity)(image, [index])[0, 0].double().numpy()
+    blurred = Corruption("motion_blur", severity, parameters)(image, [index])
+    blurred = blurred[0, 0].double().numpy()
     return np.argwhere(blurred > 0) - size // 2, blurred[blurred > 0]
 
 

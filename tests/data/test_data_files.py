@@ -200,7 +200,7 @@ def test_cifar_missing_or_damaged_says_how_to_get_it(cifar):
     assert "\n" not in str(error.value)
     with open(cifar / "cifar-10-batches-py" / "test_batch", "ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match="cifar-10-batches-py holds missing or damaged files"):
+    with pytest.raises(DataError, match="cifar-10-batches-py has missing or damaged files"):
         CIFARDataModule(root=str(cifar)).setup("fit")
 
 

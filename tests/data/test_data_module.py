@@ -11,7 +11,7 @@ from lightning_merge.data import (
     DigitsDataModule,
     LabelledImages,
     OfficialSplits,
-    module,
+    splits,
 )
 from lightning_merge.errors import ConfigError, DataError
 
@@ -127,7 +127,7 @@ def test_split_hash_depends_on_what_was_held_out(monkeypatch):
     hashes = set()
     for held in (39, 40):
         divided = np.arange(30), np.array([held])
-        monkeypatch.setattr(module, "hold_out", lambda *_, divided=divided: divided)
+        monkeypatch.setattr(splits, "hold_out", lambda *_, divided=divided: divided)
         hashes.add(ready().split_hash)
     assert len(hashes) == 2
 

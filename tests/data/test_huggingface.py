@@ -117,6 +117,7 @@ def test_a_set_in_folders_and_a_damaged_image(tmp_path):
         ({"config": "large"}, "could not be had"),
         ({"image": "photo"}, "no column 'photo': choose one of picture, kind"),
         ({"label": "picture"}, "'picture' of"),
+        ({"image": "kind"}, "column 'kind' of"),
         ({"num_classes": 4}, "has 3 classes, not 4"),
         ({"test": "test"}, "labels from -1 to -1"),
     ],

@@ -1,5 +1,8 @@
 """Images on disk: how they are cut, normalised and refused."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from made_folders import (
     write_image,
 )
 from PIL import Image
+from torchvision import transforms
 
 from lightning_merge.data import (
     ClassificationDataModule,
@@ -20,32 +24,44 @@ from lightning_merge.data import (
 )
 
 
-def test_files_are_cut_to_the_central_square_and_resized(tmp_path):
-    wide = write_image(tmp_path / "wide.png", pixels("a", shape=(48, 80, 3)))
-    tall = write_image(tmp_path / "tall.png", pixels("b", shape=(90, 40, 3)))
-    files = ImageFiles([tmp_path / "wide.png", tmp_path / "tall.png"], 16, 3)
-    assert len(files) == 2
-    images = files[torch.tensor([1, 0, 1])]
-    assert images.shape == (3, 3, 16, 16)
-    assert images.dtype == torch.uint8
-    for image, square in ((images[0], tall[25:65]), (images[1], wide[:, 16:64])):
-        expected = Image.fromarray(square).resize((16, 16), Image.Resampling.BILINEAR)
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(expected))
-    assert torch.equal(images[0], images[2])
+@pytest.mark.parametrize(
+    "shape", [(48, 80), (90, 41), (33, 32), (16, 16), (5, 9), (16, 23), (90, 9)]
+)
+def test_files_are_what_torchvisions_resize_and_centre_crop_make_of_them(tmp_path, shape):
+    draw = np.random.default_rng(0)
+    write_image(tmp_path / "noise.png", draw.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    plain = transforms.Compose([transforms.Resize(16), transforms.CenterCrop(16)])
+    with Image.open(tmp_path / "noise.png") as opened:
+        for channels, mode in ((3, "RGB"), (1, "L")):
+            files = ImageFiles([tmp_path / "noise.png"] * 2, 16, channels)
+            assert len(files) == 2
+            images = files[torch.tensor([1, 0, 1])]
+            assert images.dtype == torch.uint8
+            expected = np.asarray(plain(opened.convert(mode))).reshape(16, 16, channels)
+            for image in images:
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_files_become_grey_or_colour_as_asked(tmp_path):
+def test_a_strip_is_cut_without_being_resized_whole(tmp_path):
+    draw = np.random.default_rng(0)
+    write_image(tmp_path / "strip.png", draw.integers(0, 256, (3, 1000), dtype=np.uint8))
+    image = ImageFiles([tmp_path / "strip.png"], 24, 1)[torch.tensor([0])][0, 0].numpy()
+    plain = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24)])
+    expected = np.asarray(plain(Image.open(tmp_path / "strip.png")))
+    assert np.abs(image.astype(int) - expected).max() <= 1
+    write_image(tmp_path / "strip.png", np.full((1, 1 << 20), 9, np.uint8))
+    assert (ImageFiles([tmp_path / "strip.png"], 512, 1)[torch.tensor([0])] == 9).all()
+
+
+def test_files_become_grey_or_colour_as_wanted(tmp_path):
     colour = write_image(tmp_path / "colour.png", pixels("a", shape=(16, 16, 3)))
     grey = write_image(tmp_path / "grey.png", pixels("b", shape=(16, 16)))
-    transparent = np.dstack([colour, np.full((16, 16), 9, np.uint8)])
-    write_image(tmp_path / "transparent.png", transparent)
-    paths = [tmp_path / f"{name}.png" for name in ("colour", "grey", "transparent")]
-    images = ImageFiles(paths, 16, 3)[torch.arange(3)].permute(0, 2, 3, 1).numpy()
+    paths = [tmp_path / f"{name}.png" for name in ("colour", "grey")]
+    images = ImageFiles(paths, 16, 3)[torch.arange(2)].permute(0, 2, 3, 1).numpy()
     assert np.array_equal(images[0], colour)
     assert np.array_equal(images[1], np.dstack([grey] * 3))
-    assert np.array_equal(images[2], colour)
-    greys = ImageFiles(paths, 16, 1)[torch.arange(3)]
-    assert greys.shape == (3, 1, 16, 16)
+    greys = ImageFiles(paths, 16, 1)[torch.arange(2)]
+    assert greys.shape == (2, 1, 16, 16)
     assert np.array_equal(greys[1, 0].numpy(), grey)
     luminance = colour.astype(float) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(greys[0, 0].numpy(), luminance, atol=1)
@@ -120,3 +136,30 @@ def test_the_same_batches_come_from_disk_and_from_memory(tmp_path, workers):
     assert len(batches[0]) == len(batches[1]) > 20
     for first, second in zip(*batches, strict=True):
         assert first == second if isinstance(first, str) else torch.equal(first, second)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line_from_a_loading_process_too(tmp_path, workers):
+    write_class_folders(tmp_path, ["train"], ["a"], count=4, shape=(8, 8, 3))
+    broken = tmp_path / "train" / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:45])
+    dm = OnDisk(tmp_path, memory=False, num_workers=workers, held_out=0)
+    message = refused(lambda: list(dm.test_dataloader()))
+    assert message.startswith(f"{broken} is damaged")
+    assert "replace it" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["line\nbreak.png", "\x1b[2Jwiped.png", b"by\xfftes.png", "ünï.png"]
+)
+def test_strange_names_are_read_and_named_in_one_printable_line(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+    with open(path, "wb") as file:
+        Image.new("L", (8, 8), 7).save(file, "PNG")
+    files = ImageFiles([os.fsdecode(path)], 8, 1)
+    assert (files[torch.tensor([0])] == 7).all()
+    Path(os.fsdecode(path)).write_bytes(b"no image")
+    message = refused(lambda: files[torch.tensor([0])])
+    assert message.isprintable()
+    message.encode("utf-8")
+    assert str(tmp_path) in message

@@ -12,7 +12,7 @@ from lightning_merge.errors import DataError
 
 
 def made():
-    """Shades as both files hold them: k / 2000, from 0 to 1."""
+    """Shades as in both files: k / 2000, from 0 to 1."""
     draw = np.random.default_rng(0)
     found = {}
     for split, count in (("train", 30), ("test", 12)):
@@ -84,7 +84,7 @@ def test_the_text_is_read_where_both_are_there(tmp_path, monkeypatch):
 def test_hdf5_is_not_downloaded_over(tmp_path, monkeypatch):
     write_hdf5(tmp_path)
     monkeypatch.setattr(
-        "lightning_merge.data.handwritten.USPSDataModule._open", lambda *_, **__: 1 / 0
+        "lightning_merge.data.sets.handwritten.USPSDataModule._open", lambda *_, **__: 1 / 0
     )
     USPSDataModule(root=str(tmp_path), download=True).prepare_data()
 

@@ -1,5 +1,6 @@
 """The sets that CLIP is fine-tuned on: what was planted in their files is what is given."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,10 +15,11 @@ from made_vision_sets import (
     write_svhn,
 )
 from PIL import Image
+from torchvision import transforms
 
 from lightning_merge import MNISTDataModule, VisionTaskDataModule
 from lightning_merge.data import class_texts, prompts, readable
-from lightning_merge.data.vision_readers import VISION_SETS
+from lightning_merge.data.sets.vision_readers import VISION_SETS
 from lightning_merge.errors import ConfigError, DataError
 
 WRITERS = {
@@ -45,13 +47,9 @@ def pixels_of(dataset):
 
 
 def shrunk(image, size):
-    """The largest central square, resized by Pillow."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(image[top : top + side, left : left + side])
-    small = square.resize((size, size), Image.Resampling.BILINEAR)
-    return torch.tensor(list(small.tobytes())).view(size, size, 3).permute(2, 0, 1)
+    """Resized and cut by torchvision."""
+    cut = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
+    return torch.from_numpy(np.array(cut(Image.fromarray(image)))).permute(2, 0, 1)
 
 
 def check(dataset, planted, size):
@@ -61,6 +59,26 @@ def check(dataset, planted, size):
         assert found.shape == (3, size, size)
         # Files are JPEG: colours differ a little, images a lot.
         assert (found - shrunk(image, size)).abs().mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("eurosat", "eurosat/2750"),
+        ("gtsrb", "gtsrb/GTSRB/Training"),
+        ("resisc45", "resisc45/NWPU-RESISC45"),
+    ],
+)
+def test_a_hidden_folder_is_no_class(name, folder, tmp_path):
+    writer = write_eurosat if name == "eurosat" else WRITERS[name]
+    writer(tmp_path)
+    before = VisionTaskDataModule(name, str(tmp_path), image_size=16)
+    before.setup()
+    (tmp_path / folder / ".ipynb_checkpoints").mkdir()
+    after = VisionTaskDataModule(name, str(tmp_path), image_size=16)
+    after.setup()
+    assert after.class_names == before.class_names
+    assert after.split_hash == before.split_hash
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -192,12 +210,12 @@ def test_missing_files_are_named_with_what_to_do(name, tmp_path):
     data = VisionTaskDataModule(name, str(tmp_path))
     with pytest.raises(DataError) as raised:
         data.setup()
-    said = str(raised.value)
-    assert str(tmp_path / VISION_SETS[name].folder) in said
-    assert "missing or damaged" in said
-    assert "\n" not in said
-    assert ("set download to true" in said) == (name != "stanford_cars")
-    assert "https://" in said or "http://" in said
+    message = str(raised.value)
+    assert str(tmp_path / VISION_SETS[name].folder) in message
+    assert "missing or damaged" in message
+    assert "\n" not in message
+    assert ("set download to true" in message) == (name != "stanford_cars")
+    assert "https://" in message or "http://" in message
 
 
 def test_what_cannot_be_downloaded_is_said(tmp_path, monkeypatch):

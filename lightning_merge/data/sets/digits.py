@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_merge.data.images import LabelledImages
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.splits import Indices, hold_out
 
 

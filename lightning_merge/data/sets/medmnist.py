@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from lightning_merge.data.images import LabelledImages
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.printable import one_line
 from lightning_merge.errors import ConfigError, DataError
 
 SIZES = (28, 64, 128, 224)
@@ -69,7 +70,7 @@ class MedMNISTDataModule(ClassificationDataModule):
         self.task = "multilabel" if info["task"].startswith("multi-label") else "multiclass"
 
     def prepare_data(self) -> None:
-        """Download the file if that was asked for and it is not there.
+        """Download the file where it is missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -100,7 +101,7 @@ class MedMNISTDataModule(ClassificationDataModule):
             return OfficialSplits(**{part: self._read(part) for part in ("train", "val", "test")})
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self.file} is damaged ({_one_line(error)}): delete it and download it again"
+                f"{self.file} is damaged ({one_line(error)}): delete it and download it again"
             ) from error
 
     def _read(self, part: str) -> LabelledImages:
@@ -117,7 +118,3 @@ class MedMNISTDataModule(ClassificationDataModule):
         reader = getattr(medmnist, medmnist.INFO[self.name]["python_class"])
         data = reader(split=part, root=str(self.root), size=self._file_size, download=download)
         return data.imgs, data.labels
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

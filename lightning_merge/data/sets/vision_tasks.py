@@ -8,10 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_merge.data.class_texts import readable
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
-from lightning_merge.data.vision_readers import VISION_SETS
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
+from lightning_merge.data.printable import one_line
+from lightning_merge.data.sets.vision_readers import VISION_SETS
 from lightning_merge.errors import ConfigError, DataError
 
 Name = Literal["sun397", "stanford_cars", "resisc45", "dtd", "svhn", "gtsrb", "eurosat"]
@@ -25,16 +28,16 @@ class VisionTaskDataModule(ClassificationDataModule):
     drawn once and for all, is the test split. Where there is a validation split (DTD, RESISC45)
     it is the default for selection.
 
-    SVHN, 32x32, is held in memory. Images of the others are read when a batch asks for them: the
-    largest central square, resized; ImageNet's published statistics normalise them.
+    SVHN, 32x32, is in memory. Images of the others are read when a batch needs them (see
+    `decode`); ImageNet's published statistics normalise them.
 
     Args:
         name: Which set.
-        root: Folder that holds the set's own: `SUN397`, `stanford_cars`, `resisc45`, `dtd`,
+        root: Folder with the set's own: `SUN397`, `stanford_cars`, `resisc45`, `dtd`,
             `svhn`, `gtsrb` or `eurosat`.
         download: Whether missing files are downloaded (SUN397: 39 GB); Stanford Cars cannot be.
         image_size: Height and width that images are resized to, in pixels; SVHN's are 32 until
-            `resize` says otherwise.
+            `resize` changes that.
         held_out: As for all data modules, but None takes the official validation split where
             there is one, and else 0.1 of train.
         **kwargs: Arguments of `ClassificationDataModule`.
@@ -75,7 +78,7 @@ class VisionTaskDataModule(ClassificationDataModule):
             self.published_normalisation = Normalisation.imagenet(3)
 
     def prepare_data(self) -> None:
-        """Download and unpack the files if that was asked for and they are not there.
+        """Download and unpack the files where they are missing and `download` is set.
 
         Raises:
             DataError: If the download fails, or there is none.
@@ -91,7 +94,7 @@ class VisionTaskDataModule(ClassificationDataModule):
             self.root.mkdir(parents=True, exist_ok=True)
             self.set.download(self.root)
         except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DataError(
                 f"{self.set.title} could not be downloaded to {folder} ({reason}): check the "
                 f"network and the folder, or {self.set.by_hand}"
@@ -114,7 +117,7 @@ class VisionTaskDataModule(ClassificationDataModule):
             found = self.set.read(self.root, split)
         # Each reader has errors of its own, and scipy's derive from nothing narrower.
         except Exception as error:
-            raise self._damaged(split, " ".join(str(error).split()) or "empty") from error
+            raise self._damaged(split, one_line(error)) from error
         if len(found.classes) != self.num_classes:
             raise self._damaged(split, f"{len(found.classes)} classes, not {self.num_classes}")
         self.class_names = [readable(self.prompt_set, name) for name in found.classes]
@@ -125,8 +128,8 @@ class VisionTaskDataModule(ClassificationDataModule):
         return LabelledImages(ImageFiles(found.images, self._file_size, 3), targets)
 
     def _damaged(self, split: str, reason: str) -> DataError:
-        asked = "" if self.set.download is None else "set download to true, or "
+        download = "" if self.set.download is None else "set download to true, or "
         return DataError(
             f"{self.set.title}'s {split} files in {self.root / self.set.folder} are missing or "
-            f"damaged ({reason}): {asked}{self.set.by_hand}"
+            f"damaged ({reason}): {download}{self.set.by_hand}"
         )

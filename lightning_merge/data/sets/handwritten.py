@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _HandwrittenDataModule(ClassificationDataModule):
         self.class_names = [str(digit) for digit in range(10)]
 
     def prepare_data(self) -> None:
-        """Download and unpack the files if that was asked for and they are not there.
+        """Download and unpack the files where they are missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -81,7 +82,7 @@ class _HandwrittenDataModule(ClassificationDataModule):
 
 @dataclass(frozen=True)
 class _Read:
-    """What a file held, as torchvision's sets have it."""
+    """The content of a file, named as in torchvision's sets."""
 
     data: NDArray[np.uint8]
     targets: NDArray[np.int64]
@@ -91,7 +92,7 @@ class MNISTDataModule(_HandwrittenDataModule):
     """MNIST: 60,000 digits to train on and 10,000 to test on, 28x28.
 
     Args:
-        root: Folder that holds `MNIST/raw` with the four unpacked files.
+        root: Folder with the four unpacked files in its `MNIST/raw`.
         download: Whether missing files are downloaded (12 MB); what lies there packed
             (`.gz`) is only unpacked.
         **kwargs: Arguments of `ClassificationDataModule`.
@@ -116,7 +117,7 @@ class USPSDataModule(_HandwrittenDataModule):
     """USPS: 7,291 digits of zip codes to train on and 2,007 to test on, 16x16.
 
     Args:
-        root: Folder that holds `usps.bz2` and `usps.t.bz2` (LIBSVM's copy), or `usps.h5` with
+        root: Folder with `usps.bz2` and `usps.t.bz2` (LIBSVM's copy), or `usps.h5` with
             `train/data`, `train/target`, `test/data` and `test/target`: shades from 0 to 1,
             256 or 16x16 a digit. Of both the former is read. The latter needs `h5py`.
         download: Whether missing `.bz2` files are downloaded (about 8 MB).
@@ -136,7 +137,7 @@ class USPSDataModule(_HandwrittenDataModule):
         self.image_size = 16
 
     def prepare_data(self) -> None:
-        """Download the files if that was asked for and neither they nor `usps.h5` are there.
+        """Download the files where `download` is set and neither they nor `usps.h5` are there.
 
         Raises:
             DataError: If the download fails.

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ class CIFARDataModule(ClassificationDataModule):
 
     Args:
         num_classes: 10 or 100: which of the two sets.
-        root: Folder that holds `cifar-10-batches-py` or `cifar-100-python`.
+        root: Folder with `cifar-10-batches-py` or `cifar-100-python`.
         download: Whether missing files are downloaded (about 170 MB).
         classes: Use these labels only, renamed 0, 1, ... in the order given; None for all.
-            `num_classes` then says how many they are.
+            After that `num_classes` is how many they are.
         **kwargs: Arguments of `ClassificationDataModule`.
 
     Raises:
@@ -84,7 +85,7 @@ class CIFARDataModule(ClassificationDataModule):
         self.published_normalisation = NORMALISATION[num_classes]
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if that was asked for and it is not there.
+        """Download and unpack the archive where it is missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -113,7 +114,7 @@ class CIFARDataModule(ClassificationDataModule):
             data = self._open(train)
         except (RuntimeError, OSError, EOFError) as error:
             folder = self.root / self._reader().base_folder
-            state = "holds missing or damaged files" if folder.is_dir() else "is missing"
+            state = "has missing or damaged files" if folder.is_dir() else "is missing"
             raise DataError(
                 f"{folder} {state}: set download to true (--data.init_args.download true), or "
                 f"unpack {self._reader().url} in {self.root}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_merge.data.class_folders import class_folders, list_classes
 from lightning_merge.data.splits import hold_out
 
 # EuroSAT comes undivided: which images are tested on must never change.
@@ -103,7 +104,7 @@ def _read_stanford_cars(root: Path, split: str) -> Found:
 
 def _read_resisc45(root: Path, split: str) -> Found:
     folder = root / "resisc45" / "NWPU-RESISC45"
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = class_folders(folder)
     label = {name: position for position, name in enumerate(classes)}
     files = (root / "resisc45" / f"resisc45-{split}.txt").read_text().split()
     named = [file.rpartition("_")[0] for file in files]
@@ -151,13 +152,16 @@ def _download_svhn(root: Path) -> None:
 
 
 def _read_gtsrb(root: Path, split: str) -> Found:
+    folder = root / "gtsrb" / "GTSRB" / "Training"
+    classes = class_folders(folder)
+    names = [str(int(name)) for name in classes]
+    if split == "train":
+        found = list_classes(folder, classes)
+        return Found(found.paths, found.labels, names)
     from torchvision.datasets import GTSRB
 
-    data = GTSRB(str(root), split=split)
-    files, labels = zip(*data._samples, strict=True)
-    folders = (root / "gtsrb" / "GTSRB" / "Training").iterdir()
-    classes = sorted(int(entry.name) for entry in folders if entry.is_dir())
-    return Found(files, labels, [str(number) for number in classes])
+    files, labels = zip(*GTSRB(str(root), split=split)._samples, strict=True)
+    return Found(files, labels, names)
 
 
 def _download_gtsrb(root: Path) -> None:
@@ -168,14 +172,13 @@ def _download_gtsrb(root: Path) -> None:
 
 
 def _read_eurosat(root: Path, split: str) -> Found:
-    from torchvision.datasets import EuroSAT
-
-    data = EuroSAT(str(root))
-    files, labels = zip(*data.samples, strict=True)
-    every = np.arange(len(labels), dtype=np.int64)
-    train, test = hold_out(np.array(labels), every, _EUROSAT_TEST, _EUROSAT_SEED)
-    chosen = train if split == "train" else test
-    return Found([files[i] for i in chosen], [labels[i] for i in chosen], data.classes)
+    folder = root / "eurosat" / "2750"
+    classes = class_folders(folder)
+    found = list_classes(folder, classes)
+    every = np.arange(len(found.labels), dtype=np.int64)
+    train, test = hold_out(np.array(found.labels), every, _EUROSAT_TEST, _EUROSAT_SEED)
+    chosen = found.only((train if split == "train" else test).tolist())
+    return Found(chosen.paths, chosen.labels, classes)
 
 
 def _download_eurosat(root: Path) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from lightning_merge.data.folders import read_class_folders
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.class_folders import list_classes
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
 from lightning_merge.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -22,11 +24,11 @@ class TinyImageNetDataModule(ClassificationDataModule):
     The labels of the official test images were never published: the official validation
     split is the test split here, as in "Rethinking Weight-Averaged Model-merging" (its link
     leads to a copy with these two splits), and validation is held out of train. Labels
-    follow the sorted WordNet identifiers. Images are read when a batch asks for them, shifted
+    follow the sorted WordNet identifiers. Images are read when a batch needs them, shifted
     and mirrored. ImageNet's published statistics normalise.
 
     Args:
-        root: Folder that holds `tiny-imagenet-200`.
+        root: Folder with `tiny-imagenet-200`.
         download: Whether it is downloaded (250 MB) and unpacked where it is missing.
         image_size: Height and width that images are resized to, in pixels.
         **kwargs: Arguments of `ClassificationDataModule`.
@@ -55,7 +57,7 @@ class TinyImageNetDataModule(ClassificationDataModule):
         self.published_normalisation = Normalisation.imagenet(3)
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if that was asked for and it is not there.
+        """Download and unpack the archive where it is missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -84,12 +86,15 @@ class TinyImageNetDataModule(ClassificationDataModule):
                 f"true), or unpack {URL} in {self.root}"
             )
         identifiers = sorted(self._read("wnids.txt").split())
-        words = dict(line.split("\t", 1) for line in self._read("words.txt").splitlines() if line)
+        rows = [line.partition("\t") for line in self._read("words.txt").splitlines()]
+        words = {name: word for name, _, word in rows if word}
         if len(set(identifiers)) != self.num_classes:
             raise self._damaged("wnids.txt", f"{len(set(identifiers))} classes, not 200")
         self.class_names = [words.get(name, name).split(",")[0] for name in identifiers]
-        train = read_class_folders(self.folder / "train", identifiers, self.image_size, 3)
-        return OfficialSplits(train=train, test=self._read_test(identifiers))
+        train = list_classes(self.folder / "train", identifiers)
+        return OfficialSplits(
+            train=train.labelled(self._file_size, 3), test=self._read_test(identifiers)
+        )
 
     def _read_test(self, identifiers: list[str]) -> LabelledImages:
         annotations = "val/val_annotations.txt"
@@ -100,7 +105,7 @@ class TinyImageNetDataModule(ClassificationDataModule):
         except (KeyError, IndexError) as error:
             raise self._damaged(annotations, f"unknown class {error}") from error
         files = [self.folder / "val" / "images" / row[0] for row in rows]
-        return LabelledImages(ImageFiles(files, self.image_size, 3), targets)
+        return LabelledImages(ImageFiles(files, self._file_size, 3), targets)
 
     def _read(self, name: str) -> str:
         try:

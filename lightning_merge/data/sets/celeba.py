@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
+from lightning_merge.data.printable import one_line
 from lightning_merge.errors import ConfigError, DataError
 
 _ATTRIBUTES = """
@@ -27,16 +30,16 @@ class CelebADataModule(ClassificationDataModule):
     """The aligned faces by the official train, validation and test splits.
 
     "Rethinking Weight-Averaged Model-merging" has CelebA as a task of two classes (its Table
-    4) and does not say which: give one `attribute`, such as `Smiling` or `Male`, for classes
+    4) without naming them: give one `attribute`, such as `Smiling` or `Male`, for classes
     0 (without) and 1 (with it). Without one the task is all 40, multi-label.
 
-    Images are read when a batch asks for them: the largest central square, resized, then
-    shifted and mirrored. ImageNet's published statistics normalise.
+    Images are read when a batch needs them (see `decode`), shifted and mirrored.
+    ImageNet's published statistics normalise.
 
     Args:
-        root: Folder that holds `celeba`, and that: `img_align_celeba` (the images),
-            `list_attr_celeba.txt` and `list_eval_partition.txt`.
-        attribute: The attribute to tell, by its official name; None for all 40.
+        root: Folder whose `celeba` has `img_align_celeba` (the images), `list_attr_celeba.txt`
+            and `list_eval_partition.txt`.
+        attribute: The attribute to predict, by its official name; None for all 40.
         image_size: Height and width that images are resized to, in pixels.
         download: Whether missing files are downloaded (1.4 GB, from Google Drive, by
             torchvision and the package `gdown`).
@@ -79,7 +82,7 @@ class CelebADataModule(ClassificationDataModule):
         self.num_classes = len(self.class_names)
 
     def prepare_data(self) -> None:
-        """Download and unpack the files if that was asked for and they are not there.
+        """Download and unpack the files where they are missing and `download` is set.
 
         Raises:
             DataError: If the download fails.
@@ -91,7 +94,7 @@ class CelebADataModule(ClassificationDataModule):
         try:
             CelebA(str(self.root), download=True)
         except (RuntimeError, OSError, ImportError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DataError(
                 f"CelebA could not be downloaded to {self.folder} ({reason}): get "
                 f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt from "
@@ -138,7 +141,7 @@ class CelebADataModule(ClassificationDataModule):
             names = np.loadtxt(path, dtype=str, skiprows=skip, usecols=[0], ndmin=1)
             values = np.loadtxt(path, dtype=np.int8, skiprows=skip, usecols=columns, ndmin=2)
         except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DataError(
                 f"{path} is damaged ({reason}): replace it by that of {SOURCE}"
             ) from error

@@ -1,14 +1,18 @@
 """Image classification sets of the Hugging Face Hub, through `datasets` (an optional extra)."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_merge.data.image_files import check_images, decode
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import EncodedImages
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
+from lightning_merge.data.printable import one_line
 from lightning_merge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -19,8 +23,8 @@ class HuggingFaceDataModule(ClassificationDataModule):
     """A set with a column of images and a column of classes, such as `zh-plus/tiny-imagenet`.
 
     Missing files are downloaded when it is prepared, to Hugging Face's own cache or `root`.
-    Images are read when a batch asks for them: the largest central square, resized. ImageNet's
-    published statistics normalise. Needs `pip install 'lightning-merge[datasets]'`.
+    Images are read when a batch needs them, see `decode`. ImageNet's published statistics
+    normalise. Needs `pip install 'lightning-merge[datasets]'`.
 
     Args:
         path: The set's name on the Hub, or a folder that `datasets` can read.
@@ -35,7 +39,7 @@ class HuggingFaceDataModule(ClassificationDataModule):
             newest.
         root: Folder for what is downloaded; None for Hugging Face's cache.
         image_size: Height and width that images are resized to, in pixels.
-        in_chans: 3 for colour, 1 for grey, whatever the set holds.
+        in_chans: 3 for colour, 1 for grey, whatever the set has.
         horizontal_flip: Whether a mirrored image still shows the same class.
         held_out: As for all data modules, but None takes `val` where that is given, and else
             0.1 of train.
@@ -128,7 +132,7 @@ class HuggingFaceDataModule(ClassificationDataModule):
         labels = data.with_format("numpy", columns=[self.label])[:][self.label]
         if labels.ndim != 1 or labels.dtype.kind != "i":
             raise DataError(
-                f"column {self.label!r} of {self.path} does not hold whole numbers: choose another"
+                f"column {self.label!r} of {self.path} has no whole numbers: choose another"
             )
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise DataError(
@@ -138,7 +142,14 @@ class HuggingFaceDataModule(ClassificationDataModule):
             )
         if known is not None:
             self.class_names = list(known)
-        images = data.select_columns([self.image]).cast_column(self.image, Image(decode=False))
+        try:
+            images = data.select_columns([self.image]).cast_column(self.image, Image(decode=False))
+        # Arrow's errors have no ancestor of their own.
+        except Exception as error:
+            raise DataError(
+                f"column {self.image!r} of {self.path} has no images ({one_line(error)}): choose "
+                "another (--data.init_args.image)"
+            ) from error
         name = f"{self.path} ({split})"
         return LabelledImages(
             _HubImages(images, name, self.image_size, self.in_chans),
@@ -159,32 +170,29 @@ class HuggingFaceDataModule(ClassificationDataModule):
                 self.path, self.config, split=split, revision=self.revision, cache_dir=self.root
             )
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise DataError(
                 f"split {split!r} of {self.path} could not be had ({reason}): check the name, "
                 "config, split and revision, and the network"
             ) from error
 
 
-class _HubImages:
-    """A column of encoded images, each decoded when it is asked for."""
+class _HubImages(EncodedImages):
+    """A column of encoded images."""
 
     def __init__(self, data: "Dataset", name: str, size: int, channels: int) -> None:
+        super().__init__(size, channels)
         self.data = data
         self.name = name
-        self.size = size
-        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
+    def open(self, positions: Tensor) -> Iterable[tuple[str | IO[bytes], str]]:
+        """The files, or their contents."""
         (column,) = self.data.column_names
         rows = self.data[positions.tolist()][column]
-        images = []
         for position, row in zip(positions.tolist(), rows, strict=True):
             # A set in folders gives paths, one in tables the files themselves.
             file = row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"])
-            name = f"image {position} of {self.name}"
-            images.append(decode(file, name, self.size, self.channels))
-        return torch.stack(images)
+            yield file, f"image {position} of {self.name}"

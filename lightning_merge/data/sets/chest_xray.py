@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
-from lightning_merge.data.image_files import ImageFiles, check_images
-from lightning_merge.data.images import LabelledImages, Normalisation
-from lightning_merge.data.module import ClassificationDataModule, OfficialSplits
+from lightning_merge.data.decode import check_images
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages, OfficialSplits
+from lightning_merge.data.module import ClassificationDataModule
+from lightning_merge.data.normalisation import Normalisation
+from lightning_merge.data.printable import one_line
 from lightning_merge.errors import DataError
 
 _LABELS = """
@@ -25,14 +28,14 @@ class ChestXrayDataModule(ClassificationDataModule):
     Train and test are the official lists, which divide by patient. There is no official
     validation list: train's patients whose number leaves 7 when divided by 8 are the
     validation split here (`held_out` would divide the images of one patient). Images are read
-    when a batch asks for them, shifted but never mirrored: the heart is on the left.
+    when a batch needs them, shifted but never mirrored: the heart is on the left.
     ImageNet's published statistics normalise, averaged over the colours.
 
     The easy way to the same images at 28 to 224 pixels, by another division into train and
     validation, is `MedMNISTDataModule` with `name: chestmnist`, which downloads.
 
     Args:
-        root: Folder that holds `Data_Entry_2017.csv` (or `Data_Entry_2017_v2020.csv`),
+        root: Folder with `Data_Entry_2017.csv` (or `Data_Entry_2017_v2020.csv`),
             `train_val_list.txt`, `test_list.txt` and the images, in `images` or
             `images_001/images` and so on.
         image_size: Height and width that images are resized to, in pixels (from 1024).
@@ -78,7 +81,8 @@ class ChestXrayDataModule(ClassificationDataModule):
                 targets = torch.stack([findings[name] for name in names])
             except KeyError as error:
                 raise DataError(
-                    f"{self._table()} does not name {error}: replace it by that of {SOURCE}"
+                    f"{self._table()} does not name {one_line(error)}: replace it by that of "
+                    f"{SOURCE}"
                 ) from error
             paths = [files[name] for name in names]
             return LabelledImages(ImageFiles(paths, self.image_size, 1), targets)
@@ -106,8 +110,8 @@ class ChestXrayDataModule(ClassificationDataModule):
                     findings[row["Image Index"]] = target
         except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{path} is damaged ({type(error).__name__}: {error}): replace it by that of "
-                f"{SOURCE}"
+                f"{path} is damaged ({type(error).__name__}: {one_line(error)}): replace it by "
+                f"that of {SOURCE}"
             ) from error
         return findings
 
@@ -119,7 +123,7 @@ class ChestXrayDataModule(ClassificationDataModule):
         path = self.root / name
         if not path.is_file():
             raise self._missing(path)
-        names = path.read_text().split()
+        names = path.read_text(errors="replace").split()
         if not names or not all(name[:8].isdecimal() for name in names):
             raise DataError(f"{path} is damaged: replace it by that of {SOURCE}")
         return names

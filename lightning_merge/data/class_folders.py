@@ -1,0 +1,167 @@
+"""A folder for each class: which classes there are, which images, and what is left out."""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from lightning_merge.data.image_files import ImageFiles
+from lightning_merge.data.images import LabelledImages
+from lightning_merge.data.printable import printable
+from lightning_merge.errors import DataError
+
+#: Names of image files end so, in small or capital letters.
+SUFFIXES = frozenset(
+    [
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+
+
+@dataclass
+class LeftOut:
+    """What lies among the images and is none of them, by kind."""
+
+    no_images: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    of_no_class: list[Path] = field(default_factory=list)
+
+    def warn(self, root: Path) -> None:
+        """One line that counts them, if there are any."""
+        kinds = (
+            (self.no_images, "no image", "no images"),
+            (self.hidden, "hidden", "hidden"),
+            (self.of_no_class, "of no class", "of no class"),
+        )
+        parts = [_counted(paths, root, one, many) for paths, one, many in kinds if paths]
+        if parts:
+            warnings.warn(f"{printable(root)}: left out {', '.join(parts)}", stacklevel=2)
+
+
+@dataclass
+class ClassFiles:
+    """The images of a split, with the position of each one's class.
+
+    Attributes:
+        paths: The files: class by class in the order of the folders' names, sorted in each.
+        labels: For each file its class's position among the names that were given.
+        left_out: What was found beside them.
+    """
+
+    paths: list[str]
+    labels: list[int]
+    left_out: LeftOut
+
+    def only(self, indices: Iterable[int]) -> "ClassFiles":
+        """Some of them."""
+        chosen = list(indices)
+        paths, labels = [self.paths[i] for i in chosen], [self.labels[i] for i in chosen]
+        return ClassFiles(paths, labels, self.left_out)
+
+    def labelled(self, size: int, channels: int) -> LabelledImages:
+        """The images, decoded when they are fetched, at `size` pixels each way."""
+        return LabelledImages(ImageFiles(self.paths, size, channels), torch.tensor(self.labels))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders, in order; hidden ones are none."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def list_classes(
+    folder: Path, class_names: Sequence[str], left_out: LeftOut | None = None
+) -> ClassFiles:
+    """The images under `folder/<class>`, at any depth, whatever is in other folders.
+
+    Args:
+        folder: Which holds a folder for each class.
+        class_names: The folders' names, in the order of the classes.
+        left_out: Where to add what is found beside images; None for a new one.
+
+    Raises:
+        DataError: If a class has no folder, or no images in it.
+    """
+    found = ClassFiles([], [], LeftOut() if left_out is None else left_out)
+    for name in sorted(class_names):
+        if not (folder / name).is_dir():
+            raise DataError(
+                f"{printable(folder)} has no folder {printable(name)}: unpack the data set again, "
+                "or choose other classes (--data.init_args.classes)"
+            )
+        paths = list(_images(folder / name, found.left_out))
+        if not paths:
+            others = [path for path in found.left_out.no_images if folder / name in path.parents]
+            only = f", only {_counted(others, folder, 'no image', 'no images')}" if others else ""
+            raise DataError(
+                f"{printable(folder / name)} has no images{only}: put images of the class there, "
+                "remove the folder, or choose other classes (--data.init_args.classes)"
+            )
+        found.paths += paths
+        found.labels += [class_names.index(name)] * len(paths)
+    return found
+
+
+def _images(folder: Path, left_out: LeftOut) -> Iterable[str]:
+    visited: set[str] = set()
+    places: list[tuple[str, list[str]]] = []
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            # A link back to where this came from.
+            folders.clear()
+            continue
+        visited.add(real)
+        left_out.hidden += [Path(place, name) for name in folders if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        places.append((place, files))
+    for place, files in sorted(places):
+        for name in sorted(files):
+            if name.startswith("."):
+                left_out.hidden.append(Path(place, name))
+            elif os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(place, name)
+            else:
+                left_out.no_images.append(Path(place, name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(
+        f"{printable(error.filename)} cannot be listed ({error.strerror}): change its rights"
+    ) from error
+
+
+def _counted(paths: Sequence[Path], root: Path, one: str, many: str) -> str:
+    shown = ", ".join(
+        printable(path.relative_to(root) if root in path.parents else path) for path in paths[:2]
+    )
+    more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+    files = f"1 file that is {one}" if len(paths) == 1 else f"{len(paths)} files that are {many}"
+    return f"{files} ({shown}{more})"
