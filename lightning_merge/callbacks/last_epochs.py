@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.aggregate import average
 from lightning_merge.callbacks.candidate import check_soups, copy_of
-from lightning_merge.callbacks.ingredients import (
+from lightning_merge.callbacks.soup_files import (
     read_ingredient,
     remove_ingredient,
     soup_folder,

@@ -13,9 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
-from lightning_merge.ensemble import BatchedNetworks, faster_batched, last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.adopt import adopt
+from lightning_merge.modules.batched_networks import BatchedNetworks, faster_batched
+from lightning_merge.modules.last_layer import last_layer, take_off
 
 
 class EnsembleModule(LightningModule):

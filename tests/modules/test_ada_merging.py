@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.ada_merging import AdaMerging, mean_entropy
+from lightning_merge.modules.merging.ada_merging_module import AdaMerging, mean_entropy
 
 
 def networks(count):

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import CLIPClassifier, ImageClassifier, average, task_arithmetic, task_vector
 from lightning_merge.aggregate import ties
 from lightning_merge.checkpoint import read_checkpoint
-from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.study.build import module_of
 
 open_clip = pytest.importorskip("open_clip")

@@ -5,9 +5,10 @@ import torch
 from strangers import Stranger, Tied, image_batches, quiet_trainer, randomise
 from torch import nn
 
-from lightning_merge.ensemble import BatchedNetworks, faster_batched, last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import EnsembleModule, FeatureEnsembleModule, ImageClassifier
+from lightning_merge.modules.batched_networks import BatchedNetworks, faster_batched
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.recalibrate import reset_batchnorm
 
 

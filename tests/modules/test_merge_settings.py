@@ -17,7 +17,7 @@ from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.callbacks import BatchNormReset
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
-from lightning_merge.modules.strategies import refuse_sharding
+from lightning_merge.modules.merging.strategies import refuse_sharding
 
 
 def states(kind=Stranger, *arguments):
@@ -135,7 +135,9 @@ def test_strategies_that_split_parameters_are_refused(kind):
 def test_the_refusal_is_asked_for(monkeypatch):
     module = MergeModule(Stranger(), states())
     asked = []
-    monkeypatch.setattr("lightning_merge.modules.merge.refuse_sharding", asked.append)
+    monkeypatch.setattr(
+        "lightning_merge.modules.merging.merge_module.refuse_sharding", asked.append
+    )
     quiet_trainer().validate(module, image_batches(), verbose=False)
     assert len(asked) == 1
 

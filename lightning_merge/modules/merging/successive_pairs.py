@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_merge.checkpoint import StateDict, read_checkpoint
 from lightning_merge.errors import CheckpointError
-from lightning_merge.modules.merge import MergeModule
+from lightning_merge.modules.merging.merge_module import MergeModule
 
 T = TypeVar("T")
 

@@ -19,11 +19,11 @@ from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.modules.adopt import adopt
-from lightning_merge.modules.alignment import aligned_states
-from lightning_merge.modules.flat_ingredients import FlatIngredients, parameter_places
-from lightning_merge.modules.ingredients import read_ingredients
-from lightning_merge.modules.resume import RunState
-from lightning_merge.modules.strategies import refuse_sharding, refuse_spawning
+from lightning_merge.modules.merging.aligned_ingredients import aligned_states
+from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
+from lightning_merge.modules.merging.read_ingredients import read_ingredients
+from lightning_merge.modules.merging.resume import RunState
+from lightning_merge.modules.merging.strategies import refuse_sharding, refuse_spawning
 
 Granularity = Literal["model", "layer", "channel", "parameter"]
 

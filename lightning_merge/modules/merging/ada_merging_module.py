@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.flat_task_vectors import FlatTaskVectors
-from lightning_merge.modules.merge import MergeModule
+from lightning_merge.modules.merging.flat_task_vectors import FlatTaskVectors
+from lightning_merge.modules.merging.merge_module import MergeModule
 
 
 def mean_entropy(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_merge.aggregate.greedy import Trial, greedy_soup
 from lightning_merge.callbacks.candidate import CandidateValidation, check_soups
-from lightning_merge.callbacks.ingredients import (
+from lightning_merge.callbacks.soup_files import (
     read_ingredient,
     remove_ingredient,
     soup_folder,

@@ -14,9 +14,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from torch import Tensor
 
-from lightning_merge.modules.random_state import (
+from lightning_merge.distributed import gather_over_ranks
+from lightning_merge.modules.merging.random_state import (
     RandomState,
-    of_all_ranks,
     random_state,
     set_random_state,
 )
@@ -95,7 +95,7 @@ class RunState:
         if self._settled is not None and not within_hooks_of_a_batch:
             now["torch"] = self._settled
         own = {"now": now, "start": self.start, "epoch": self.epoch, "order": self.order}
-        ranks = of_all_ranks(own)
+        ranks = gather_over_ranks(own)
         return {name: [rank[name] for rank in ranks] for name in own}
 
     def load_state_dict(self, state: dict[str, list[RandomState | None]], rank: int) -> None:
