@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.classification import ClassificationModule
+from lightning_merge.modules.metrics import MetricChoice
 from lightning_merge.progress import tracked
 
 PROMPTS = ("a photo of a {}.",)
@@ -75,7 +76,7 @@ class CLIPClassifier(ClassificationModule):
         prompts: list[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         train_head: bool = False,
-        metrics: list[str] | None = None,
+        metrics: list[MetricChoice] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         made_from: dict[str, Any] | None = None,
