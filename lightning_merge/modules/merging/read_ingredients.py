@@ -3,20 +3,24 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_merge.checkpoint import (
     StateDict,
     check_ingredients,
     digest,
-    fit_names,
     prefixed,
     read_checkpoint,
 )
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
 
 
 @dataclass(frozen=True)
@@ -27,25 +31,28 @@ class Ingredients:
         states: One for each ingredient; what is kept has its own values where they fit the
             module, else zeros.
         digests: The SHA-256 of each one, as it was given.
-        kept: Which ingredient a parameter or buffer is taken from, by name; what is not
-            here is merged.
+        merged: The module's parameters that are merged, by name.
+        kept: Which ingredient a parameter or buffer is taken from, by name. What is in no state,
+            because the module leaves it out of its files, stays as the module has it.
     """
 
     states: list[StateDict]
     digests: list[str]
+    merged: dict[str, nn.Parameter]
     kept: dict[str, int]
 
 
 def read_ingredients(
     checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
-    module: nn.Module,
+    module: LightningModule,
     keep: Sequence[str | None],
 ) -> Ingredients:
-    """Reads the ingredients of a module.
+    """Reads the ingredients of a module, and builds the module where it has not been.
 
     Args:
         checkpoints: Paths, or state dicts with the module's names.
-        module: The module.
+        module: The module; what it makes in `configure_model` is made, and its extra state is
+            set to that of the first ingredient.
         keep: For some of the ingredients, a regular expression that matches the whole names
             of what is taken from it alone.
 
@@ -53,18 +60,25 @@ def read_ingredients(
         The ingredients.
 
     Raises:
-        ConfigError: If an expression is none, matches nothing, or what another one keeps.
+        ConfigError: If the module is none of Lightning's, optimizes manually, or has nothing to
+            merge; if an expression is none, matches nothing, or what another one keeps.
         MergeError: If a file cannot be read, or what is merged differs in shape or holds NaN.
     """
-    expected: dict[str, Tensor] = module.state_dict()
-    given, names = [], []
-    for position, checkpoint in enumerate(checkpoints, start=1):
-        if isinstance(checkpoint, Mapping):
-            given.append(prefixed(checkpoint, expected))
-            names.append(f"ingredient {position}")
-        else:
-            given.append(prefixed(read_checkpoint(checkpoint).state_dict, expected))
-            names.append(str(checkpoint))
+    _check(module)
+    module.configure_model()
+    raw: list[Mapping[str, Any]] = [
+        one if isinstance(one, Mapping) else read_checkpoint(one).state_dict for one in checkpoints
+    ]
+    names = [
+        f"ingredient {position}" if isinstance(one, Mapping) else str(one)
+        for position, one in enumerate(checkpoints, start=1)
+    ]
+    if raw and any(map(is_lazy, chain(module.parameters(), module.buffers()))):
+        module.load_state_dict(prefixed(raw[0], module.state_dict()), strict=False)
+    expected = tensors(module)
+    given = [prefixed(tensors_in(state), expected) for state in raw]
+    if not module.strict_loading and all(expected.keys() & state.keys() for state in given):
+        given = [{n: v for n, v in state.items() if n in expected} for state in given]
     kept = _kept(module, expected, keep)
     # Each with what the merge will have, so that a head that nobody keeps may differ.
     common = [
@@ -75,12 +89,50 @@ def read_ingredients(
         for state in given
     ]
     check_ingredients(common, names)
-    states = [fit_names(state, expected, name) for state, name in zip(common, names, strict=True)]
-    for state, own in zip(states, given, strict=True):
-        for name in kept:
-            fits = name in own and own[name].shape == expected[name].shape
-            state[name] = own[name] if fits else torch.zeros_like(expected[name])
-    return Ingredients(states, [digest(state) for state in given], kept)
+    states = [fit_module(state, module, name) for state, name in zip(common, names, strict=True)]
+    kept = {name: k for name, k in kept.items() if name in states[k]}
+    for index, (state, own) in enumerate(zip(states, given, strict=True)):
+        for name, k in kept.items():
+            if name in own and own[name].shape == expected[name].shape:
+                state[name] = own[name]
+            elif index != k:
+                state[name] = torch.zeros_like(expected[name])
+    _set_extra_state(module, raw[0])
+    merged = {}
+    for name, parameter in module.named_parameters():
+        if name in kept or name not in states[0]:
+            continue
+        if torch.isfinite(states[0][name]).all():
+            merged[name] = parameter
+        else:
+            # A constant mask: infinities are the same in all, and have no mean.
+            kept[name] = 0
+    if not merged:
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter to merge: its state dict names none, or "
+            "keep_a and keep_b match all; keep fewer"
+        )
+    return Ingredients(states, [digest(state) for state in given], merged, kept)
+
+
+def _check(module: object) -> None:
+    if not isinstance(module, LightningModule):
+        raise ConfigError(
+            f"{type(module).__module__}.{type(module).__name__} is no LightningModule of "
+            "lightning.pytorch: hand over one, which has its steps"
+        )
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} optimizes manually: merging needs a module with "
+            "automatic_optimization = True"
+        )
+
+
+def _set_extra_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    for name in module.state_dict():
+        owner, _, last = name.rpartition(".")
+        if last == "_extra_state" and name in state:
+            module.get_submodule(owner).set_extra_state(state[name])
 
 
 def _kept(
