@@ -37,6 +37,7 @@ from lightning_merge.distributed import (
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, statistics_batches, statistics_batches_of
+from lightning_merge.modules.module_state import put
 from lightning_merge.recalibrate import reset_batchnorm
 
 _WHOLE = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -70,10 +71,11 @@ def copy_of(module: LightningModule) -> LightningModule:
     compiled = getattr(module, "_compiler_ctx", None)
     try:
         copied = copy.deepcopy(module, {} if compiled is None else {id(compiled): None})
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{type(module).__name__} cannot be copied, as soups need it ({error}); keep no "
-            "tensors with gradients as its attributes"
+            f"{type(module).__name__} cannot be copied, as soups need it ({reason}): keep no "
+            "tensors with gradients as its attributes, and run lazy layers once"
         ) from error
     if compiled is not None:
         # Compiled methods belong to the module that they were compiled for.
@@ -108,7 +110,7 @@ class CandidateValidation:
     def build(self, state: Mapping[str, Tensor], reset: bool = False) -> LightningModule:
         """A copy with these weights, its BatchNorm statistics reset where asked."""
         module = copy.deepcopy(self.template)
-        module.load_state_dict({**module.state_dict(), **state})
+        put(module, state)
         module.trainer = self.trainer
         _log_to(module, _Monitored(self.monitor))
         if reset:

@@ -5,9 +5,7 @@ that is downloaded), and may have extra state that is no tensor.
 """
 
 from collections.abc import Mapping
-from itertools import chain
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -43,10 +41,6 @@ def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) 
     return fit_names(state, expected, name)
 
 
-@torch.no_grad()
 def put(module: LightningModule, state: Mapping[str, Tensor]) -> None:
-    """Copies tensors into a module's parameters and buffers; those it lacks are passed over."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    for name, value in chain(parameters, module.named_buffers(remove_duplicate=False)):
-        if name in state:
-            value.copy_(state[name])
+    """Loads tensors that fit the module; what is not among them stays as it is."""
+    module.load_state_dict(state, strict=False)

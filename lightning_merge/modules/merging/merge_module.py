@@ -7,6 +7,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from lightning_merge.modules.merging.aligned_ingredients import aligned_states
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients
 from lightning_merge.modules.merging.learned_weights import SAVED, LearnedWeights
 from lightning_merge.modules.merging.read_ingredients import read_ingredients
-from lightning_merge.modules.module_state import put
+from lightning_merge.modules.module_state import put, tensors_in
 
 Granularity = Literal["model", "layer", "channel", "parameter"]
 
@@ -170,4 +171,10 @@ class MergeModule(LearnedWeights):
         copied: LightningModule = object.__new__(alignment.kind)
         copied.__dict__.update(copy.deepcopy(state))
         put(copied, {**self._learned.flat.views()[index], **alignment.rest[index]})
+        # A permutation moves all tensors, those too that the module leaves out of its files.
+        copied.state_dict = MethodType(_every_tensor, copied)  # type: ignore[method-assign]
         return copied.eval()
+
+
+def _every_tensor(module: LightningModule, *args: Any, **kwargs: Any) -> StateDict:
+    return tensors_in(LightningModule.state_dict(module, *args, **kwargs))
