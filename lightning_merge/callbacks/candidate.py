@@ -90,7 +90,7 @@ class CandidateValidation:
     The copy goes through its own `validation_step` and validation hooks, on the Trainer's
     validation data, device and precision. Callbacks and loggers notice nothing of it. Under
     DDP every example is counted once, and what is logged is reduced over all ranks, weighted
-    by batch size, whether or not the module asks for it (`sync_dist`). All ranks must call it.
+    by batch size, whether or not the module wants it (`sync_dist`). All ranks must call it.
 
     Args:
         trainer: A Trainer that has validation data.
@@ -108,7 +108,7 @@ class CandidateValidation:
         self.template = copy_of(module)
 
     def build(self, state: Mapping[str, Tensor], reset: bool = False) -> LightningModule:
-        """A copy with these weights, its BatchNorm statistics reset where asked."""
+        """A copy with these weights, its BatchNorm statistics reset if wanted."""
         module = copy.deepcopy(self.template)
         put(module, state)
         module.trainer = self.trainer
@@ -169,13 +169,13 @@ class _Monitored:
     def score(self) -> float:
         if self.metric is not None:
             return float(self.metric.compute())
-        held = [pair for values in gather_over_ranks(self.values) for pair in values]
-        if not held:
+        logged = [pair for values in gather_over_ranks(self.values) for pair in values]
+        if not logged:
             raise ConfigError(
                 f"'{self.monitor}' is not logged in validation; monitor one of "
                 f"{', '.join(sorted(self.seen)) or 'those that validation_step logs'}"
             )
-        values, sizes = torch.tensor(held, dtype=torch.float64).T
+        values, sizes = torch.tensor(logged, dtype=torch.float64).T
         kind = getattr(self.reduce, "__name__", self.reduce)
         if kind == "mean":
             return float((values * sizes).sum() / sizes.sum())

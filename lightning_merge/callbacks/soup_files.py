@@ -20,7 +20,7 @@ from lightning_merge.modules.module_state import fit_module, tensors
 def soup_folder(trainer: Trainer, dirpath: str | Path | None, name: str) -> Path:
     """Where files go: `dirpath`, else `name` in the logger's or the Trainer's folder.
 
-    It is the same on all ranks, which must all ask for it.
+    It is the same on all ranks, which must all call this.
     """
     folder = Path(dirpath or Path(trainer.log_dir or trainer.default_root_dir) / name)
     chosen: str = trainer.strategy.broadcast(str(folder.absolute()))

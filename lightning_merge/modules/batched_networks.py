@@ -13,7 +13,7 @@ _WORTH_BATCHING = 20_000
 
 
 def faster_batched(network: nn.Module) -> bool:
-    """Whether several such networks should be asked as one batched computation.
+    """Whether several such networks should be evaluated as one batched computation.
 
     Convolutions with a batch of weights become one grouped convolution: on a CPU ten VGG11 then
     took 1.9 times as long as one after the other, ten ResNet20 1.1 times. Linear layers become
@@ -28,10 +28,10 @@ def faster_batched(network: nn.Module) -> bool:
 
 
 class BatchedNetworks:
-    """N networks of one architecture, asked as one computation (`torch.func`'s `vmap`).
+    """N networks of one architecture, evaluated as one computation (`torch.func`'s `vmap`).
 
     The networks' parameters and buffers become views of stacked tensors `(N, ...)`: nothing
-    is held twice, and what is changed in place in a network is seen here. Moving a network
+    is kept twice, and what is changed in place in a network is seen here. Moving a network
     (`to`, `half`) ends that: make a new one then.
 
     Args:
@@ -41,7 +41,7 @@ class BatchedNetworks:
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.network = networks[-1]
         self.state: dict[str, Tensor] = {}
-        # A Trainer asks in inference mode; parameters must stay ordinary tensors.
+        # A Trainer evaluates in inference mode; parameters must stay ordinary tensors.
         with torch.inference_mode(False), torch.no_grad():
             for name, _ in self.network.named_parameters():
                 self._stack(name, [network.get_parameter(name) for network in networks])
@@ -54,10 +54,10 @@ class BatchedNetworks:
         In evaluation mode only: neither dropout nor BatchNorm's statistics can be batched.
         """
 
-        def ask(state: dict[str, Tensor]) -> Any:
+        def one(state: dict[str, Tensor]) -> Any:
             return functional_call(self.network, state, args, kwargs)
 
-        outputs: Tensor = torch.vmap(ask)(self.state)
+        outputs: Tensor = torch.vmap(one)(self.state)
         return outputs
 
     def _stack(self, name: str, tensors: Sequence[Tensor]) -> None:

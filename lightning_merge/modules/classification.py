@@ -1,6 +1,6 @@
 """What every classifier of this package does with a batch: its loss, its metrics, its steps."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,6 +30,11 @@ class ClassificationModule(LightningModule):
     Attributes:
         monitor: The name of the metric by which one classifier is better than another.
         mode: Whether more of it is better (`max`).
+        memory_format: The order to which `forward` brings images; may be changed.
+        reads_text: Whether the constructor makes the head of `class_names` and `prompts`.
+        image_size: Height and width that images must have, in pixels; None for any.
+        image_mean: What each channel, scaled to [0, 1], is to be shifted by; None for anything.
+        image_std: What it is then to be divided by.
     """
 
     monitor = "val_accuracy"
@@ -37,6 +42,11 @@ class ClassificationModule(LightningModule):
 
     #: When the learning rate's schedule goes on: each `epoch` or each `step`.
     schedule = "epoch"
+
+    reads_text: ClassVar[bool] = False
+    image_size: int | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
 
     network: nn.Module
 

@@ -159,9 +159,9 @@ def test_a_checkpoint_loads_without_weights_text_or_download(file, tmp_path, mon
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     file.unlink()
     for name in ("get_tokenizer", "download_pretrained", "load_checkpoint"):
-        monkeypatch.setattr(f"open_clip.factory.{name}", lambda *_, **__: pytest.fail("asked for"))
+        monkeypatch.setattr(f"open_clip.factory.{name}", lambda *_, **__: pytest.fail("called"))
         if hasattr(open_clip, name):
-            monkeypatch.setattr(open_clip, name, lambda *_, **__: pytest.fail("asked for"))
+            monkeypatch.setattr(open_clip, name, lambda *_, **__: pytest.fail("called"))
     loaded = CLIPClassifier.load_from_checkpoint(tmp_path / "tuned.ckpt").eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(images()), module.eval()(images()), rtol=0, atol=0)

@@ -362,7 +362,7 @@ def test_two_ranks_find_what_one_finds(tmp_path):
             assert found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_nothing_is_said_where_all_classes_occur():
+def test_there_is_no_warning_where_all_classes_occur():
     logits, targets = drawn("multiclass", 60, 3, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -38,7 +38,7 @@ class AdaMergingModule(LearnedWeights):
     Trained heads that all ingredients have alike stay as they are. Running statistics are
     averaged over all K + 1 networks at the start, as `MergeModule` does.
 
-    A module with several heads is asked as it stands: batches that are a dict by task (a
+    A module with several heads is used as it stands: batches that are a dict by task (a
     `CombinedLoader`'s) go to its `forward` as `{task: inputs}`, which gives `{task: logits}`,
     and the tasks' entropies are added.
 
@@ -99,7 +99,7 @@ class AdaMergingModule(LearnedWeights):
 
 
 def check_coefficients(granularity: str, coefficient: float) -> None:
-    """Checks what is asked of AdaMerging.
+    """Checks the settings of AdaMerging.
 
     Raises:
         ConfigError: If it has no such granularity, or no coefficient can begin there.

@@ -46,12 +46,12 @@ class MergeModule(LearnedWeights):
     """Learns W = alpha * A + (1 - alpha) * B in place of the weights of a LightningModule.
 
     The object takes over the module's class, steps, hooks, metrics and hyper-parameters;
-    all of them run on merged weights. Its only trainable parameter is `alpha_logits`; the
-    ingredients are constants. Two of them have alpha = sigmoid(alpha_logits), K > 2 are
-    merged jointly, with a softmax over K logits for each alpha, of shape `(K, n)`
-    (`merge_in_pairs` merges them two at a time, as the paper does). When gradients are not
-    being taken (validation, test, callbacks, checkpoints) the module's parameters hold the
-    merged weights, frozen.
+    all of them run on merged weights. Its only trainable parameter is `alpha_logits`, from which
+    the merge coefficients (alphas) follow; the ingredients are constants. Two of them have
+    alpha = sigmoid(alpha_logits), K > 2 are merged jointly, with a softmax over K logits for
+    each alpha, of shape `(K, n)` (`merge_in_pairs` merges them two at a time, as the paper does).
+    When gradients are not being taken (validation, test, callbacks, checkpoints) the module's
+    parameters hold the merged weights, frozen.
 
     A run that was stopped after any step and is resumed from its checkpoint gives the same
     alphas, on the CPU bit for bit, with any loader whose order is drawn when an epoch begins
@@ -70,7 +70,9 @@ class MergeModule(LearnedWeights):
 
     Floating-point buffers (running statistics) are averaged once, at the start, and then
     live as the module's own; reset them after training (`BatchNormReset`). Integer
-    buffers are those of A.
+    buffers and extra state are those of A. What a module leaves out of its files (a frozen
+    teacher, `strict_loading = False`) stays as the module has it. A network that
+    `configure_model` builds is built.
 
     Args:
         module: Any LightningModule with automatic optimization; its weights are replaced.

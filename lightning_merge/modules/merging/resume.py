@@ -54,7 +54,7 @@ class RunState:
             set_random_state(self.start)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Takes a resumed run to where it was; the batches follow when one is asked for."""
+        """Takes a resumed run to where it was; the batches follow when the first is fetched."""
         if self._resumed is None:
             return
         set_random_state(self._resumed, _loaders(trainer))
@@ -66,7 +66,7 @@ class RunState:
             return
         # Lightning's advice for loaders whose place nobody restores.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
-        _resume_when_asked(fetcher, trainer, self)
+        _resume_at_first_batch(fetcher, trainer, self)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Before the epoch's iterator is made, but for the first epoch."""
@@ -112,8 +112,8 @@ class RunState:
             self.order = state["order"][rank]
 
 
-def _resume_when_asked(fetcher: _DataFetcher, trainer: Trainer, run: RunState) -> None:
-    # Only when Lightning asks for the first batch has it settled how many of the epoch it
+def _resume_at_first_batch(fetcher: _DataFetcher, trainer: Trainer, run: RunState) -> None:
+    # Only when Lightning fetches the first batch has it settled how many of the epoch it
     # has seen. A class of its own, since Python looks for `__next__` there.
     plain = type(fetcher)
     epoch, order = run.epoch, run.order
