@@ -107,7 +107,7 @@ def _size(task: Task, num_classes: int) -> dict[str, Any]:
 
 
 def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) -> Metric:
-    path = str(chosen.get("class_path"))
+    path = str(chosen.get("class_path") if isinstance(chosen, Mapping) else chosen)
     room, _, name = path.rpartition(".")
     kind: Any = getattr(torchmetrics.classification, name, None) if room in _ROOMS else None
     if not (isinstance(kind, type) and issubclass(kind, Metric)):

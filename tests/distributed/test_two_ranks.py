@@ -15,6 +15,7 @@ from two_ranks import (
     moments,
     observations,
     reset,
+    scores,
     training_data,
     validation_data,
 )
@@ -48,6 +49,15 @@ def test_batchnorm_statistics_of_uneven_shares_are_those_of_one_process(two):
     assert all(torch.equal(value, found[1]["reset"][k]) for k, value in found[0]["reset"].items())
     alone = reset(list(batchnorm_batches())[::2])
     assert not torch.allclose(alone["1.running_mean"], wanted["1.running_mean"], rtol=1e-3)
+
+
+def test_metrics_of_uneven_shares_are_those_of_all_examples(two):
+    _, found = two
+    wanted = scores(slice(None))
+    for result in found:
+        for task, values in wanted.items():
+            assert result["scores"][task] == pytest.approx(values, abs=1e-6)
+    assert scores(slice(0, 51)) != wanted
 
 
 def test_moments_of_uneven_shares_are_those_of_all_observations(two):

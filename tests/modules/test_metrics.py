@@ -17,8 +17,8 @@ from sklearn.metrics import (
 from strangers import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from two_processes import run_on_two
 
+from lightning_merge.callbacks import GreedySoup
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import EnsembleModule, ImageClassifier
 from lightning_merge.modules.metrics import classification_metrics
@@ -249,6 +249,8 @@ def test_probabilities_reach_metrics_that_want_them():
         ({"class_path": "MulticlassConfusionMatrix"}, "more than one number"),
         ({"class_path": "BinaryAccuracy"}, "does not fit a multiclass task"),
         ({}, "metric 'None'"),
+        (7, "metric '7'"),
+        ({"class_path": "MulticlassF1Score", "init_args": 3}, "does not fit"),
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(chosen, message):
@@ -274,11 +276,11 @@ def classifier(task, classes, metrics):
     return module
 
 
-@pytest.mark.parametrize("batch", [1, 7, 90])
+@pytest.mark.parametrize("batch", [1, 7, 45])
 @pytest.mark.parametrize(("task", "classes"), [("binary", 1), ("multilabel", 3), ("multiclass", 4)])
 def test_what_is_logged_does_not_depend_on_batches(task, classes, batch):
-    logits, targets = drawn(task, 90, classes, 6, 0.3)
-    data = DataLoader(TensorDataset(logits.reshape(90, -1, 1, 1), targets), batch_size=batch)
+    logits, targets = drawn(task, 45, classes, 6, 0.3)
+    data = DataLoader(TensorDataset(logits.reshape(45, -1, 1, 1), targets), batch_size=batch)
     wanted = auroc_by_hand(task, logits, targets)
     module = classifier(task, classes, ["accuracy", "auroc", "medical"])
     for run, prefix in (("validate", "val"), ("test", "test")):
@@ -340,26 +342,19 @@ def test_it_comes_back_with_its_metrics(tmp_path):
     assert copy.deepcopy(loaded).val_metrics.keys() == loaded.val_metrics.keys()
 
 
-NAMES = ["accuracy", "auroc", "medical"]
-
-
-def _two(folder):
-    torch.distributed.init_process_group("gloo")
-    rank, found = torch.distributed.get_rank(), {}
-    for task, classes in (("binary", 1), ("multilabel", 3), ("multiclass", 4)):
-        # One rank has three batches of 17 examples, the other one a batch of 40.
-        own = [one.split([51, 40])[rank] for one in drawn(task, 91, classes, 6)]
-        found[task] = computed(task, classes, NAMES, *own, (17, 40)[rank])
-    torch.save(found, folder / f"{rank}.pt")
-
-
-def test_two_ranks_find_what_one_finds(tmp_path):
-    run_on_two(_two, tmp_path)
-    for task, classes in (("binary", 1), ("multilabel", 3), ("multiclass", 4)):
-        wanted = computed(task, classes, NAMES, *drawn(task, 91, classes, 6), [91])
-        for rank in (0, 1):
-            found = torch.load(tmp_path / f"{rank}.pt")[task]
-            assert found == pytest.approx(wanted, abs=1e-6)
+def test_a_soup_is_searched_by_the_auroc_of_all_examples(tmp_path):
+    seed_everything(1, verbose=False)
+    shape = {"num_classes": 1, "in_chans": 1, "model_kwargs": {"img_size": 4}}
+    images = torch.randn(40, 1, 4, 4)
+    targets = (images.mean((1, 2, 3)) + 0.1 * torch.randn(40) > 0).long()
+    data = DataLoader(TensorDataset(images, targets), batch_size=3)
+    soup = GreedySoup("val_auroc", dirpath=tmp_path)
+    module = ImageClassifier("linear_classifier", task="binary", **shape)
+    quiet_trainer(max_epochs=3, callbacks=[soup]).fit(module, data, data)
+    loaded = ImageClassifier.load_from_checkpoint(soup.best_path, weights_only=True).eval()
+    with torch.no_grad():
+        wanted = auroc_by_hand("binary", loaded(images)[:, 0], targets)
+    assert soup.best_score == pytest.approx(wanted, abs=1e-6)
 
 
 def test_there_is_no_warning_where_all_classes_occur():
