@@ -22,7 +22,7 @@ from lightning_merge.align import ActivationMatching
 from lightning_merge.callbacks import GreedySoup, LastEpochsSoup
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, NonFiniteError
-from lightning_merge.modules import EnsembleModule, MergeModule
+from lightning_merge.modules import EnsembleModule, MergeModule, merge_in_pairs
 
 KINDS = [
     Distilled,
@@ -178,6 +178,17 @@ def test_extra_state_is_that_of_the_first(tensor):
     loaded = Remembering(tensor)
     loaded.load_state_dict(module.state_dict())
     assert loaded.temperature == 1.5
+
+
+@every_kind
+def test_pairs_of_it_are_merged(kind, tmp_path):
+    paths = trained(kind, tmp_path, 3)
+    first = read_checkpoint(paths[0]).state_dict
+    final = merge_in_pairs(kind, paths, lambda module: None)
+    assert final.keys() == first.keys()
+    assert not torch.equal(final["net.0.weight"], first["net.0.weight"])
+    given = [kind().state_dict() for _ in range(2)] if kind is KINDS[-2] else paths
+    assert merge_in_pairs(kind, given, lambda module: None).keys() == first.keys()
 
 
 def test_an_ensemble_of_networks_that_were_built_late(tmp_path):
