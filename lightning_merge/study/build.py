@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import Logger
 
 from lightning_merge.aggregate.heads import share_head
-from lightning_merge.callbacks.progress import FitProgress
+from lightning_merge.callbacks.fit_progress import FitProgress
 from lightning_merge.checkpoint import (
     Checkpoint,
     check_ingredients,

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_merge.callbacks.alphas import alpha_rows
+from lightning_merge.callbacks.alpha_monitor import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.files import write_csv, write_json, write_text
 from lightning_merge.loggers import log_figure, log_table

@@ -17,11 +17,11 @@ from lightning_merge.aggregate import average
 from lightning_merge.aggregate.task_vectors import is_running_statistic
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.ensemble import take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
-from lightning_merge.modules import AdaMerging as Learned
-from lightning_merge.modules.ada_merging import check_coefficients
+from lightning_merge.modules import AdaMergingModule
+from lightning_merge.modules.last_layer import take_off
+from lightning_merge.modules.merging.ada_merging_module import check_coefficients
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.held_out import HeldOut
 from lightning_merge.study.pool import Pool
@@ -135,7 +135,7 @@ class AdaMerging(Aggregate):
         start, *tuned = (
             network.named({**state, **statistics}) for state in (pool.pretrained, *states)
         )
-        module = Learned(
+        module = AdaMergingModule(
             network,
             start,
             tuned,

@@ -8,8 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.modules import MergeModule
-from lightning_merge.modules.merge import Granularity
+from lightning_merge.modules import Granularity, MergeModule
 from lightning_merge.study.aggregates.aggregate import Aggregate
 from lightning_merge.study.measure import fit
 from lightning_merge.study.pool import Pool
