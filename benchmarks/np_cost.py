@@ -97,7 +97,7 @@ def _steps(side: str, device: str, small: bool) -> Callable[[], None]:
 
 def _step(module, optimizer, batch, lean) -> None:  # type: ignore[no-untyped-def]
     if lean:
-        module._flat.release()
+        module._learned.flat.release()
     loss = module.training_step(batch, 0)
     loss.backward()
     module.on_after_backward()

@@ -121,7 +121,7 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
     Raises:
         CheckpointError: If there are fewer than two.
         ArchitectureMismatchError: If a name or a shape differs; the first one is named.
-        NonFiniteError: If a floating-point tensor holds NaN or infinity.
+        NonFiniteError: If a floating-point tensor holds NaN, or infinities and differs.
     """
     if len(states) < 2:
         only = f": there is only {names[0]}" if names else ""
@@ -138,7 +138,10 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
                 )
     for state, name in zip(states, names, strict=True):
         for key, value in state.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+                continue
+            # A constant mask: infinities that are the same in all.
+            if value.isnan().any() or not all(torch.equal(value, one[key]) for one in states):
                 raise NonFiniteError(
                     f"{name}: '{key}' holds NaN or infinity; leave this checkpoint out"
                 )

@@ -21,5 +21,6 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # A module that was replaced meanwhile has no mode to go back to.
         for module, training in modes.items():
             module.training = training

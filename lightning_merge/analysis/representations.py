@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_merge.batches import inputs_of
-from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.loaders import example_inputs, few_test_batches
+from lightning_merge.modules.last_layer import last_layer, take_off
 
 Method = Literal["pca", "tsne"]
 

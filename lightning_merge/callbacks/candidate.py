@@ -29,6 +29,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.distributed import gather_over_ranks, rank_batches, ranks
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, statistics_share
+from lightning_merge.modules.module_state import put
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.reloading import with_batches
 
@@ -63,10 +64,11 @@ def copy_of(module: LightningModule) -> LightningModule:
     compiled = getattr(module, "_compiler_ctx", None)
     try:
         copied = copy.deepcopy(module, {} if compiled is None else {id(compiled): None})
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{type(module).__name__} cannot be copied, as soups need it ({error}); keep no "
-            "tensors with gradients as its attributes"
+            f"{type(module).__name__} cannot be copied, as soups need it ({reason}): keep no "
+            "tensors with gradients as its attributes, and run lazy layers once"
         ) from error
     if compiled is not None:
         # Compiled methods belong to the module that they were compiled for.
@@ -81,7 +83,7 @@ class CandidateValidation:
     The copy goes through its own `validation_step` and validation hooks, on the Trainer's
     validation data, device and precision. Callbacks and loggers notice nothing of it. Under
     DDP every example is counted once, and what is logged is reduced over all ranks, weighted
-    by batch size, whether or not the module asks for it (`sync_dist`). All ranks must call it.
+    by batch size, whether or not the module wants it (`sync_dist`). All ranks must call it.
 
     Args:
         trainer: A Trainer that has validation data.
@@ -99,9 +101,9 @@ class CandidateValidation:
         self.template = copy_of(module)
 
     def build(self, state: Mapping[str, Tensor], reset: bool = False) -> LightningModule:
-        """A copy with these weights, its BatchNorm statistics reset where asked."""
+        """A copy with these weights, its BatchNorm statistics reset if wanted."""
         module = copy.deepcopy(self.template)
-        module.load_state_dict({**module.state_dict(), **state})
+        put(module, state)
         module.trainer = self.trainer
         _log_to(module, _Monitored(self.monitor))
         if reset:
@@ -160,13 +162,13 @@ class _Monitored:
     def score(self) -> float:
         if self.metric is not None:
             return float(self.metric.compute())
-        held = [pair for values in gather_over_ranks(self.values) for pair in values]
-        if not held:
+        logged = [pair for values in gather_over_ranks(self.values) for pair in values]
+        if not logged:
             raise ConfigError(
                 f"'{self.monitor}' is not logged in validation; monitor one of "
                 f"{', '.join(sorted(self.seen)) or 'those that validation_step logs'}"
             )
-        values, sizes = torch.tensor(held, dtype=torch.float64).T
+        values, sizes = torch.tensor(logged, dtype=torch.float64).T
         kind = getattr(self.reduce, "__name__", self.reduce)
         if kind == "mean":
             return float((values * sizes).sum() / sizes.sum())

@@ -8,16 +8,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.aggregate import average
 from lightning_merge.callbacks.candidate import check_soups, copy_of
-from lightning_merge.callbacks.ingredients import (
+from lightning_merge.callbacks.soup_files import (
     read_ingredient,
     remove_ingredient,
     soup_folder,
-    tensors,
     write_ingredient,
     write_soup,
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import statistics_share
+from lightning_merge.modules.module_state import put, tensors
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -70,17 +70,15 @@ class LastEpochsSoup(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Averages, resets and writes."""
-        held = [path for path in self._window if Path(path).is_file()]
-        if not held:
+        written = [path for path in self._window if Path(path).is_file()]
+        if not written:
             return
         soup = copy_of(pl_module)
-        soup.load_state_dict(
-            {**soup.state_dict(), **average([read_ingredient(path, soup) for path in held])}
-        )
+        put(soup, average([read_ingredient(path, soup) for path in written]))
         with isolate_rng():
             reset_batchnorm(soup, statistics_share(trainer))
         path = self._folder / "last_epochs_soup.ckpt"
-        self.best_path = write_soup(trainer, path, tensors(soup), {"ingredients": held})
+        self.best_path = write_soup(trainer, path, tensors(soup), {"ingredients": written})
 
     def state_dict(self) -> dict[str, Any]:
         """The paths of the last epochs."""

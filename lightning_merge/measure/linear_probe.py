@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, ordered_batches_of
+from lightning_merge.modules.last_layer import last_layer, take_off
 
 
 def linear_probe(

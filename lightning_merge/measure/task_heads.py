@@ -9,25 +9,22 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_merge.checkpoint import Checkpoint, fit_names
 from lightning_merge.data import prompts, readable
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules import CLIPClassifier
 from lightning_merge.recipe.build import Plain, build_module
 from lightning_merge.recipe.described_module import module_of
 
 
 def reads_text(config: Mapping[str, Any] | None) -> bool:
-    """Whether the heads of a model's tasks are made of text: whether it is a `CLIPClassifier`.
+    """Whether the heads of a model's tasks are made of text, as a `CLIPClassifier`'s are.
 
     Args:
-        config: `class_path` and `init_args` of the model; None where it is not said.
+        config: `class_path` and `init_args` of the model; None where it is not given.
     """
     folder, _, name = str((config or {}).get("class_path", "")).rpartition(".")
-    if not folder:
-        return name == CLIPClassifier.__name__
     try:
-        found = getattr(import_module(folder), name, None)
+        found = getattr(import_module(folder or "lightning_merge.modules"), name, None)
     except ImportError:
         return False
-    return isinstance(found, type) and issubclass(found, CLIPClassifier)
+    return bool(getattr(found, "reads_text", False))
 
 
 def module_for(
@@ -140,15 +137,15 @@ def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
 
 
 def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:
-    """Checks that images come as a CLIP's image tower was trained with them.
+    """Checks that images come as a network declares that it was trained with them.
 
     Raises:
         ConfigError: If size, channels or normalisation are others.
     """
-    if not isinstance(module, CLIPClassifier):
+    wanted = getattr(module, "image_size", None)
+    if wanted is None:
         return
     size, channels = getattr(data, "image_size", None), getattr(data, "in_chans", None)
-    wanted = module.image_size
     if size not in (None, wanted) or channels not in (None, 3):
         raise ConfigError(
             f"task '{task}': the images are {size}x{size} with {channels} channels, and the image "
@@ -156,7 +153,8 @@ def check_images_for(module: LightningModule, data: LightningDataModule, task: s
             "data_defaults"
         )
     given = getattr(data, "normalisation", None)
-    if given is not None and (given.mean, given.std) != (module.image_mean, module.image_std):
+    trained = getattr(module, "image_mean", None), getattr(module, "image_std", None)
+    if given is not None and None not in trained and (given.mean, given.std) != trained:
         raise ConfigError(
             f"task '{task}': the images are normalised otherwise than those that the image tower "
             "was trained with: set normalise: clip in data_defaults"

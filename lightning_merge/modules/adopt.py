@@ -33,7 +33,12 @@ def adopt(wrapper: LightningModule, module: LightningModule) -> None:
 def adopted_class(
     wrapper: type[LightningModule], user: type[LightningModule]
 ) -> type[LightningModule]:
-    """The class derived from a wrapper class and a user's class; one for each pair."""
+    """The class derived from a wrapper class and a user's class; one for each pair.
+
+    Args:
+        wrapper: Names in `_passes_on` the steps that hand their arguments on to the user's.
+        user: The user's class.
+    """
     if (wrapper, user) in _CLASSES:
         return _CLASSES[wrapper, user]
 
@@ -42,8 +47,8 @@ def adopted_class(
         return _rebuild, (wrapper, user), self.__getstate__()
 
     members = {"__reduce_ex__": reduce, "__module__": wrapper.__module__, "__doc__": user.__doc__}
-    if "training_step" in wrapper.__dict__:
-        members["training_step"] = _as_declared(wrapper.training_step, user.training_step)
+    for name in getattr(wrapper, "_passes_on", ()):
+        members[name] = _as_declared(getattr(wrapper, name), getattr(user, name))
     made = type(f"{wrapper.__name__}[{user.__name__}]", (wrapper, user), members)
     _CLASSES[wrapper, user] = made
     return made

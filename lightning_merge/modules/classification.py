@@ -1,16 +1,14 @@
 """What every classifier of this package does with a batch: its loss, its metrics, its steps."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
-from lightning_merge.errors import ConfigError
-
-Task = Literal["multiclass", "binary", "multilabel"]
+from lightning_merge.modules.metrics import MetricChoice, classification_metrics
+from lightning_merge.modules.per_class import Task
 
 
 class ClassificationModule(LightningModule):
@@ -21,7 +19,7 @@ class ClassificationModule(LightningModule):
     Args:
         num_classes: How many classes; 1 for `binary`.
         task: What the targets mean, see `ImageClassifier`.
-        metrics: Which of `accuracy`, `top5` and `auroc` to report; None for the usual ones.
+        metrics: Which metrics to report, see `classification_metrics`; None for the usual ones.
         channels_last: Whether images are brought to channels-last order.
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer; None for none.
@@ -32,6 +30,11 @@ class ClassificationModule(LightningModule):
     Attributes:
         monitor: The name of the metric by which one classifier is better than another.
         mode: Whether more of it is better (`max`).
+        memory_format: The order to which `forward` brings images; may be changed.
+        reads_text: Whether the constructor makes the head of `class_names` and `prompts`.
+        image_size: Height and width that images must have, in pixels; None for any.
+        image_mean: What each channel, scaled to [0, 1], is to be shifted by; None for anything.
+        image_std: What it is then to be divided by.
     """
 
     monitor = "val_accuracy"
@@ -40,13 +43,18 @@ class ClassificationModule(LightningModule):
     #: When the learning rate's schedule goes on: each `epoch` or each `step`.
     schedule = "epoch"
 
+    reads_text: ClassVar[bool] = False
+    image_size: int | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+
     network: nn.Module
 
     def __init__(
         self,
         num_classes: int,
         task: Task = "multiclass",
-        metrics: list[str] | None = None,
+        metrics: list[MetricChoice] | None = None,
         channels_last: bool = False,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -57,8 +65,9 @@ class ClassificationModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.loss = nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()
-        collection = _metrics(task, num_classes, metrics)
-        self.train_metrics = _metrics(task, num_classes, ["accuracy"]).clone(prefix="train_")
+        collection = classification_metrics(task, num_classes, metrics)
+        trained = classification_metrics(task, num_classes, ["accuracy"])
+        self.train_metrics = trained.clone(prefix="train_")
         self.val_metrics = collection.clone(prefix="val_")
         self.test_metrics = collection.clone(prefix="test_")
 
@@ -117,30 +126,3 @@ class ClassificationModule(LightningModule):
 
     def _shape(self, logits: Tensor) -> Tensor:
         return logits.squeeze(1) if self.task == "binary" else logits
-
-
-def _metrics(task: Task, num_classes: int, names: list[str] | None) -> MetricCollection:
-    from torchmetrics import AUROC, Accuracy
-
-    if names is None:
-        names = ["accuracy"]
-        names += ["auroc"] if task != "multiclass" else ["top5"] if num_classes > 5 else []
-    size: dict[str, Any] = {
-        "multiclass": {"num_classes": num_classes},
-        "multilabel": {"num_labels": num_classes},
-        "binary": {},
-    }[task]
-    made: dict[str, Any] = {}
-    for name in names:
-        if name == "accuracy":
-            made[name] = Accuracy(task=task, **{**size, "average": "micro"})
-        elif name == "top5" and task == "multiclass" and num_classes > 5:
-            made[name] = Accuracy(task=task, top_k=5, **{**size, "average": "micro"})
-        elif name == "auroc":
-            made[name] = AUROC(task=task, **size)
-        else:
-            raise ConfigError(
-                f"metric '{name}' does not fit a {task} task of {num_classes} classes: choose "
-                "accuracy, auroc, or (multiclass, six classes or more) top5"
-            )
-    return MetricCollection(made)

@@ -8,7 +8,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.classification import ClassificationModule, Task
+from lightning_merge.modules.classification import ClassificationModule
+from lightning_merge.modules.metrics import MetricChoice
+from lightning_merge.modules.per_class import Task
 
 
 class ImageClassifier(ClassificationModule):
@@ -26,8 +28,11 @@ class ImageClassifier(ClassificationModule):
         task: What the targets mean.
         pretrained: Whether timm is to load (and download) its weights.
         model_kwargs: Further arguments of `timm.create_model`, for example `width`.
-        metrics: Which of `accuracy`, `top5` and `auroc` to report. By default accuracy,
-            with `top5` from six classes on, with `auroc` where the task is not multiclass.
+        metrics: Which metrics to report: `accuracy`, `top5`, `auroc`, `medical` (sensitivity,
+            specificity, F1 and calibration error), or any of torchmetrics by `class_path` and
+            `init_args` (`lightning_merge.modules.metrics.classification_metrics`). By default
+            accuracy, with `top5` from six classes on, with `auroc` where the task is not
+            multiclass.
         channels_last: Whether convolutions compute in channels-last order, the faster one
             on current CPUs and GPUs.
         optimizer: Called with the parameters.
@@ -45,7 +50,7 @@ class ImageClassifier(ClassificationModule):
         task: Task = "multiclass",
         pretrained: bool = False,
         model_kwargs: dict[str, Any] | None = None,
-        metrics: list[str] | None = None,
+        metrics: list[MetricChoice] | None = None,
         channels_last: bool = True,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,

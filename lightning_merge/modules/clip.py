@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.modes import evaluation
 from lightning_merge.modules.classification import ClassificationModule
+from lightning_merge.modules.metrics import MetricChoice
 from lightning_merge.progress import tracked
 
 PROMPTS = ("a photo of a {}.",)
 
 _FAILURES = (RuntimeError, OSError, ValueError, TypeError, LookupError, pickle.PickleError)
 
-# Stands in for a text tower that nobody is going to ask.
+# Stands in for a text tower that nobody is going to use.
 _NO_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
 
 
@@ -31,12 +33,12 @@ class CLIPClassifier(ClassificationModule):
     weights are the normalised mean, over the prompts, of the normalised embeddings of its name in
     the prompt, times CLIP's logit scale; so the logits are those of CLIP for image and text. The
     head stays as it is while the tower is fine-tuned. The text tower is there only while the head
-    is made: it is in no checkpoint. A checkpoint knows what it was made of and its weights are
+    is made: it is in no checkpoint. A checkpoint records what it was made of, and its weights are
     whole, so `load_from_checkpoint` needs neither download nor text.
 
-    Images are to come in the size, in colour, and with the normalisation that `image_size`,
-    `image_mean` and `image_std` say: `resize`, `channels: 3` and `normalise: clip` of a data
-    module. Needs `pip install 'lightning-merge[clip]'`.
+    Images are to come in colour, and as `image_size`, `image_mean` and `image_std` describe:
+    `resize`, `channels: 3` and `normalise: clip` of a data module. Needs
+    `pip install 'lightning-merge[clip]'`.
 
     Args:
         model: A name that `open_clip` knows, `ViT-B-32-quickgelu` for OpenAI's weights.
@@ -51,8 +53,8 @@ class CLIPClassifier(ClassificationModule):
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer; stepped once a batch, for fine-tuning a CLIP
             takes few epochs.
-        made_from: What a checkpoint says of `pretrained`, `class_names` and `prompts`, which
-            are then not given: neither weights nor head are made again.
+        made_from: What a checkpoint records of `pretrained`, `class_names` and `prompts`,
+            which are then not given: neither weights nor head are made again.
 
     Raises:
         ConfigError: If `open_clip` is missing or does not know the name, weights cannot be had
@@ -65,6 +67,7 @@ class CLIPClassifier(ClassificationModule):
     """
 
     schedule = "step"
+    reads_text: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class CLIPClassifier(ClassificationModule):
         prompts: list[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         train_head: bool = False,
-        metrics: list[str] | None = None,
+        metrics: list[MetricChoice] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         made_from: dict[str, Any] | None = None,
@@ -99,18 +102,18 @@ class CLIPClassifier(ClassificationModule):
                 "made_from": made_from,
             }
         )
-        said = _described(model, made_from.get("pretrained"), model_kwargs or {})
+        known = _described(model, made_from.get("pretrained"), model_kwargs or {})
         arguments = dict(model_kwargs or {})
         if pretrained is None and class_names is None:
             arguments["text_cfg"] = _NO_TEXT
         clip = _create(model, pretrained, arguments)
-        self.network = _ImageTower(clip, said["embed_dim"], classes)
+        self.network = _ImageTower(clip, known["embed_dim"], classes)
         height, width = _pair(clip.visual.image_size)
         if height != width:
             raise ConfigError(f"{model} takes images of {height}x{width}: only squares are given")
-        self.image_size: int = height
-        self.image_mean: tuple[float, ...] = tuple(said["mean"])
-        self.image_std: tuple[float, ...] = tuple(said["std"])
+        self.image_size = height
+        self.image_mean = tuple(known["mean"])
+        self.image_std = tuple(known["std"])
         if class_names is not None:
             weight = text_weights(clip, model, class_names, sentences)
             self.network.head.weight.data.copy_(weight)
@@ -151,15 +154,16 @@ def text_weights(
     open_clip = _open_clip()
     with _quiet():
         tokenize = open_clip.get_tokenizer(model, context_length=clip.context_length)
-    mode, home = clip.training, clip.logit_scale.device
-    clip.to("cuda" if torch.cuda.is_available() else home).eval()
-    rows = []
-    for name in tracked(class_names, "Reading class names", len(class_names) > 10):
-        tokens = tokenize([prompt.format(name) for prompt in prompts])
-        found = F.normalize(clip.encode_text(tokens.to(clip.logit_scale.device)).float(), dim=-1)
-        rows.append(F.normalize(found.mean(0), dim=0))
+    home = clip.logit_scale.device
+    clip.to("cuda" if torch.cuda.is_available() else home)
+    device, rows = clip.logit_scale.device, []
+    with evaluation(clip):
+        for name in tracked(class_names, "Reading class names", len(class_names) > 10):
+            tokens = tokenize([prompt.format(name) for prompt in prompts])
+            found = F.normalize(clip.encode_text(tokens.to(device)).float(), dim=-1)
+            rows.append(F.normalize(found.mean(0), dim=0))
     weights = torch.stack(rows) * clip.logit_scale.exp()
-    clip.train(mode).to(home)
+    clip.to(home)
     return weights.to(home)
 
 
@@ -188,25 +192,25 @@ def _open_clip() -> Any:
 
 
 def _described(model: str, pretrained: str | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """What `open_clip` says of a model and its weights; refuses pairs that do not go together."""
+    """The settings of a model and its weights in `open_clip`; refuses those that do not suit."""
     open_clip = _open_clip()
     known = open_clip.get_model_config(model) if ":" not in model else None
     if known is None or "multimodal_cfg" in known:
         near = get_close_matches(model, open_clip.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"open_clip knows no CLIP '{model}'{hint}")
-    said: dict[str, Any] = open_clip.get_pretrained_cfg(model, pretrained or "")
+    weights: dict[str, Any] = open_clip.get_pretrained_cfg(model, pretrained or "")
     architecture = {**known, **changes}
     own = architecture.get("quick_gelu", False)
     # The weights would load, and every activation be slightly another one.
-    if said and said.get("quick_gelu", False) != own:
+    if weights and weights.get("quick_gelu", False) != own:
         other = model.removesuffix("-quickgelu") if own else f"{model}-quickgelu"
         raise ConfigError(
             f"weights '{pretrained}' of {model} were trained with another activation: set model "
             f"to {other}"
         )
     usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    return {**architecture, **usual, **said}
+    return {**architecture, **usual, **weights}
 
 
 def _create(model: str, pretrained: str | None, arguments: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Ensembles of logits and of features: what merges are held against, at N times the cost.
+"""Ensembles of logits and of features: what merges are compared with, at N times the cost.
 
 Rethinking Weight-Averaged Model-merging (Wang et al.), Sec. 4 and supplementary Sec. 8.
 """
@@ -13,9 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
-from lightning_merge.ensemble import BatchedNetworks, faster_batched, last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.adopt import adopt
+from lightning_merge.modules.batched_networks import BatchedNetworks, faster_batched
+from lightning_merge.modules.last_layer import last_layer, take_off
 
 
 class EnsembleModule(LightningModule):
@@ -27,8 +28,8 @@ class EnsembleModule(LightningModule):
 
     Args:
         modules: N trained modules of one class; they become the ensemble's own.
-        batched: Whether they are asked as one batched computation, which needs evaluation
-            mode (otherwise they are asked in turn). By default where that is faster.
+        batched: Whether they are evaluated as one batched computation, which needs evaluation
+            mode (otherwise one after the other). By default where that is faster.
 
     Raises:
         ConfigError: If there are none, or they are of different classes.
@@ -42,14 +43,14 @@ class EnsembleModule(LightningModule):
         wanted = faster_batched(modules[0]) if batched is None else batched
         adopt(self, modules[0])
         self.others = nn.ModuleList(modules[1:])
-        self._asked = False
+        self._evaluated = False
         self._batched = wanted and holds and len(modules) > 1
-        self._told = batched is not None
+        self._must_batch = batched is True
         self._stacked: BatchedNetworks | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The mean output of the N modules."""
-        self._asked = True
+        self._evaluated = True
         if self._batched and not any(layer.training for layer in self.modules()):
             try:
                 if self._stacked is None:
@@ -57,7 +58,7 @@ class EnsembleModule(LightningModule):
                 return self._stacked(*args, **kwargs).mean(dim=0)
             except (RuntimeError, ValueError, NotImplementedError):
                 # Not every network can be batched: one may look at its values, for example.
-                if self._told:
+                if self._must_batch:
                     raise
                 self._batched, self._stacked = False, None
         outputs = [super().forward(*args, **kwargs)]
@@ -65,13 +66,13 @@ class EnsembleModule(LightningModule):
         return torch.stack(outputs).mean(dim=0)
 
     def on_test_end(self) -> None:
-        """The module's own hook, and a check that the ensemble was asked.
+        """The module's own hook, and a check that the ensemble was evaluated.
 
         Raises:
             ConfigError: If no step called `self(...)`.
         """
         super().on_test_end()
-        if not self._asked:
+        if not self._evaluated:
             raise ConfigError(
                 "an ensemble cannot be tested by a test_step that does not call self(...): call "
                 "self(x) there, not a part of the module"

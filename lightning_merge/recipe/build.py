@@ -8,7 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lightning_merge.align.matching import matchings
-from lightning_merge.callbacks.progress import FitProgress
+from lightning_merge.callbacks.fit_progress import FitProgress
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import aggregates
 from lightning_merge.recipe.recalibration import recalibrations

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.ensemble import last_layer, take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
+from lightning_merge.modules.last_layer import last_layer, take_off
 from lightning_merge.reloading import reloaded
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch import Tensor
 from lightning_merge.align import Matching
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict, fit_names
-from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut

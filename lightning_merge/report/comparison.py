@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_merge.callbacks.alphas import alpha_rows
+from lightning_merge.callbacks.alpha_monitor import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.plots.figure import Stored, figures

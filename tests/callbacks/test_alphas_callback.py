@@ -7,7 +7,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 
 from lightning_merge.callbacks import AlphaMonitor
-from lightning_merge.callbacks.alphas import alpha_rows
+from lightning_merge.callbacks.alpha_monitor import alpha_rows
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
 

@@ -17,6 +17,7 @@ from two_ranks import (
     observations,
     repaired,
     reset,
+    scores,
     sorted_data,
     training_data,
     validation_data,
@@ -82,6 +83,15 @@ def test_two_ranks_find_what_one_process_finds(two, kind, wanted):
     for result in found:
         assert_close(result[kind], wanted(), rtol=1e-5, atol=1e-6)
         assert all(torch.equal(value, found[0][kind][k]) for k, value in result[kind].items())
+
+
+def test_metrics_of_uneven_shares_are_those_of_all_examples(two):
+    _, found = two
+    wanted = scores(slice(None))
+    for result in found:
+        for task, values in wanted.items():
+            assert result["scores"][task] == pytest.approx(values, abs=1e-6)
+    assert scores(slice(0, 51)) != wanted
 
 
 def test_moments_of_uneven_shares_are_those_of_all_observations(two):

@@ -16,6 +16,7 @@ from lightning_merge.align.moments import Moments
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.distributed import Share, gather_over_ranks, ranks
 from lightning_merge.modules import MergeModule
+from lightning_merge.modules.metrics import classification_metrics
 from lightning_merge.orders import share_of
 from lightning_merge.recalibrate import Repair, reset_batchnorm
 
@@ -227,6 +228,25 @@ def soup(folder):
     }
 
 
+TASKS = (("binary", 1), ("multilabel", 3), ("multiclass", 4))
+
+
+def scores(share):
+    """A classifier's metrics of a share of 91 examples, by task."""
+    found = {}
+    for task, classes in TASKS:
+        generator = torch.Generator().manual_seed(9)
+        shape = (91,) if task == "binary" else (91, classes)
+        logits = torch.randn(shape, generator=generator)
+        noisy = logits + torch.randn(shape, generator=generator)
+        targets = noisy.argmax(1) if task == "multiclass" else (noisy > 0).long()
+        metrics = classification_metrics(task, classes, ["accuracy", "auroc", "medical"])
+        for batch in torch.arange(91)[share].split(17):
+            metrics.update(logits[batch], targets[batch])
+        found[task] = {name: float(value) for name, value in metrics.compute().items()}
+    return found
+
+
 def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank, count = ranks()
@@ -250,6 +270,7 @@ def main(folder: Path) -> None:
         "aligned": aligned(2),
         "resumed": resumed(folder),
         "soup": soup(folder),
+        "scores": scores(slice(0, 51) if rank == 0 else slice(51, 91)),
     }
     torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -9,9 +9,7 @@ from tiny_pools import made_pool
 from lightning_merge.aggregate import average
 from lightning_merge.align import ActivationMatching
 from lightning_merge.errors import ConfigError
-from lightning_merge.plots import plot_barrier, plot_triangle
-from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.aggregates import Average
+from lightning_merge.measure.path_recipes import path_recipes
 from lightning_merge.measure.sweeps.interpolation import (
     Line,
     Triangle,
@@ -20,7 +18,9 @@ from lightning_merge.measure.sweeps.interpolation import (
     measure_triangles,
     triangle_weights,
 )
-from lightning_merge.measure.path_recipes import path_recipes
+from lightning_merge.plots import plot_barrier, plot_triangle
+from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recipe.aggregates import Average
 from lightning_merge.recipe.recipe import Recipe
 
 CCA = "lightning_merge.align.cca.CCAMatching"

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_merge.aggregate import average
 from lightning_merge.errors import ConfigError
-from lightning_merge.study import magnitude
+from lightning_merge.measure.sweeps.weight_scaling import check_classes, measure_scaling
 from lightning_merge.recipe.aggregates import (
     Average,
     FeaturesEnsemble,
@@ -17,11 +17,11 @@ from lightning_merge.recipe.aggregates import (
     GreedySoup,
     LogitsEnsemble,
 )
-from lightning_merge.measure.sweeps.weight_scaling import check_classes, measure_scaling
-from lightning_merge.study.plan import check_magnitudes
 from lightning_merge.recipe.recipe import Recipe
-from lightning_merge.report.summary import AVERAGE
 from lightning_merge.recipe.selection import Proposal, Select
+from lightning_merge.report.summary import AVERAGE
+from lightning_merge.study import magnitude
+from lightning_merge.study.plan import check_magnitudes
 
 FACTORS = [0.3, 1.0, 3.0]
 RECIPES = [

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_merge import ImageClassifier
 from lightning_merge.aggregate import average
-from lightning_merge.recipe.aggregates import Average
 from lightning_merge.measure.outcome import run_recipe
+from lightning_merge.recipe.aggregates import Average
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recalibration import own_recalibration
 from lightning_merge.recipe.recipe import Recipe

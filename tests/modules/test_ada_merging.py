@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.ada_merging import AdaMerging, mean_entropy
+from lightning_merge.modules.merging.ada_merging_module import AdaMergingModule, mean_entropy
 
 
 def networks(count):
@@ -30,7 +30,7 @@ def test_one_step_is_the_gradient_of_the_entropy_by_the_coefficients(granularity
     """Against plain autograd through P + sum_k c_k (W_k - P)."""
     start, *tuned = networks(4)
     # Three of them: the coefficients may well add up to more than one.
-    module = AdaMerging(
+    module = AdaMergingModule(
         Perceptron(),
         start,
         tuned,
@@ -61,7 +61,7 @@ def test_one_step_is_the_gradient_of_the_entropy_by_the_coefficients(granularity
 
 def test_a_coefficient_stays_within_its_bounds_and_comes_back():
     start, *tuned = networks(3)
-    module = AdaMerging(Perceptron(), start, tuned, "model")
+    module = AdaMergingModule(Perceptron(), start, tuned, "model")
     with torch.no_grad():
         module.alpha_logits.copy_(torch.tensor([[1.7], [-0.2]]))
     module.refresh()
@@ -79,7 +79,7 @@ def test_a_coefficient_stays_within_its_bounds_and_comes_back():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_coefficients_by_name_make_the_merge(dtype):
     start, *tuned = networks(4)
-    module = AdaMerging(Perceptron(), start, tuned, "layer").to(dtype)
+    module = AdaMergingModule(Perceptron(), start, tuned, "layer").to(dtype)
     with torch.no_grad():
         module.alpha_logits.copy_(torch.rand(module.alpha_logits.shape))
     merged, coefficients = module.state_dict(), module.alphas()
@@ -104,7 +104,7 @@ def test_entropy_falls_and_labels_do_not_matter():
         x, y = data.val_dataloader().dataset.tensors
         y = y.roll(1) if shuffled else y
         torch.manual_seed(0)
-        module = AdaMerging(
+        module = AdaMergingModule(
             Perceptron(), start, tuned, optimizer=lambda p: torch.optim.Adam(p, lr=0.05)
         )
         with torch.no_grad():
@@ -124,7 +124,7 @@ def test_entropy_falls_and_labels_do_not_matter():
 def test_coefficients_start_where_they_are_told():
     start, *tuned = networks(4)
     for given, coefficient in (({}, 0.3), ({"coefficient": 0.8}, 0.8)):
-        module = AdaMerging(Perceptron(), start, tuned, "model", **given)
+        module = AdaMergingModule(Perceptron(), start, tuned, "model", **given)
         for name, value in module.state_dict().items():
             expected = start[name] + sum(coefficient * (one[name] - start[name]) for one in tuned)
             torch.testing.assert_close(value, expected)
@@ -149,7 +149,7 @@ def test_several_heads_add_their_entropies():
         other = randomise(TwoHeads(), seed)
         other.heads = copy.deepcopy(first.heads)
         others.append(other.state_dict())
-    module = AdaMerging(TwoHeads(), first.state_dict(), others, "model", keep_a="heads.*")
+    module = AdaMergingModule(TwoHeads(), first.state_dict(), others, "model", keep_a="heads.*")
     batch = {"a": (torch.randn(4, 6), None), "b": (torch.randn(9, 6), None)}
     seen = []
     module.log = lambda name, value, **_: seen.append((name, float(value)))
@@ -168,6 +168,6 @@ def test_several_heads_add_their_entropies():
 def test_what_it_cannot_begin_with_is_refused(coefficient):
     states = [randomise(Perceptron(), seed).state_dict() for seed in range(3)]
     with pytest.raises(ConfigError, match=r"coefficient is .* between 0 and 1"):
-        AdaMerging(Perceptron(), states[0], states[1:], coefficient=coefficient)
+        AdaMergingModule(Perceptron(), states[0], states[1:], coefficient=coefficient)
     with pytest.raises(ConfigError, match="choose model or layer"):
-        AdaMerging(Perceptron(), states[0], states[1:], "parameter")
+        AdaMergingModule(Perceptron(), states[0], states[1:], "parameter")

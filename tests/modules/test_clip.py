@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import CLIPClassifier, ImageClassifier, average, task_arithmetic, task_vector
 from lightning_merge.aggregate import ties
 from lightning_merge.checkpoint import read_checkpoint
-from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.recipe.described_module import module_of
 
 open_clip = pytest.importorskip("open_clip")
@@ -159,9 +159,9 @@ def test_a_checkpoint_loads_without_weights_text_or_download(file, tmp_path, mon
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     file.unlink()
     for name in ("get_tokenizer", "download_pretrained", "load_checkpoint"):
-        monkeypatch.setattr(f"open_clip.factory.{name}", lambda *_, **__: pytest.fail("asked for"))
+        monkeypatch.setattr(f"open_clip.factory.{name}", lambda *_, **__: pytest.fail("called"))
         if hasattr(open_clip, name):
-            monkeypatch.setattr(open_clip, name, lambda *_, **__: pytest.fail("asked for"))
+            monkeypatch.setattr(open_clip, name, lambda *_, **__: pytest.fail("called"))
     loaded = CLIPClassifier.load_from_checkpoint(tmp_path / "tuned.ckpt").eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(images()), module.eval()(images()), rtol=0, atol=0)

@@ -5,9 +5,10 @@ import torch
 from strangers import Stranger, Tied, image_batches, quiet_trainer, randomise
 from torch import nn
 
-from lightning_merge.ensemble import BatchedNetworks, faster_batched, last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import EnsembleModule, FeatureEnsembleModule, ImageClassifier
+from lightning_merge.modules.batched_networks import BatchedNetworks, faster_batched
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -201,7 +202,7 @@ def test_one_computation_gives_what_the_loop_gives(name):
     torch.testing.assert_close(at_once, in_turn, rtol=1e-9, atol=0)
 
 
-def test_networks_with_convolutions_or_few_weights_are_asked_in_turn_unless_told():
+def test_networks_with_convolutions_or_few_weights_are_evaluated_in_turn_unless_batched_is_set():
     assert not faster_batched(Stranger())
     assert faster_batched(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
     assert not faster_batched(nn.Sequential(nn.Flatten(), nn.Linear(8 * 8, 10)))
@@ -212,20 +213,20 @@ def test_networks_with_convolutions_or_few_weights_are_asked_in_turn_unless_told
 
 def test_stacked_networks_hold_nothing_twice_and_see_what_changes():
     networks = [randomise(Stranger(), seed).eval() for seed in range(3)]
-    asked = BatchedNetworks(networks)
+    together = BatchedNetworks(networks)
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        before = asked(images)
+        before = together(images)
         networks[1].net[0].weight.mul_(2)
         networks[2].net[1].running_mean.add_(1)
-        after = asked(images)
+        after = together(images)
         for index, network in enumerate(networks):
             torch.testing.assert_close(after[index], network(images))
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
     assert not torch.allclose(after[1], before[1])
     weight = networks[1].net[0].weight
     assert weight.untyped_storage().data_ptr() == (
-        asked.state["net.0.weight"].untyped_storage().data_ptr()
+        together.state["net.0.weight"].untyped_storage().data_ptr()
     )
 
 
@@ -253,7 +254,7 @@ class LooksAtValues(Stranger):
         return logits if logits.sum() > 0 else -logits
 
 
-def test_what_cannot_be_batched_is_asked_in_turn():
+def test_what_cannot_be_batched_is_evaluated_in_turn():
     modules = [randomise(LooksAtValues(), seed).eval() for seed in range(3)]
     images = torch.randn(2, 3, 8, 8)
     expected = torch.stack([module(images) for module in modules]).mean(0)

@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_whole_formula():
     }
     logits_out = torch.func.functional_call(plain, weights, (batch[0],))
     torch.nn.functional.cross_entropy(logits_out, batch[1]).backward()
-    ours = module._layout.named_views(module.alpha_logits.grad)
+    ours = module._learned.flat.layout.named_views(module.alpha_logits.grad)
     for name, logit in logits.items():
         assert torch.allclose(ours[name], logit.grad, rtol=1e-3, atol=1e-6)
     assert module.alpha_logits.grad.abs().max() > 1e-3

@@ -14,7 +14,7 @@ from lightning_merge.aggregate.learned import combine_flat_, combined_weights
 from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.modules import MergeModule
-from lightning_merge.modules.successive import merge_in_pairs, successive_pairs
+from lightning_merge.modules.merging.successive_pairs import merge_in_pairs, successive_pairs
 
 HEAD = r"net\.8\..*"
 

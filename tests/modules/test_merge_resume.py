@@ -195,8 +195,12 @@ def test_the_rest_of_the_epoch_is_what_was_left(tmp_path):
     path = tmp_path / "step=7.ckpt"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for said in (".*many workers.*", ".*callbacks used to create.*", ".*shuffling enabled.*"):
-            warnings.filterwarnings("ignore", said)
+        for message in (
+            ".*many workers.*",
+            ".*callbacks used to create.*",
+            ".*shuffling enabled.*",
+        ):
+            warnings.filterwarnings("ignore", message)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         fit(tmp_path, callbacks=[Watch()], enable_checkpointing=False, resume=path, **settings)

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.callbacks import BatchNormReset
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
-from lightning_merge.modules.strategies import refuse_sharding
 
 
 def states(kind=Stranger, *arguments):
@@ -84,7 +84,7 @@ def test_channels_last(plain):
     alphas, merged = learned(module)
     assert merged.net[3].weight.is_contiguous(memory_format=torch.channels_last)
     assert not merged.net[3].weight.is_contiguous()
-    named = merged._layout.named_views(alphas)
+    named = merged._learned.flat.layout.named_views(alphas)
     _, other = learned()
     for name, alpha in other.alphas().items():
         assert torch.allclose(named[name], alpha, atol=1e-4)
@@ -126,18 +126,13 @@ def test_clipping_is_of_the_alphas_gradient():
     assert torch.allclose(step / step.norm(), whole / whole.norm(), atol=1e-4)
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate"])
 @pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
-def test_strategies_that_split_parameters_are_refused(kind):
-    with pytest.raises(ConfigError, match=f"{kind.__name__} splits the parameters"):
-        refuse_sharding(kind.__new__(kind))
-
-
-def test_the_refusal_is_asked_for(monkeypatch):
+def test_strategies_that_split_parameters_are_refused(kind, stage):
     module = MergeModule(Stranger(), states())
-    asked = []
-    monkeypatch.setattr("lightning_merge.modules.merge.refuse_sharding", asked.append)
-    quiet_trainer().validate(module, image_batches(), verbose=False)
-    assert len(asked) == 1
+    module._trainer = SimpleNamespace(strategy=kind.__new__(kind))
+    with pytest.raises(ConfigError, match=f"{kind.__name__} splits the parameters"):
+        module.setup(stage)
 
 
 def test_parameters_of_two_types_are_refused():

@@ -12,6 +12,7 @@ from lightning_merge.aggregate import average
 from lightning_merge.aggregate.heads import share_head
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.errors import ConfigError
+from lightning_merge.measure.outcome import merged_content, run_recipe
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.aggregates import (
     Average,
@@ -22,9 +23,8 @@ from lightning_merge.recipe.aggregates import (
     LogitsEnsemble,
     NPMerge,
 )
-from lightning_merge.measure.outcome import merged_content, run_recipe
-from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.recipe import Recipe
 
 

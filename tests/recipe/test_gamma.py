@@ -8,9 +8,9 @@ from torch import nn
 from lightning_merge.aggregate import average
 from lightning_merge.align import CCAMatching, PermutationSpec
 from lightning_merge.errors import ConfigError
+from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.aggregates import Average
-from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recipe.recipe import Recipe
 
 CANDIDATES = [1e-3, 0.3, 30.0]

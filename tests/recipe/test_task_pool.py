@@ -17,6 +17,8 @@ from lightning_merge.aggregate import (
 )
 from lightning_merge.align import WeightMatching
 from lightning_merge.errors import ConfigError, MergeError
+from lightning_merge.measure.linear_probe import linear_probe
+from lightning_merge.measure.task_conditions import Conditions, measure_tasks
 from lightning_merge.orders import in_random_order
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.aggregates import (
@@ -29,12 +31,10 @@ from lightning_merge.recipe.aggregates import (
     TaskArithmetic,
 )
 from lightning_merge.recipe.held_out import HeldOut
-from lightning_merge.measure.linear_probe import linear_probe
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.recipe.selections import DPP
-from lightning_merge.recipe.task_held_out import TaskHeldOut
-from lightning_merge.measure.task_conditions import Conditions, measure_tasks
 from lightning_merge.recipe.task_context import head_of
+from lightning_merge.recipe.task_held_out import TaskHeldOut
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from tiny_pools import Points, made_pool, trained
 
 from lightning_merge.aggregate import average
 from lightning_merge.errors import ConfigError, SelectionError
-from lightning_merge.recipe.aggregates import Average, GreedySoup, TaskArithmetic
 from lightning_merge.measure.outcome import run_recipe
+from lightning_merge.recipe.aggregates import Average, GreedySoup, TaskArithmetic
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.recipe.selections import DPP

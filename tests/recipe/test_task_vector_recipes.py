@@ -23,6 +23,7 @@ from lightning_merge.aggregate import (
 )
 from lightning_merge.align import ActivationMatching
 from lightning_merge.errors import ConfigError
+from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.aggregates import (
     DARE,
@@ -33,7 +34,6 @@ from lightning_merge.recipe.aggregates import (
     RegMean,
     TaskArithmetic,
 )
-from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lightning_merge.aggregate import average
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.ensemble import last_layer
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
 from lightning_merge.measure.measurement import AVERAGE
 from lightning_merge.measure.path_recipes import Given
 from lightning_merge.measure.sweep import MergedWeights, Plain, Sweep, sweeps
+from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning_merge.aggregate import diagonal_fisher, fisher_average, gram_matrices, regmean
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.loaders import Transferred
+from lightning_merge.modules.capabilities import contiguous_images
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.context import Context
@@ -72,10 +73,8 @@ def _with_data(
     named = list(zip(states, context.names, strict=True))
     for state, name in tracked(named, title, context.progress):
         module, batches = context.own(name, state)
-        if hasattr(module, "memory_format"):
-            # Gradients of each example on its own cannot be asked for this order.
-            setattr(module, "memory_format", torch.contiguous_format)  # noqa: B010
-        yield module.to(context.device), batches
+        with contiguous_images(module):
+            yield module.to(context.device), batches
 
 
 def _on_cpu(states: Sequence[StateDict]) -> list[StateDict]:

@@ -16,11 +16,11 @@ from lightning_merge.aggregate import average
 from lightning_merge.aggregate.task_vectors import is_running_statistic
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.ensemble import take_off
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
-from lightning_merge.modules import AdaMerging as Learned
-from lightning_merge.modules.ada_merging import check_coefficients
+from lightning_merge.modules import AdaMergingModule
+from lightning_merge.modules.last_layer import take_off
+from lightning_merge.modules.merging.ada_merging_module import check_coefficients
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
@@ -138,7 +138,7 @@ class AdaMerging(Aggregate):
         start, *tuned = (
             network.named({**state, **statistics}) for state in (context.pretrained, *states)
         )
-        module = Learned(
+        module = AdaMergingModule(
             network,
             start,
             tuned,

@@ -8,8 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.modules import MergeModule
-from lightning_merge.modules.merge import Granularity
+from lightning_merge.modules import Granularity, MergeModule
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.fitting import fit

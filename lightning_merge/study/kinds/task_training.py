@@ -17,8 +17,12 @@ from lightning_merge.checkpoint import (
 from lightning_merge.errors import CheckpointError
 from lightning_merge.measure.linear_probe import linear_probe
 from lightning_merge.measure.task_conditions import Conditions, measure_tasks
-from lightning_merge.measure.task_heads import module_for, module_to_train, starting_module
-from lightning_merge.modules import CLIPClassifier
+from lightning_merge.measure.task_heads import (
+    module_for,
+    module_to_train,
+    reads_text,
+    starting_module,
+)
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
 from lightning_merge.recipe.fitting import fit
@@ -120,7 +124,7 @@ def _headed(
     body = headless(store.state(work.needs[0]), module, head)
     start_at = fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
     module.load_state_dict(start_at)
-    if isinstance(module, CLIPClassifier):
+    if reads_text(settings["model"]):
         sentences = len(module.hparams["made_from"]["prompts"])
         return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
     arguments = {**settings["trainer"], **(settings["training"] or {})}

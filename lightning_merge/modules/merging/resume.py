@@ -14,9 +14,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from torch import Tensor
 
-from lightning_merge.modules.random_state import (
+from lightning_merge.distributed import gather_over_ranks
+from lightning_merge.modules.merging.random_state import (
     RandomState,
-    of_all_ranks,
     random_state,
     set_random_state,
 )
@@ -54,7 +54,7 @@ class RunState:
             set_random_state(self.start)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Takes a resumed run to where it was; the batches follow when one is asked for."""
+        """Takes a resumed run to where it was; the batches follow when the first is fetched."""
         if self._resumed is None:
             return
         set_random_state(self._resumed, _loaders(trainer))
@@ -66,7 +66,7 @@ class RunState:
             return
         # Lightning's advice for loaders whose place nobody restores.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
-        _resume_when_asked(fetcher, trainer, self)
+        _resume_at_first_batch(fetcher, trainer, self)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Before the epoch's iterator is made, but for the first epoch."""
@@ -95,7 +95,7 @@ class RunState:
         if self._settled is not None and not within_hooks_of_a_batch:
             now["torch"] = self._settled
         own = {"now": now, "start": self.start, "epoch": self.epoch, "order": self.order}
-        ranks = of_all_ranks(own)
+        ranks = gather_over_ranks(own)
         return {name: [rank[name] for rank in ranks] for name in own}
 
     def load_state_dict(self, state: dict[str, list[RandomState | None]], rank: int) -> None:
@@ -112,8 +112,8 @@ class RunState:
             self.order = state["order"][rank]
 
 
-def _resume_when_asked(fetcher: _DataFetcher, trainer: Trainer, run: RunState) -> None:
-    # Only when Lightning asks for the first batch has it settled how many of the epoch it
+def _resume_at_first_batch(fetcher: _DataFetcher, trainer: Trainer, run: RunState) -> None:
+    # Only when Lightning fetches the first batch has it settled how many of the epoch it
     # has seen. A class of its own, since Python looks for `__next__` there.
     plain = type(fetcher)
     epoch, order = run.epoch, run.order

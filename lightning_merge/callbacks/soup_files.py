@@ -10,17 +10,17 @@ from torch import Tensor
 
 from lightning_merge.checkpoint import (
     StateDict,
-    fit_names,
     read_checkpoint,
     write_checkpoint,
     write_safetensors,
 )
+from lightning_merge.modules.module_state import fit_module, tensors
 
 
 def soup_folder(trainer: Trainer, dirpath: str | Path | None, name: str) -> Path:
     """Where files go: `dirpath`, else `name` in the logger's or the Trainer's folder.
 
-    It is the same on all ranks, which must all ask for it.
+    It is the same on all ranks, which must all call this.
     """
     folder = Path(dirpath or Path(trainer.log_dir or trainer.default_root_dir) / name)
     chosen: str = trainer.strategy.broadcast(str(folder.absolute()))
@@ -46,7 +46,7 @@ def read_ingredient(path: str | Path, module: LightningModule) -> StateDict:
     Raises:
         MergeError: If the file cannot be read, or does not fit the module.
     """
-    return fit_names(read_checkpoint(path).state_dict, tensors(module), str(path))
+    return fit_module(read_checkpoint(path).state_dict, module, str(path))
 
 
 def remove_ingredient(trainer: Trainer, path: str | Path) -> None:
@@ -81,9 +81,3 @@ def write_soup(
         write_checkpoint(path, {**content, "soup": dict(about)})
     trainer.strategy.barrier("soup written")
     return path
-
-
-def tensors(module: LightningModule) -> StateDict:
-    """The module's weights, without extra state that is no tensor."""
-    state = module.state_dict().items()
-    return {name: value for name, value in state if isinstance(value, Tensor)}

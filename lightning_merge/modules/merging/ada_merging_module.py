@@ -5,7 +5,7 @@ Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning".
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.flat_task_vectors import FlatTaskVectors
-from lightning_merge.modules.merge import MergeModule
+from lightning_merge.modules.merging.flat_task_vectors import FlatTaskVectors
+from lightning_merge.modules.merging.learned_weights import LearnedWeights
+from lightning_merge.modules.merging.read_ingredients import read_ingredients
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -24,21 +25,7 @@ def mean_entropy(logits: Tensor) -> Tensor:
     return -(log_probability.exp() * log_probability).sum(dim=-1).mean()
 
 
-class _EntropyObjective(LightningModule):
-    """A training step that looks at no label; it comes before that of the adopted module."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        del batch_idx
-        if isinstance(batch, Mapping) and not any(key in batch for key in INPUT_KEYS):
-            logits = self({task: inputs_of(part) for task, part in batch.items()})
-            loss = torch.stack([mean_entropy(logits[task]) for task in batch]).sum()
-        else:
-            loss = mean_entropy(self(inputs_of(batch)))
-        self.log("train_entropy", loss, on_step=False, on_epoch=True, batch_size=1)
-        return loss
-
-
-class AdaMerging(MergeModule, _EntropyObjective):
+class AdaMergingModule(LearnedWeights):
     """Learns a coefficient for each task vector so that the merge is sure of its predictions.
 
     With the pre-trained weights P and K fine-tuned ones the merge is
@@ -51,7 +38,7 @@ class AdaMerging(MergeModule, _EntropyObjective):
     Trained heads that all ingredients have alike stay as they are. Running statistics are
     averaged over all K + 1 networks at the start, as `MergeModule` does.
 
-    A module with several heads is asked as it stands: batches that are a dict by task (a
+    A module with several heads is used as it stands: batches that are a dict by task (a
     `CombinedLoader`'s) go to its `forward` as `{task: inputs}`, which gives `{task: logits}`,
     and the tasks' entropies are added.
 
@@ -72,8 +59,6 @@ class AdaMerging(MergeModule, _EntropyObjective):
         MergeError: As `MergeModule` does.
     """
 
-    _mixing: ClassVar[type[FlatTaskVectors]] = FlatTaskVectors
-
     def __init__(
         self,
         module: LightningModule,
@@ -86,15 +71,27 @@ class AdaMerging(MergeModule, _EntropyObjective):
         keep_a: str | None = None,
     ) -> None:
         check_coefficients(granularity, coefficient)
+        read = read_ingredients([pretrained, *checkpoints], module, (keep_a,))
         super().__init__(
             module,
-            [pretrained, *checkpoints],
-            granularity=granularity,
-            alpha=coefficient,
-            optimizer=optimizer or (lambda logits: torch.optim.Adam(logits, lr=0.001)),
-            lr_scheduler=lr_scheduler,
-            keep_a=keep_a,
+            read,
+            FlatTaskVectors(read.merged, read.states, granularity),
+            coefficient,
+            optimizer or (lambda logits: torch.optim.Adam(logits, lr=0.001)),
+            lr_scheduler,
         )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The entropy of the predictions; logs it as `train_entropy`."""
+        del batch_idx
+        self.trace()
+        if isinstance(batch, Mapping) and not any(key in batch for key in INPUT_KEYS):
+            logits = self({task: inputs_of(part) for task, part in batch.items()})
+            loss = torch.stack([mean_entropy(logits[task]) for task in batch]).sum()
+        else:
+            loss = mean_entropy(self(inputs_of(batch)))
+        self.log("train_entropy", loss, on_step=False, on_epoch=True, batch_size=1)
+        return loss
 
     def coefficients(self) -> Tensor:
         """The coefficients: `(K, 1)` for `model`, `(K, tensors)` for `layer`."""
@@ -102,7 +99,7 @@ class AdaMerging(MergeModule, _EntropyObjective):
 
 
 def check_coefficients(granularity: str, coefficient: float) -> None:
-    """Checks what is asked of AdaMerging.
+    """Checks the settings of AdaMerging.
 
     Raises:
         ConfigError: If it has no such granularity, or no coefficient can begin there.

@@ -5,15 +5,17 @@ then the results in the same way, until one is left.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lightning_merge.checkpoint import StateDict, read_checkpoint
 from lightning_merge.errors import CheckpointError
-from lightning_merge.modules.merge import MergeModule
+from lightning_merge.modules.merging.merge_module import MergeModule
+from lightning_merge.modules.module_state import tensors, tensors_in
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ def successive_pairs(ingredients: Sequence[T], merge_pair: Callable[[T, T], T], 
 
 def merge_in_pairs(
     make_module: Callable[[], LightningModule],
-    checkpoints: Sequence[str | Path | StateDict],
+    checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
     fit: Callable[[MergeModule], object],
     seed: int = 0,
     **settings: Any,
@@ -68,10 +70,14 @@ def merge_in_pairs(
     def merge_pair(first: StateDict, second: StateDict) -> StateDict:
         module = MergeModule(make_module(), [first, second], **settings)
         fit(module)
-        return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+        made = tensors(module)
+        if not module.strict_loading:
+            # What the files leave out is not in the next pair's other one.
+            made = {name: value for name, value in made.items() if name in first}
+        return {name: value.detach().cpu().clone() for name, value in made.items()}
 
     states = [
-        dict(one) if isinstance(one, dict) else read_checkpoint(one).state_dict
+        tensors_in(one) if isinstance(one, Mapping) else read_checkpoint(one).state_dict
         for one in checkpoints
     ]
     return successive_pairs(states, merge_pair, seed)

@@ -1,6 +1,6 @@
 """The parameters that a MergeModule learns to mix: ingredients and merge in flat buffers."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -126,22 +126,18 @@ class FlatIngredients:
 
 
 def parameter_places(
-    module: nn.Module, kept: Container[str]
+    module: nn.Module, merged: Iterable[str]
 ) -> dict[str, list[tuple[nn.Module, str]]]:
     """Every place that holds each merged parameter, by name; tied ones have several.
 
     Args:
         module: The module.
-        kept: Names of what is not merged.
+        merged: Names of what is merged.
 
     Returns:
         Submodules and the names of their attributes.
     """
-    names = {
-        id(parameter): name
-        for name, parameter in module.named_parameters()
-        if name != "alpha_logits" and name not in kept
-    }
+    names = {id(module.get_parameter(name)): name for name in merged}
     found: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}
     for owner in module.modules():
         for attribute, parameter in owner._parameters.items():

@@ -49,15 +49,6 @@ def set_random_state(state: RandomState, loaders: Iterable[Any] = ()) -> None:
         generator.set_state(own)
 
 
-def of_all_ranks(state: RandomState) -> list[RandomState]:
-    """Every rank's state, in the order of ranks; a collective where there are several."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
-
-
 def _generators(loaders: Iterable[Any]) -> Sequence[torch.Generator]:
     found: dict[int, torch.Generator] = {}
     for loader in loaders:

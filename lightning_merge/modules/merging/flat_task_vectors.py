@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_merge.aggregate.coefficients import add_vectors_, weights_of_coefficients
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.modules.flat_ingredients import FlatIngredients
+from lightning_merge.modules.merging.flat_ingredients import FlatIngredients
 
 
 class FlatTaskVectors(FlatIngredients):

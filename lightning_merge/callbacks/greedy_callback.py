@@ -11,21 +11,21 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_merge.aggregate.greedy import Trial, greedy_soup
 from lightning_merge.callbacks.candidate import CandidateValidation, check_soups
-from lightning_merge.callbacks.ingredients import (
+from lightning_merge.callbacks.soup_files import (
     read_ingredient,
     remove_ingredient,
     soup_folder,
-    tensors,
     write_ingredient,
     write_soup,
 )
 from lightning_merge.checkpoint import StateDict, digest
 from lightning_merge.errors import ConfigError
 from lightning_merge.loggers import log_table
+from lightning_merge.modules.module_state import tensors
 
 
 class GreedySoup(Callback):
@@ -50,7 +50,8 @@ class GreedySoup(Callback):
     so that the folder must be one that they share. Strategies that divide the weights
     (FSDP, DeepSpeed, ModelParallel) are refused, and so is MergeModule.
 
-    A resumed run goes on with the ingredients and the best soup of its checkpoint.
+    A resumed run goes on with the ingredients and the best soup of its checkpoint. When training
+    (or `trainer.validate`) ends, a line reports what the best soup is made of.
 
     Args:
         monitor: The name under which the module logs the metric in validation.
@@ -67,6 +68,7 @@ class GreedySoup(Callback):
     Attributes:
         best_score: The metric of the best soup so far; None before the first one.
         best_path: The file that it was written to.
+        best_ingredients: The paths of what it is the average of.
         trace: The last search, a `Trial` for each ingredient; `candidate` counts `ingredients`.
         ingredients: The paths of the last search.
 
@@ -102,6 +104,7 @@ class GreedySoup(Callback):
         self.dirpath = dirpath
         self.best_score: float | None = None
         self.best_path: Path | None = None
+        self.best_ingredients: list[str] = []
         self.trace: list[Trial] = []
         self.ingredients: list[str] = []
         self._sign = 1.0 if mode == "max" else -1.0
@@ -170,6 +173,13 @@ class GreedySoup(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 log_table(logger, "greedy_soup", self.rows())
+        rank_zero_info(self._report())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports the soup of `trainer.validate`."""
+        del pl_module
+        if trainer.state.fn == "validate" and self.checkpoints is not None:
+            rank_zero_info(self._report())
 
     def rows(self) -> list[dict[str, Any]]:
         """The trace of the last search as a table: a row for each ingredient, as it was tried."""
@@ -190,6 +200,7 @@ class GreedySoup(Callback):
             "known": dict(self._known),
             "best_score": self.best_score,
             "best_path": None if self.best_path is None else str(self.best_path),
+            "best_ingredients": list(self.best_ingredients),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,6 +210,18 @@ class GreedySoup(Callback):
         self.best_score = state_dict["best_score"]
         path = state_dict["best_path"]
         self.best_path = None if path is None else Path(path)
+        self.best_ingredients = list(state_dict.get("best_ingredients", ()))
+
+    def _report(self) -> str:
+        if self.best_score is None:
+            return "GreedySoup: no soup, for no ingredient has been validated"
+        names = ", ".join(Path(path).name for path in self.best_ingredients)
+        alone = [trial.alone for trial in self.trace]
+        single = f" ({self._sign * max(alone):.4g} of the best single one)" if alone else ""
+        return (
+            f"GreedySoup: averaged {len(self.best_ingredients)} ({names}): {self.monitor} "
+            f"{self.best_score:.4g}{single}; written to {self.best_path}"
+        )
 
     def _searches(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -255,8 +278,12 @@ class GreedySoup(Callback):
             if self.reset_batchnorm and len(kept) > 1:
                 soup = tensors(validation.build(soup, reset=True))
             self.best_score = self._sign * score
-            members = [self.ingredients[trial.candidate] for trial in kept]
-            about = {"monitor": self.monitor, "score": self.best_score, "ingredients": members}
+            self.best_ingredients = [self.ingredients[trial.candidate] for trial in kept]
+            about = {
+                "monitor": self.monitor,
+                "score": self.best_score,
+                "ingredients": list(self.best_ingredients),
+            }
             self.best_path = self._folder / "greedy_soup.ckpt"
             write_soup(trainer, self.best_path, soup, about)
         return self._sign * score

@@ -1,0 +1,1 @@
+"""`MergeModule`, `AdaMergingModule` and their private parts."""

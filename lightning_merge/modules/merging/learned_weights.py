@@ -1,0 +1,299 @@
+"""What modules have in common whose weights follow from a few learned numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_merge.aggregate import average
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import CheckpointError
+from lightning_merge.modules.adopt import adopt
+from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
+from lightning_merge.modules.merging.read_ingredients import Ingredients
+from lightning_merge.modules.merging.resume import RunState
+from lightning_merge.modules.merging.strategies import refuse_sharding, refuse_spawning
+from lightning_merge.modules.module_state import put
+
+SAVED = "lightning_merge"
+
+
+@dataclass
+class Learned:
+    """All that is ours in an adopted module, under one name that its class has not.
+
+    Attributes:
+        flat: The ingredients, and their merge.
+        places: Where each merged parameter is an attribute, by name.
+        kept: Which ingredient a tensor that is not merged is taken from, by name.
+        digests: The SHA-256 of each ingredient, as it was given.
+        make_optimizer: Called with the list that holds `alpha_logits`.
+        make_scheduler: Called with the optimizer; None for none.
+        traced: Whether the parameters are at present results of the alphas.
+        run: The random numbers of the training run.
+        open_gradient: The gradient that a stopped run was accumulating.
+    """
+
+    flat: FlatIngredients
+    places: dict[str, list[tuple[nn.Module, str]]]
+    kept: dict[str, int]
+    digests: list[str]
+    make_optimizer: OptimizerCallable
+    make_scheduler: LRSchedulerCallable | None
+    traced: bool = False
+    run: RunState = field(default_factory=RunState)
+    open_gradient: Tensor | None = None
+
+
+class LearnedWeights(LightningModule):
+    """A LightningModule whose weights follow from `alpha_logits`, its only trainable parameter.
+
+    The object takes over the module's class, steps, hooks, metrics and hyper-parameters. When
+    gradients are not being taken (validation, test, callbacks, checkpoints) the module's
+    parameters hold the merged weights, frozen; a training step calls `trace` first. What is not
+    merged comes from the ingredients at the start: floating-point buffers are averaged, integer
+    buffers are those of the first one.
+
+    A checkpoint holds the merged weights under the module's own names, and under
+    `lightning_merge` what a resumed run needs.
+
+    Args:
+        module: The module; its weights are replaced.
+        ingredients: Those that were read for it.
+        flat: Their merged parameters.
+        alpha: What the alphas begin with, see `flat.initial_logits`.
+        optimizer: Called with the list that holds `alpha_logits`.
+        lr_scheduler: Called with the optimizer; stepped once an epoch.
+    """
+
+    alpha_logits: nn.Parameter
+    _learned: Learned
+
+    def __init__(
+        self,
+        module: LightningModule,
+        ingredients: Ingredients,
+        flat: FlatIngredients,
+        alpha: float | None,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        adopt(self, module)
+        self._learned = Learned(
+            flat,
+            parameter_places(self, ingredients.merged),
+            ingredients.kept,
+            ingredients.digests,
+            optimizer,
+            lr_scheduler,
+        )
+        self._settle(ingredients.states)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.alpha_logits = nn.Parameter(flat.initial_logits(alpha))
+        self._bind()
+
+    def alphas(self) -> StateDict:
+        """The alpha of every element of every merged parameter, by name.
+
+        Returns:
+            For two ingredients the share of A, in the parameters' shapes; for K > 2 the
+            shares of all of them, `(K, ...)`, in the ingredients' order; they add up to 1.
+        """
+        return self._learned.flat.alphas(self.alpha_logits)
+
+    def alphas_by_ingredient(self) -> list[StateDict]:
+        """The alphas in the parameters' shapes, a dict for each ingredient that has its own.
+
+        Returns:
+            For two ingredients that of A alone, since B has the rest; for K > 2 all K.
+        """
+        return self._learned.flat.alphas_by_ingredient(self.alpha_logits)
+
+    def ingredients(self) -> tuple[StateDict, ...]:
+        """The merged parameters of A and of the aligned others, by name."""
+        return tuple(self._learned.flat.views())
+
+    def refresh(self) -> None:
+        """Writes the weights that the present alphas give into the module's parameters."""
+        self._untrace()
+        self._learned.flat.refresh(self.alpha_logits)
+
+    def trace(self) -> None:
+        """Makes the parameters results of the alphas, so that gradients reach these."""
+        weights = self._learned.flat.traced(self.alpha_logits)
+        for places, weight in zip(self._learned.places.values(), weights, strict=True):
+            for owner, attribute in places:
+                owner._parameters[attribute] = weight  # type: ignore[assignment]
+        self._learned.traced = True
+
+    # --- the module's own life, on merged weights
+
+    def on_after_backward(self) -> None:
+        """Puts the frozen parameters back, then the module's own hook."""
+        self._untrace()
+        super().on_after_backward()
+
+    def train(self, mode: bool = True) -> "LearnedWeights":
+        """Sets the mode; leaving training mode brings the parameters up to date."""
+        super().train(mode)
+        if not mode:
+            self.refresh()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Refuses what would lose the alphas, then the module's own hook.
+
+        Raises:
+            ConfigError: If the strategy splits parameters, or spawns or forks to fit.
+        """
+        refuse_sharding(self.trainer.strategy)
+        if stage == "fit":
+            refuse_spawning(self.trainer.strategy)
+        super().setup(stage)
+
+    def on_fit_start(self) -> None:
+        """Notes or resumes the random numbers, before anything is drawn from them."""
+        self._learned.run.on_fit_start()
+        super().on_fit_start()
+
+    def on_train_start(self) -> None:
+        """The module's own hook, then what is resumed."""
+        super().on_train_start()
+        if self._learned.open_gradient is not None:
+            self.alpha_logits.grad = self._learned.open_gradient.to(self.alpha_logits)
+            self._learned.open_gradient = None
+        self._learned.run.on_train_start(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """The module's own hook, then notes what the epoch's order is drawn from."""
+        self._learned.run.undo_draws()
+        super().on_train_epoch_start()
+        self._learned.run.on_train_epoch_start(self.trainer)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Notes the random numbers, then the module's own hook."""
+        self._learned.run.on_train_batch_end()
+        super().on_train_batch_end(*args, **kwargs)
+
+    def on_validation_end(self) -> None:
+        """The module's own hook; training does not notice what validation drew."""
+        super().on_validation_end()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._learned.run.undo_draws()
+
+    def on_train_end(self) -> None:
+        """The module's own hook; gives back what only training needs."""
+        super().on_train_end()
+        self._learned.run.on_train_end(self.trainer)
+        self._learned.flat.release()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the alphas; the module's own is not used."""
+        optimizer = self._learned.make_optimizer([self.alpha_logits])
+        if self._learned.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._learned.make_scheduler(optimizer)}
+
+    # --- what is stored
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The merged weights and the buffers, under the module's own names."""
+        if "alpha_logits" in self._parameters:
+            self.refresh()
+        state = super().state_dict(*args, **kwargs)
+        state.pop(f"{kwargs.get('prefix', '')}alpha_logits", None)
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the alphas and the ingredients beside the merged weights."""
+        super().on_save_checkpoint(checkpoint)
+        others = [buffer.clone() for buffer in self._learned.flat.buffers[1:]]
+        accumulates = self.trainer.accumulate_grad_batches > 1
+        checkpoint[SAVED] = {
+            "alpha_logits": self.alpha_logits.detach().clone(),
+            "ingredients": list(self._learned.digests),
+            "alphas": self.alphas(),
+            **({"b": others[0]} if len(others) == 1 else {"others": others}),
+            "aligned": True,
+            "rng": self._learned.run.state_dict(self.trainer),
+            "gradient": self.alpha_logits.grad if accumulates else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes alphas and ingredients back from a checkpoint of this class.
+
+        Raises:
+            CheckpointError: If the checkpoint holds none, or was made with other settings.
+        """
+        saved = checkpoint.get(SAVED)
+        if saved is None:
+            raise CheckpointError(
+                "the checkpoint holds no alphas: resume from one that a MergeModule wrote"
+            )
+        if saved["ingredients"] != self._learned.digests:
+            raise CheckpointError(
+                "the checkpoint was made from other ingredients: resume with the checkpoints "
+                "that the run was started with"
+            )
+        if saved["alpha_logits"].shape != self.alpha_logits.shape:
+            raise CheckpointError(
+                "the checkpoint has another granularity, or keeps other parameters: resume with "
+                "what the first run had"
+            )
+        # Parameters that `load_state_dict` would miss, since they are kept beside.
+        checkpoint["state_dict"]["alpha_logits"] = saved["alpha_logits"]
+        others = [saved["b"]] if "b" in saved else saved["others"]
+        for buffer, other in zip(self._learned.flat.buffers[1:], others, strict=True):
+            buffer.copy_(other)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._learned.run.load_state_dict(saved["rng"], self.global_rank)
+            self._learned.open_gradient = saved["gradient"]
+        super().on_load_checkpoint(checkpoint)
+
+    # --- memory
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LearnedWeights":
+        # A step that failed leaves traced weights behind.
+        self._untrace()
+        logits = self.alpha_logits.data
+        super()._apply(fn, recurse)
+        if self.alpha_logits.dtype in (torch.float16, torch.bfloat16):
+            # Half the bits cannot hold what an optimizer's small steps add up to.
+            self.alpha_logits.data = logits.to(self.alpha_logits.device)
+        self._learned.flat.apply(fn)
+        self._bind()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._learned.places = parameter_places(self, self._learned.places)
+        self._bind()
+
+    def _bind(self) -> None:
+        # The module's parameters become views of one buffer, which one pass then fills.
+        flat = self._learned.flat
+        for name, view in flat.layout.named_views(flat.merged).items():
+            self.get_parameter(name).data = view
+        self.refresh()
+
+    def _untrace(self) -> None:
+        if not self._learned.traced:
+            return
+        flat = self._learned.flat
+        views = flat.layout.views(flat.merged)
+        for places, view in zip(self._learned.places.values(), views, strict=True):
+            parameter = nn.Parameter(view, requires_grad=False)
+            for owner, attribute in places:
+                owner._parameters[attribute] = parameter
+        self._learned.traced = False
+
+    def _settle(self, states: Sequence[StateDict]) -> None:
+        # What has no alphas: buffers, averaged, and what is kept of one ingredient.
+        buffers = [name for name, _ in self.named_buffers() if name in states[0]]
+        mean = average([{name: state[name] for name in buffers} for state in states])
+        put(self, {**mean, **{name: states[k][name] for name, k in self._learned.kept.items()}})

@@ -1,0 +1,169 @@
+"""What a MergeModule is made of: ingredients read and checked, and which part each one gives."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_merge.checkpoint import (
+    StateDict,
+    check_ingredients,
+    digest,
+    prefixed,
+    read_checkpoint,
+)
+from lightning_merge.errors import ConfigError
+from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Checked state dicts with the module's names.
+
+    Attributes:
+        states: One for each ingredient; what is kept has its own values where they fit the
+            module, else zeros.
+        digests: The SHA-256 of each one, as it was given.
+        merged: The module's parameters that are merged, by name.
+        kept: Which ingredient a parameter or buffer is taken from, by name. What is in no state,
+            because the module leaves it out of its files, stays as the module has it.
+    """
+
+    states: list[StateDict]
+    digests: list[str]
+    merged: dict[str, nn.Parameter]
+    kept: dict[str, int]
+
+
+def read_ingredients(
+    checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+    module: LightningModule,
+    keep: Sequence[str | None],
+) -> Ingredients:
+    """Reads the ingredients of a module, and builds the module where it has not been.
+
+    Args:
+        checkpoints: Paths, or state dicts with the module's names.
+        module: The module; what it makes in `configure_model` is made, and its extra state is
+            set to that of the first ingredient.
+        keep: For some of the ingredients, a regular expression that matches the whole names
+            of what is taken from it alone.
+
+    Returns:
+        The ingredients.
+
+    Raises:
+        ConfigError: If the module is none of Lightning's, optimizes manually, or has nothing to
+            merge; if an expression is none, matches nothing, or what another one keeps.
+        MergeError: If a file cannot be read, or what is merged differs in shape or holds NaN.
+    """
+    _check(module)
+    module.configure_model()
+    raw: list[Mapping[str, Any]] = [
+        one if isinstance(one, Mapping) else read_checkpoint(one).state_dict for one in checkpoints
+    ]
+    names = [
+        f"ingredient {position}" if isinstance(one, Mapping) else str(one)
+        for position, one in enumerate(checkpoints, start=1)
+    ]
+    if raw and any(map(is_lazy, chain(module.parameters(), module.buffers()))):
+        module.load_state_dict(prefixed(raw[0], module.state_dict()), strict=False)
+    expected = tensors(module)
+    given = [prefixed(tensors_in(state), expected) for state in raw]
+    if not module.strict_loading and all(expected.keys() & state.keys() for state in given):
+        given = [{n: v for n, v in state.items() if n in expected} for state in given]
+    kept = _kept(module, expected, keep)
+    # Each with what the merge will have, so that a head that nobody keeps may differ.
+    common = [
+        {
+            **{name: value for name, value in state.items() if name not in kept},
+            **{name: given[k][name] for name, k in kept.items() if name in given[k]},
+        }
+        for state in given
+    ]
+    check_ingredients(common, names)
+    states = [fit_module(state, module, name) for state, name in zip(common, names, strict=True)]
+    kept = {name: k for name, k in kept.items() if name in states[k]}
+    for index, (state, own) in enumerate(zip(states, given, strict=True)):
+        for name, k in kept.items():
+            if name in own and own[name].shape == expected[name].shape:
+                state[name] = own[name]
+            elif index != k:
+                state[name] = torch.zeros_like(expected[name])
+    _set_extra_state(module, raw[0])
+    merged = {}
+    for name, parameter in module.named_parameters():
+        if name in kept or name not in states[0]:
+            continue
+        if torch.isfinite(states[0][name]).all():
+            merged[name] = parameter
+        else:
+            # A constant mask: infinities are the same in all, and have no mean.
+            kept[name] = 0
+    if not merged:
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter to merge: its state dict names none, or "
+            "keep_a and keep_b match all; keep fewer"
+        )
+    return Ingredients(states, [digest(state) for state in given], merged, kept)
+
+
+def _check(module: object) -> None:
+    if not isinstance(module, LightningModule):
+        raise ConfigError(
+            f"{type(module).__module__}.{type(module).__name__} is no LightningModule of "
+            "lightning.pytorch: hand over one, which has its steps"
+        )
+    if not module.automatic_optimization:
+        raise ConfigError(
+            f"{type(module).__name__} optimizes manually: merging needs a module with "
+            "automatic_optimization = True"
+        )
+
+
+def _set_extra_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    for name in module.state_dict():
+        owner, _, last = name.rpartition(".")
+        if last == "_extra_state" and name in state:
+            module.get_submodule(owner).set_extra_state(state[name])
+
+
+def _kept(
+    module: nn.Module, expected: Mapping[str, Tensor], keep: Sequence[str | None]
+) -> dict[str, int]:
+    kept: dict[str, int] = {}
+    for index, pattern in enumerate(keep):
+        if pattern is None:
+            continue
+        option = f"keep_{'ab'[index]}"
+        try:
+            matching = [name for name in expected if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"{option} '{pattern}' is no regular expression: {error}; escape what is meant "
+                "literally"
+            ) from error
+        if not matching:
+            some = next(iter(expected), "none")
+            raise ConfigError(
+                f"{option} '{pattern}' matches no parameter; write it for whole names, such as "
+                f"'{some}'"
+            )
+        for name in [*matching, *_tied(module, matching)]:
+            if kept.setdefault(name, index) != index:
+                raise ConfigError(f"'{name}' is matched by keep_a and by keep_b; keep it from one")
+    return kept
+
+
+def _tied(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """The other names of the same parameters."""
+    every = list(module.named_parameters(remove_duplicate=False))
+    chosen = {id(parameter) for name, parameter in every if name in names}
+    return [name for name, parameter in every if id(parameter) in chosen]

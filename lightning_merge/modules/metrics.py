@@ -1,0 +1,145 @@
+"""The metrics of a classifier: all of them take raw logits, so that none guesses what they are.
+
+torchmetrics decides for each batch whether its values are probabilities already, and its float32
+sigmoid saturates: the same logits would give other numbers in other batches.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+import torch
+import torchmetrics.classification
+from torch import Tensor
+from torchmetrics import Accuracy, Metric, MetricCollection
+from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
+from torchmetrics.wrappers import LambdaInputTransformer
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.modules.per_class import AreaUnderROC, DetectionRate, Rate, Task, exact
+
+MetricChoice = str | dict[str, Any]
+
+_RATES: dict[str, Rate] = {rate: rate for rate in get_args(Rate)}
+MEDICAL = (*_RATES, "calibration_error")
+
+# A checkpoint's hyper-parameters name metrics: nothing else is looked up because a file says so.
+_ROOMS = ("", "torchmetrics", "torchmetrics.classification")
+
+
+def classification_metrics(
+    task: Task, num_classes: int, chosen: Sequence[MetricChoice] | None = None
+) -> MetricCollection:
+    """The metrics of a classifier, whose `update` takes logits and targets.
+
+    Args:
+        task: What the targets mean, see `ImageClassifier`.
+        num_classes: How many classes C; 1 for `binary`.
+        chosen: Words (`accuracy`, `top5`, `auroc`, `sensitivity`, `specificity`, `f1`,
+            `calibration_error`, or `medical` for the last four), or classes of
+            `torchmetrics.classification`, as `class_path`, `init_args` and, if it is not to be the
+            class's own, `name`. None for accuracy, with `top5` from six classes on, with `auroc`
+            where the task is not multiclass.
+
+    Returns:
+        The collection: logits `(N, C)`, or `(N,)` where the task is binary, of any floating-point
+        type. Means over classes leave out those that do not occur in the data, and name them in a
+        warning. A label whose logit is NaN counts as not predicted; AUROC is NaN then.
+
+    Raises:
+        ConfigError: If a metric is unknown, or does not fit the task.
+    """
+    if chosen is None:
+        chosen = ["accuracy"]
+        chosen += ["auroc"] if task != "multiclass" else ["top5"] if num_classes > 5 else []
+    words = [one for name in chosen for one in (MEDICAL if name == "medical" else (name,))]
+    return MetricCollection(dict(_made(one, task, num_classes) for one in words))
+
+
+def _made(chosen: MetricChoice, task: Task, num_classes: int) -> tuple[str, Metric]:
+    if not isinstance(chosen, str):
+        metric = _of_torchmetrics(chosen, task, num_classes)
+        return str(chosen.get("name", type(metric).__name__)), _on_logits(metric, task)
+    size = _size(task, num_classes)
+    if chosen == "accuracy":
+        return chosen, _on_logits(Accuracy(**size, average="micro"), task)
+    if chosen == "top5" and task == "multiclass" and num_classes > 5:
+        return chosen, _on_logits(Accuracy(**size, average="micro", top_k=5), task)
+    if chosen == "auroc":
+        return chosen, AreaUnderROC(task, num_classes)
+    if chosen in _RATES:
+        return chosen, DetectionRate(_RATES[chosen], task, num_classes)
+    if chosen == "calibration_error":
+        several = task == "multiclass"
+        error = MulticlassCalibrationError(num_classes) if several else BinaryCalibrationError()
+        return chosen, _on_logits(error, task)
+    raise ConfigError(
+        f"metric '{chosen}' does not fit a {task} task of {num_classes} classes: choose accuracy, "
+        f"auroc, medical, {', '.join(MEDICAL)}, (multiclass, six classes or more) top5, or a "
+        "class_path of torchmetrics.classification"
+    )
+
+
+def _on_logits(metric: Metric, task: Task) -> Metric:
+    """A metric that is given probabilities where it would take logits for what they are not."""
+    if task == "multiclass" and hasattr(metric, "top_k"):
+        # It compares an example's own logits, and probabilities may be too small to differ.
+        return metric
+    return LambdaInputTransformer(metric, softmax if task == "multiclass" else sigmoid)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities in float64; all 0 where they are not defined."""
+    return exact(logits).softmax(dim=1).nan_to_num(nan=0.0)
+
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """Probabilities in float64; 0.5, which predicts nothing, where they are not defined."""
+    return exact(logits).sigmoid().nan_to_num(nan=0.5)
+
+
+def _size(task: Task, num_classes: int) -> dict[str, Any]:
+    sizes = {"multiclass": {"num_classes": num_classes}, "multilabel": {"num_labels": num_classes}}
+    return {"task": task, **sizes.get(task, {})}
+
+
+def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) -> Metric:
+    path = str(chosen.get("class_path") if isinstance(chosen, Mapping) else chosen)
+    room, _, name = path.rpartition(".")
+    kind: Any = getattr(torchmetrics.classification, name, None) if room in _ROOMS else None
+    if not (isinstance(kind, type) and issubclass(kind, Metric)):
+        near = get_close_matches(name, torchmetrics.classification.__all__, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"metric '{path}' is no class of torchmetrics.classification{hint}")
+    known = [*inspect.signature(kind.__init__).parameters, *inspect.signature(kind).parameters]
+    size = {k: v for k, v in _size(task, num_classes).items() if k in known}
+    try:
+        metric: Metric = kind(**{**size, **(chosen.get("init_args") or {})})
+        _try(_on_logits(metric.clone(), task), task, num_classes)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"metric '{path}' does not fit a {task} task of {num_classes} classes ({reason}): "
+            "choose another one, or other init_args"
+        ) from error
+    return metric
+
+
+def _try(metric: Metric, task: Task, num_classes: int) -> None:
+    if task == "multiclass":
+        target, shape = torch.arange(2 * num_classes) % num_classes, (2 * num_classes, num_classes)
+    else:
+        shape = (4, num_classes)
+        target = torch.arange(4 * num_classes).reshape(shape) % 2
+    logits = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    if task == "binary":
+        logits, target = logits.flatten(), target.flatten()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        metric.update(logits, target)
+        found = metric.compute()
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise ValueError("it gives more than one number")

@@ -1,0 +1,46 @@
+"""The tensors of a module's state dict, read and written as the module itself wants them.
+
+A module may keep a part out of its files (`strict_loading = False`: a frozen teacher, an encoder
+that is downloaded), and may have extra state that is no tensor.
+"""
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_merge.checkpoint import StateDict, fit_names
+
+
+def tensors(module: LightningModule) -> StateDict:
+    """The module's own state dict, without extra state that is no tensor."""
+    return tensors_in(module.state_dict())
+
+
+def tensors_in(state: Mapping[str, object]) -> StateDict:
+    """The tensors of a state dict."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) -> StateDict:
+    """Gives a state dict the names of a module.
+
+    Args:
+        state: The state dict, with the module's names or with those of one part of it.
+        module: The module. Where it is not strict, what only one of them has is left out.
+        name: What to call `state` in an error.
+
+    Raises:
+        ArchitectureMismatchError: If it does not fit.
+    """
+    expected = tensors(module)
+    if not module.strict_loading:
+        common = {key: state[key] for key in expected if key in state}
+        if common:
+            return fit_names(common, {key: expected[key] for key in common}, name)
+    return fit_names(state, expected, name)
+
+
+def put(module: LightningModule, state: Mapping[str, Tensor]) -> None:
+    """Loads tensors that fit the module; what is not among them stays as it is."""
+    module.load_state_dict(state, strict=False)
