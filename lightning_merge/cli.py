@@ -1,5 +1,6 @@
 """The command line: Lightning's own commands on any module, and ours for merging."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,14 +62,27 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             known = ", ".join((*_LIGHTNING, *_OURS))
             raise MergeError(f"'{command}' is no command: choose {known}")
+    except KeyboardInterrupt as error:
+        print(f"lightning_merge {command}: interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from error
     except Exception as error:
-        mendable = _mendable(error)
-        if mendable is None and isinstance(error, OSError) and error.filename is not None:
-            mendable = MergeError(f"{error.filename}: {error.strerror}; choose another path")
+        mendable = _mendable(error) or _of_disk(error)
         if mendable is None:
             raise
         print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _of_disk(error: BaseException) -> MergeError | None:
+    """What the file system refused, in words."""
+    # torch's writer has an error of its own for a full disk.
+    full = "file write failed" in str(error) or "PytorchStreamWriter" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        return MergeError(f"{where}the disk is full; make room, or choose another --output")
+    if isinstance(error, OSError) and error.filename is not None:
+        return MergeError(f"{error.filename}: {error.strerror}; choose another path")
+    return None
 
 
 def _mendable(error: BaseException | None) -> MergeError | None:
@@ -113,6 +127,9 @@ def _lightning(words: list[str] | None) -> None:
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 
+        def before_instantiate_classes(self) -> None:
+            _check_resumable(self.config[self.subcommand].get("ckpt_path"))
+
     CLI(
         LightningModule,
         LightningDataModule,
@@ -126,3 +143,30 @@ def _lightning(words: list[str] | None) -> None:
         parser_kwargs={"prog": "python -m lightning_merge"},
         args=words,
     )
+
+
+def _check_resumable(path: str | None) -> None:
+    """Refuses a `--ckpt_path` that is no checkpoint before anything is made for it.
+
+    Raises:
+        CheckpointError: If the file is missing, or torch cannot read it at all.
+    """
+    import pickle
+
+    import torch
+
+    from lightning_merge.errors import CheckpointError
+
+    if path is None or path in ("best", "last", "hpc", "registry") or "://" in str(path):
+        return
+    if not Path(path).is_file():
+        raise CheckpointError(f"--ckpt_path {path}: no such file; give the path of a checkpoint")
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        # Entries beyond weights, which Lightning reads or refuses by its own rules.
+        return
+    except Exception as error:
+        raise CheckpointError(
+            f"--ckpt_path {path} is not a checkpoint, or is truncated; give another file"
+        ) from error
