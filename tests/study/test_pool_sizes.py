@@ -10,13 +10,13 @@ from tiny_pools import made_pool
 from lightning_merge.aggregate import model_stock, task_arithmetic, task_vector, ties
 from lightning_merge.align import PermutationSpec, WeightMatching
 from lightning_merge.cli import main
-from lightning_merge.study.folder import goes_on
 from lightning_merge.errors import ConfigError
-from lightning_merge.recipe.aggregates import Average
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.study.plan import Study, plan
+from lightning_merge.recipe.aggregates import Average
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.summary import AVERAGE, pool_table, summarise, terminal_table
+from lightning_merge.study.folder import goes_on
+from lightning_merge.study.plan import Study, plan
 
 
 def test_a_smaller_pool_is_of_the_first_ones():
