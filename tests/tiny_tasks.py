@@ -5,7 +5,7 @@ import copy
 import torch
 from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
-from tiny_contexts import Perceptron
+from tiny_contexts import Learner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,7 +17,7 @@ SIZES = {"a": 3, "b": 5, "c": 3, "d": 2}
 class Points(LightningDataModule):
     """Points of a task: its own directions tell its classes."""
 
-    def __init__(self, name, testable=False):
+    def __init__(self, name: str, testable: bool = False):
         super().__init__()
         self.name, self.testable = name, testable
         self.num_classes = SIZES[name]
@@ -40,10 +40,17 @@ class Points(LightningDataModule):
         return self.loader(3, 60)
 
 
+class Classifier(Learner):
+    """A network for as many classes as a task has, which a study can train."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__(norm=True)
+        self.save_hyperparameters()
+        self.net[-1] = nn.Linear(12, num_classes)
+
+
 def network(name):
-    module = Perceptron(norm=True)
-    module.net[-1] = nn.Linear(12, SIZES[name])
-    return module
+    return Classifier(SIZES[name])
 
 
 def tune(module, name, steps, seed):

@@ -44,6 +44,7 @@ class Context:
         pretrained: What all ingredients were trained from, where that is known.
         recalibration: How the result is going to be recalibrated: a search tries its candidates
             in that state. A recipe sets it.
+        recipe: The name of the recipe that is run, for messages.
         given_digests: The SHA-256 of each ingredient's file content, where that is another than
             that of its state dict (a shared head); None for those of the state dicts.
         cache: What recipes on the same ingredients share.
@@ -64,6 +65,7 @@ class Context:
     heads: Sequence[str] = ()
     pretrained: StateDict | None = None
     recalibration: "Recalibration | None" = None
+    recipe: str = ""
     given_digests: Sequence[str] | None = None
     cache: Cache = field(default_factory=Cache)
 
@@ -105,9 +107,9 @@ class Context:
         """The context of the first `count` ingredients."""
         return self if count == len(self.states) else self.of(range(count))
 
-    def recalibrated_by(self, recalibration: "Recalibration | None") -> Self:
-        """The context of a recipe that ends with a recalibration."""
-        return self._changed(recalibration=recalibration)
+    def recalibrated_by(self, recalibration: "Recalibration | None", recipe: str) -> Self:
+        """The context of a recipe, by name, that ends with a recalibration."""
+        return self._changed(recalibration=recalibration, recipe=recipe)
 
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""

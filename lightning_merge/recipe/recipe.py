@@ -111,7 +111,7 @@ class Recipe:
             ConfigError: If the recipe does not suit the network or the data.
         """
         self.check_context(context)
-        context = context.recalibrated_by(self.recalibration)
+        context = context.recalibrated_by(self.recalibration, self.name)
         alignment = align(self.align, context)
         seed_everything(context.seed, verbose=False)
         start = time.perf_counter()

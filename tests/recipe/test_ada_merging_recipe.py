@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from tiny_pools import made_pool as pool_of_one_task
-from tiny_tasks import Points, made_bodies, made_pool, network, without_head
+from tiny_contexts import made_context as context_of_one_task
+from tiny_tasks import Points, made_bodies, made_context, network, without_head
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.aggregate import average
+from lightning_merge import AdaMerging, Recipe, average
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.modules.merging.ada_merging_module import mean_entropy
-from lightning_merge.recipe.aggregates import AdaMerging
-from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.modules.ada_merging import mean_entropy
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +47,11 @@ def entropy_by_hand(bodies, coefficients):
 
 @pytest.mark.parametrize("granularity", ["model", "layer"])
 def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     # One batch holds all images of each task.
     aggregate = AdaMerging(granularity, max_steps=1, batch_size=100, optimizer=sgd)
-    module, _ = Recipe("ada", aggregate)(pool)
-    (choice,) = pool.selected
+    made = Recipe("ada", aggregate)(context)
+    module, (choice,) = made.module, made.choices
     found = torch.tensor(list(choice.coefficients.values()))
     parameters = [name for name in without_head(bodies[0]) if name.endswith(("weight", "bias"))]
     assert found.shape == (3, len(parameters) if granularity == "layer" else 1)
@@ -77,9 +75,9 @@ def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
 
 
 def test_entropy_falls_and_no_image_of_the_test_is_seen(bodies):
-    pool = made_pool(bodies)  # its test loader fails
-    Recipe("ada", AdaMerging(max_steps=40, batch_size=20, optimizer=sgd))(pool)
-    found = torch.tensor(list(pool.selected[0].coefficients.values()))
+    context = made_context(bodies)  # its test loader fails
+    made = Recipe("ada", AdaMerging(max_steps=40, batch_size=20, optimizer=sgd))(context)
+    found = torch.tensor(list(made.choices[0].coefficients.values()))
     start = torch.full(found.shape, 0.3)
     with torch.no_grad():
         assert entropy_by_hand(bodies, found) < 0.95 * entropy_by_hand(bodies, start)
@@ -98,20 +96,18 @@ class Mislabelled(Points):
 
 def test_labels_are_never_read(bodies, monkeypatch):
     recipe = Recipe("ada", AdaMerging(max_steps=5))
-    as_they_are, otherwise = made_pool(bodies, testable=True), None
-    outcome = run_recipe(recipe, as_they_are)
+    outcome = run_recipe(recipe, made_context(bodies, testable=True))
     monkeypatch.setattr("tiny_tasks.Points", Mislabelled)
-    otherwise = made_pool(bodies)
-    recipe(otherwise)
-    assert otherwise.selected[0].coefficients == as_they_are.selected[0].coefficients
+    otherwise = recipe(made_context(bodies))
+    assert [choice.plain() for choice in otherwise.choices] == outcome.choices
     assert outcome.measurement.train_examples == 0
-    assert outcome.chosen.endswith("on 131 unlabelled validation images")
+    assert outcome.measurement.chosen.endswith("on 131 unlabelled validation images")
     assert outcome.choices[0]["examples"] == 43 + 45 + 43
 
 
-def test_what_it_cannot_do_is_said(bodies):
+def test_what_it_cannot_do_is_refused(bodies):
     with pytest.raises(ConfigError, match="use it in `tasks`"):
-        Recipe("one", AdaMerging()).check_pool(pool_of_one_task())
+        Recipe("one", AdaMerging()).check_context(context_of_one_task())
     with pytest.raises(ConfigError, match="max_steps"):
         AdaMerging(max_steps=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):

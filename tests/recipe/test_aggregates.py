@@ -8,24 +8,26 @@ from strangers import Stranger, image_batches, quiet_trainer, randomise
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.aggregate import average
-from lightning_merge.aggregate.heads import share_head
-from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
-from lightning_merge.errors import ConfigError
-from lightning_merge.measure.outcome import merged_content, run_recipe
-from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.aggregates import (
+from lightning_merge import (
+    ActivationMatching,
     Average,
+    Context,
     FeaturesEnsemble,
     GreedyFeaturesEnsemble,
     GreedyLogitsEnsemble,
-    GreedySoup,
     LogitsEnsemble,
     NPMerge,
+    PermutationSpec,
+    Recipe,
+    WeightMatching,
+    average,
+    reset_batchnorm,
 )
-from lightning_merge.recipe.context import Context
+from lightning_merge.aggregate.heads import share_head
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.outcome import merged_content, run_recipe
+from lightning_merge.recipe.aggregates import GreedySoup
 from lightning_merge.recipe.held_out import HeldOut
-from lightning_merge.recipe.recipe import Recipe
 
 
 class Images(LightningDataModule):
@@ -67,7 +69,7 @@ def trained(seed):
     return module.eval()
 
 
-def pool_of(modules, data=None, **changes):
+def context_of(modules, data=None, **changes):
     states = [copy.deepcopy(module.state_dict()) for module in modules]
     names = [f"network {index}" for index in range(len(states))]
     return Context(
@@ -95,11 +97,11 @@ def right(module, batches):
 
 
 def test_soups_are_the_weighted_means(networks):
-    pool = pool_of(networks[:3])
-    uniform = Average()(pool.states, pool).state_dict()
-    weighted = Average([3, 1, 4])(pool.states, pool).state_dict()
+    context = context_of(networks[:3])
+    uniform = Average()(context.states, context).module.state_dict()
+    weighted = Average([3, 1, 4])(context.states, context).module.state_dict()
     for name, value in uniform.items():
-        a, b, c = (state[name] for state in pool.states)
+        a, b, c = (state[name] for state in context.states)
         if value.is_floating_point():
             torch.testing.assert_close(value, (a + b + c) / 3)
             torch.testing.assert_close(weighted[name], (3 * a + b + 4 * c) / 8)
@@ -137,29 +139,29 @@ def test_the_greedy_soup_is_that_of_the_definition(networks, reset):
     evaluate = evaluation(reset, lambda module: right(module, image_batches(seed=2)))
     order, kept, tried = greedy_by_definition(networks, evaluate)
     assert 1 < len(kept) < len(networks)
-    pool = pool_of(networks, Images(testable=False))
+    context = context_of(networks, Images(testable=False))
     recipe = Recipe("soup", GreedySoup(), recalibrate="batchnorm" if reset else None)
-    module, _ = recipe(pool)
+    made = recipe(context)
+    module, (choice,) = made.module, made.choices
     expected = average([networks[i].state_dict() for i in kept])
     weights = {name for name, _ in networks[0].named_parameters()}
     for name in weights:
         torch.testing.assert_close(module.state_dict()[name], expected[name])
-    (choice,) = pool.selected
     assert choice.ingredients == [f"network {i}" for i in kept]
     assert [line["ingredient"] for line in choice.trace] == [f"network {i}" for i in order]
     for index, line in zip(order, choice.trace, strict=True):
         assert line["kept"] == (index in kept)
         assert line["with_it"] in (None, pytest.approx(tried[index] / 96))
         assert line["alone"] == pytest.approx(evaluate([networks[index]]) / 96)
-    assert pool.learned_from == choice.examples == 96
+    assert made.labelled_examples == choice.examples == 96
     if reset:
         assert right(module.eval(), image_batches(seed=2)) == evaluate([networks[i] for i in kept])
 
 
 def test_a_candidate_that_cannot_win_is_dropped(networks):
-    pool = pool_of(networks)
-    GreedySoup()(pool.states, pool)
-    dropped = [line for line in pool.selected[0].trace if line["with_it"] is None]
+    context = context_of(networks)
+    made = GreedySoup()(context.states, context)
+    dropped = [line for line in made.choices[0].trace if line["with_it"] is None]
     assert dropped
     assert all(line["examples"] < 96 and not line["kept"] for line in dropped)
 
@@ -171,14 +173,14 @@ def test_any_metric_of_the_validation(networks):
         return -float(torch.stack(losses).mean())
 
     order, kept, tried = greedy_by_definition(networks, evaluation(False, loss))
-    pool = pool_of(networks, Images(testable=False))
-    GreedySoup(metric="val_loss", mode="min")(pool.states, pool)
-    (choice,) = pool.selected
+    context = context_of(networks, Images(testable=False))
+    made = GreedySoup(metric="val_loss", mode="min")(context.states, context)
+    (choice,) = made.choices
     assert choice.ingredients == [f"network {i}" for i in kept]
     found = [line["with_it"] for line in choice.trace]
     assert found == pytest.approx([-tried[i] for i in order], rel=1e-4)
     with pytest.raises(ConfigError, match=r"logs no val_auroc, only val_loss, val_acc"):
-        GreedySoup(metric="val_auroc")(pool.states, pool)
+        GreedySoup(metric="val_auroc")(context.states, context)
 
 
 def test_targets_that_are_no_classes_are_compared_by_the_modules_accuracy():
@@ -199,44 +201,45 @@ def test_targets_that_are_no_classes_are_compared_by_the_modules_accuracy():
 
     modules = [randomise(ManyLabels(), seed).eval() for seed in range(4)]
     _, kept, _ = greedy_by_definition(modules, evaluation(False, accuracy))
-    pool = pool_of(modules, Labelled())
-    GreedySoup()(pool.states, pool)
-    assert pool.selected[0].ingredients == [f"network {i}" for i in kept]
+    context = context_of(modules, Labelled())
+    made = GreedySoup()(context.states, context)
+    assert made.choices[0].ingredients == [f"network {i}" for i in kept]
 
 
 def test_without_held_out_examples_there_is_no_greedy_soup(networks):
-    pool = pool_of(networks, Images(validation=False))
+    context = context_of(networks, Images(validation=False))
     with pytest.raises(ConfigError, match=r"Images has no validation data.*held_out"):
-        Recipe("soup", GreedySoup())(pool)
+        Recipe("soup", GreedySoup())(context)
 
 
 def test_one_search_serves_soup_and_ensembles(networks, monkeypatch):
-    pool = pool_of(networks)
+    context = context_of(networks)
     evaluated = []
     hits = HeldOut.hits
     monkeypatch.setattr(HeldOut, "hits", lambda *args: evaluated.append(args) or hits(*args))
-    first = run_recipe(Recipe("soup", GreedySoup()), pool)
+    first = run_recipe(Recipe("soup", GreedySoup()), context)
     count = len(evaluated)
     # Each ingredient once, and each candidate but the best ingredient.
     assert count == 2 * len(networks) - 1
-    logits = run_recipe(Recipe("logits", GreedyLogitsEnsemble()), pool)
-    run_recipe(Recipe("features", GreedyFeaturesEnsemble()), pool)
+    logits = run_recipe(Recipe("logits", GreedyLogitsEnsemble()), context)
+    run_recipe(Recipe("features", GreedyFeaturesEnsemble()), context)
     assert len(evaluated) == count
     assert logits.choices == first.choices
     assert logits.measurement.seconds > 0.5 * first.measurement.seconds
-    run_recipe(Recipe("reset", GreedySoup(), recalibrate="batchnorm"), pool)
+    run_recipe(Recipe("reset", GreedySoup(), recalibrate="batchnorm"), context)
     assert len(evaluated) == 2 * count
     stored = first.content["lightning_merge"]["choices"][0]
-    assert stored["trace"] == pool.searches[next(iter(pool.searches))].choice.trace
-    assert "chosen by accuracy on 96 validation examples" in first.row()["chosen"]
-    assert run_recipe(Recipe("mean", Average()), pool).choices == []
+    assert stored == first.choices[0]
+    chosen = first.measurement.row()["chosen"]
+    assert "chosen by accuracy on 96 validation examples" in chosen
+    assert run_recipe(Recipe("mean", Average()), context).choices == []
 
 
 # --- ensembles
 
 
 def test_ensembles_by_hand(networks):
-    pool = pool_of(networks[:4])
+    context = context_of(networks[:4])
     images = torch.randn(5, 3, 8, 8)
     members = [copy.deepcopy(network) for network in networks[:4]]
     with torch.no_grad():
@@ -250,30 +253,30 @@ def test_ensembles_by_hand(networks):
             FeaturesEnsemble(head="first"): heads[0](features),
         }
         for aggregate, output in expected.items():
-            found = aggregate(pool.states, pool).eval()(images)
+            found = aggregate(context.states, context).module.eval()(images)
             torch.testing.assert_close(found, output)
 
 
 def test_greedy_ensembles_are_of_the_soups_ingredients(networks):
-    pool = pool_of(networks)
-    GreedySoup()(pool.states, pool)
-    kept = [int(name.split()[1]) for name in pool.selected[0].ingredients]
+    context = context_of(networks)
+    made = GreedySoup()(context.states, context)
+    kept = [int(name.split()[1]) for name in made.choices[0].ingredients]
     assert 1 < len(kept) < len(networks)
     members = [copy.deepcopy(networks[i]) for i in kept]
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
         logits = torch.stack([member(images) for member in members]).mean(0)
         features = torch.stack([member.net[:-1](images) for member in members]).mean(0)
-        found = GreedyLogitsEnsemble()(pool.states, pool).eval()(images)
+        found = GreedyLogitsEnsemble()(context.states, context).module.eval()(images)
         torch.testing.assert_close(found, logits)
-        best = GreedyFeaturesEnsemble(head="first")(pool.states, pool).eval()
+        best = GreedyFeaturesEnsemble(head="first")(context.states, context).module.eval()
         torch.testing.assert_close(best(images), members[0].net[-1](features))
 
 
 def test_rows_say_what_each_costs(networks):
-    pool = pool_of(networks[:3])
+    context = context_of(networks[:3])
     rows = {
-        name: run_recipe(Recipe(name, aggregate), pool).row()
+        name: run_recipe(Recipe(name, aggregate), context).measurement.row()
         for name, aggregate in (
             ("mean", Average()),
             ("logits", LogitsEnsemble()),
@@ -308,7 +311,7 @@ def test_bodies_of_two_tasks_are_aligned_and_merged_under_the_first_head(matchin
     other.net[:-1].load_state_dict(moved.net[:-1].state_dict())
     states, heads = share_head([first.state_dict(), other.state_dict()], ["a", "b"])
     assert heads == ["net.8.weight", "net.8.bias"]
-    pool = Context(
+    context = Context(
         copy.deepcopy(first),
         states,
         ["a", "b"],
@@ -318,7 +321,7 @@ def test_bodies_of_two_tasks_are_aligned_and_merged_under_the_first_head(matchin
         heads=heads,
     )
     images = torch.randn(5, 3, 8, 8)
-    module, _ = Recipe("mean", Average(), align=matching)(pool)
+    module = Recipe("mean", Average(), align=matching)(context).module
     with torch.no_grad():
         same = torch.allclose(module.eval()(images), first(images), atol=1e-4)
     assert same == (matching is not None)
@@ -326,35 +329,38 @@ def test_bodies_of_two_tasks_are_aligned_and_merged_under_the_first_head(matchin
         assert torch.equal(module.state_dict()[name], first.state_dict()[name])
 
 
-def test_ensembles_of_two_tasks_ask_both_bodies_through_the_first_head():
+def test_ensembles_of_two_tasks_evaluate_both_bodies_under_the_first_head():
     first = randomise(Stranger(), 0).eval()
     other = randomise(Stranger(classes=9), 5).eval()
     states, heads = share_head([first.state_dict(), other.state_dict()], ["a", "b"])
-    pool = Context(copy.deepcopy(first), states, ["a", "b"], Images(), quiet_trainer, heads=heads)
+    context = Context(
+        copy.deepcopy(first), states, ["a", "b"], Images(), quiet_trainer, heads=heads
+    )
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
         features = (first.net[:-1](images) + other.net[:-1](images)) / 2
         expected = first.net[-1](features)
         for aggregate in (FeaturesEnsemble("first"), FeaturesEnsemble(), LogitsEnsemble()):
-            found = aggregate(pool.states, pool).eval()(images)
+            found = aggregate(context.states, context).module.eval()(images)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("granularity", ["model", "layer", "parameter"])
 def test_a_learned_soup_of_three_is_what_its_shares_say(granularity):
-    pool = pool_of([trained(seed) for seed in range(3)])
+    context = context_of([trained(seed) for seed in range(3)])
     recipe = Recipe("Learned", NPMerge(granularity, max_epochs=2))
-    recipe.check_pool(pool)
-    module, _ = recipe(pool)
+    recipe.check_context(context)
+    made = recipe(context)
+    module = made.module
     shares = module.alphas()
     moved = 0.0
     for name, share in shares.items():
         assert torch.allclose(share.sum(0), torch.ones_like(share[0]), atol=1e-6)
-        mixed = sum(one * state[name] for one, state in zip(share, pool.states, strict=True))
+        mixed = sum(one * state[name] for one, state in zip(share, context.states, strict=True))
         assert torch.allclose(module.get_parameter(name), mixed, atol=1e-6)
         moved = max(moved, float((share - 1 / 3).abs().max()))
     assert moved > 0.01
-    stored = merged_content(module, recipe, pool)["lightning_merge"]
+    stored = merged_content(made, recipe, context)["lightning_merge"]
     for name, share in shares.items():
         listed = [stored["alphas"][name], *(one[name] for one in stored["other_alphas"])]
         assert torch.equal(torch.stack(listed), share)

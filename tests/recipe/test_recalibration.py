@@ -4,26 +4,36 @@ import copy
 
 import pytest
 import torch
-from tiny_pools import Perceptron, made_pool
+from tiny_contexts import Perceptron, made_context
 from torch import nn
 
-from lightning_merge.aggregate import average
-from lightning_merge.align import ActivationMatching, CCAMatching, WeightMatching
+from lightning_merge import (
+    ActivationMatching,
+    Average,
+    CCAMatching,
+    FineTune,
+    LogitsEnsemble,
+    NPMerge,
+    Recipe,
+    WeightMatching,
+    average,
+    reset_batchnorm,
+)
 from lightning_merge.errors import ConfigError
-from lightning_merge.recalibrate import Repair, reset_batchnorm
-from lightning_merge.recipe.aggregates import Average, FineTune, LogitsEnsemble, NPMerge
+from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe
-from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.recipe.recalibrations import Renormalisation
+from lightning_merge.renormalize import Repair
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 3.0, 2.0]])
 def test_repair_aims_at_the_aligned_ingredients_weighted_as_their_average(weights):
-    pool = made_pool(3)
-    module, _ = Recipe("R", Average(weights), ActivationMatching(), "repair")(pool)
-    states, _ = pool.align(ActivationMatching())
-    x = pool.data.statistics_dataloader().dataset.tensors[0]
+    context = made_context(3)
+    module = Recipe("R", Average(weights), ActivationMatching(), "repair")(context).module
+    states = align(ActivationMatching(), context).states
+    x = context.data.statistics_dataloader().dataset.tensors[0]
     shares = torch.tensor(weights or [1.0] * 3) / sum(weights or [1.0] * 3)
-    networks = [pool.build(state).eval() for state in states]
+    networks = [context.build(state).eval() for state in states]
     with torch.no_grad():
         goals = torch.stack([net.net[0](x).std(0, correction=0) for net in networks])
         now = module.net[0](x).std(0, correction=0)
@@ -38,10 +48,10 @@ def test_repair_aims_at_the_aligned_ingredients_weighted_as_their_average(weight
 
 
 def test_reset_is_reset():
-    pool = made_pool(norm=True)
-    module, _ = Recipe("R", Average(), WeightMatching(), "batchnorm")(pool)
-    expected = pool.build(average(pool.align(WeightMatching())[0]))
-    reset_batchnorm(expected, pool.data.statistics_dataloader())
+    context = made_context(norm=True)
+    module = Recipe("R", Average(), WeightMatching(), "batchnorm")(context).module
+    expected = context.build(average(align(WeightMatching(), context).states))
+    reset_batchnorm(expected, context.data.statistics_dataloader())
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], value)
 
@@ -65,15 +75,15 @@ def test_what_does_not_go_together_is_refused_before_anything_is_computed(
 
 
 def test_layers_without_a_bias_cannot_hold_the_correction():
-    pool = made_pool(bias=False)
+    context = made_context(bias=False)
     with pytest.raises(ConfigError, match=r"recipe 'X'.*'net.0' and 1 more has none.*Perceptron"):
-        Recipe("X", Average(), None, "repair")(pool)
+        Recipe("X", Average(), None, "repair")(context)
 
 
 def test_a_line_measures_its_parents_once(monkeypatch):
-    from lightning_merge.study import recalibration
+    from lightning_merge.recipe.recalibrations import renormalisation
 
-    pool = made_pool()
+    context = made_context()
     made = []
 
     class Counted(Repair):
@@ -81,16 +91,16 @@ def test_a_line_measures_its_parents_once(monkeypatch):
             made.append(self)
             super().__init__(*args)
 
-    monkeypatch.setattr(recalibration, "Repair", Counted)
-    recalibrate = recalibration.Recalibration("repair", pool.states, pool, "X")
+    monkeypatch.setattr(renormalisation, "Repair", Counted)
+    recalibrate = Renormalisation().prepare(context.states, context)
     assert not made
     for weights in ([0.5, 0.5], [1.0, 0.0]):
-        module = pool.build(average(pool.states, weights))
+        module = context.build(average(context.states, weights))
         recalibrate(module, weights)
     assert len(made) == 1
     # With all the weight on one ingredient there is nothing to correct.
     for name, value in module.state_dict().items():
-        torch.testing.assert_close(value, pool.states[0][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, context.states[0][name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +115,6 @@ def test_a_line_measures_its_parents_once(monkeypatch):
 )
 @pytest.mark.parametrize("recalibrate", ["batchnorm", "repair", None])
 def test_recipes_are_built_from_names(align, kind, recalibrate):
-    import lightning_merge.commands.options  # noqa: F401
-
     recipe = build_recipe(
         {"name": "X", "aggregate": "Average", "align": align, "recalibrate": recalibrate}
     )
@@ -117,42 +125,48 @@ def test_recipes_are_built_from_names(align, kind, recalibrate):
 
 
 def test_alignments_are_found_once_for_equal_matchings_only():
-    pool = made_pool()
-    first, _ = pool.align(CCAMatching(gamma=0.1))
-    again, _ = pool.align(CCAMatching(gamma=0.1))
-    other, _ = pool.align(CCAMatching(gamma=10.0))
-    assert again[1] is first[1]
-    assert not torch.equal(other[1]["net.0.weight"], first[1]["net.0.weight"])
-    assert pool.align(CCAMatching(candidates=[0.1]))[0][1] is not first[1]
-    assert len(pool._aligned) == 3
+    context = made_context()
+    first, again, other, chosen = (
+        align(matching, context).states[1]
+        for matching in (
+            CCAMatching(gamma=0.1),
+            CCAMatching(gamma=0.1),
+            CCAMatching(gamma=10.0),
+            CCAMatching(candidates=[0.1]),
+        )
+    )
+    assert again is first
+    assert not torch.equal(other["net.0.weight"], first["net.0.weight"])
+    assert chosen is not first
+    assert all(torch.equal(value, first[name]) for name, value in chosen.items())
 
 
 def test_statistics_from_some_examples_are_those_of_some_examples():
-    pool = made_pool(norm=True, statistics_examples=40)
-    batches = list(pool.statistics())
+    context = made_context(norm=True, statistics_examples=40)
+    batches = list(context.statistics())
     x = torch.cat([batch[0] for batch in batches])
-    everything = pool.data.statistics_dataloader().dataset.tensors[0]
+    everything = context.data.statistics_dataloader().dataset.tensors[0]
     rows = [int((everything == row).all(1).nonzero()) for row in x]
     assert len(rows) == len(set(rows)) == 40
     # Not the first ones, and the same ones each time.
     assert max(rows) >= 40
-    assert torch.equal(torch.cat([batch[0] for batch in pool.statistics()]), x)
-    module = copy.deepcopy(pool.build(pool.states[0]))
-    pool.reset_batchnorm(module)
+    assert torch.equal(torch.cat([batch[0] for batch in context.statistics()]), x)
+    module = copy.deepcopy(context.build(context.states[0]))
+    context.reset_batchnorm(module)
     with torch.no_grad():
         values = [module.net[0](batch[0]) for batch in batches]
-    mean = torch.cat(values).mean(0)
+    mean = torch.stack([value.mean(0) for value in values]).mean(0)
     torch.testing.assert_close(module.net[1].running_mean, mean, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("examples", [0, 1, -3])
 def test_too_few_statistics_examples_are_refused(examples):
     with pytest.raises(ConfigError, match="statistics_examples is"):
-        made_pool(statistics_examples=examples)
+        made_context(statistics_examples=examples)
 
 
 def test_a_loader_without_an_index_is_refused():
-    pool = made_pool(norm=True, statistics_examples=10)
-    pool.data.statistics_dataloader = lambda: [torch.randn(4, 6)]
+    context = made_context(norm=True, statistics_examples=10)
+    context.data.statistics_dataloader = lambda: [torch.randn(4, 6)]
     with pytest.raises(ConfigError, match="leave statistics_examples out"):
-        pool.reset_batchnorm(nn.BatchNorm1d(6))
+        context.reset_batchnorm(nn.BatchNorm1d(6))

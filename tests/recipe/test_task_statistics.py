@@ -4,13 +4,10 @@ import copy
 
 import pytest
 import torch
-from tiny_tasks import Points, made_bodies, made_pool, network, without_head
+from tiny_tasks import Points, made_bodies, made_context, network, without_head
 
-from lightning_merge.aggregate import average
+from lightning_merge import AdaMerging, Average, Recipe, average, reset_batchnorm
 from lightning_merge.errors import ConfigError
-from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.aggregates import AdaMerging, Average
-from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.recipe.task_held_out import TaskHeldOut
 
 
@@ -20,7 +17,7 @@ def bodies():
 
 
 def by_hand(body, name, states):
-    """The network that should be asked for a task."""
+    """The network that should be evaluated on a task."""
     module = network(name)
     head = {key: value for key, value in states[name].items() if key.startswith("net.6")}
     module.load_state_dict({**without_head(body), **head})
@@ -34,29 +31,29 @@ def share_right(module, name):
         return float((module(x).argmax(1) == y).double().mean())
 
 
-def test_a_body_is_asked_with_the_tasks_head_and_statistics(bodies):
-    pool = made_pool(bodies, task_statistics=True)
+def test_a_body_is_evaluated_with_the_tasks_head_and_statistics(bodies):
+    context = made_context(bodies, task_statistics=True)
     _, states = bodies
     body = average([without_head(states[name]) for name in "abc"])
-    asked = {task.name: pool.build_for(task, body) for task in pool.tasks}
-    assert set(asked) == set("abcd")
-    for name, module in asked.items():
+    built = {task.name: context.build_for(task, body) for task in context.tasks}
+    assert set(built) == set("abcd")
+    for name, module in built.items():
         expected = by_hand(body, name, states).state_dict()
         for key, value in module.state_dict().items():
             torch.testing.assert_close(value, expected[key])
-    means = [module.state_dict()["net.1.running_mean"] for module in asked.values()]
+    means = [module.state_dict()["net.1.running_mean"] for module in built.values()]
     assert not torch.allclose(means[0], means[1], atol=1e-3)
-    plain = made_pool(bodies)
+    plain = made_context(bodies)
     kept = plain.build_for(plain.task("b"), body).state_dict()
     assert torch.equal(kept["net.1.running_mean"], body["net.1.running_mean"])
 
 
-def test_scores_and_features_are_of_the_networks_that_are_asked(bodies):
-    pool = made_pool(bodies, task_statistics=True)
+def test_scores_and_features_are_of_the_networks_that_are_evaluated(bodies):
+    context = made_context(bodies, task_statistics=True)
     _, states = bodies
     body = average([without_head(states[name]) for name in "abc"])
-    module, _ = Recipe("average", Average())(pool)
-    held_out = TaskHeldOut(pool)
+    module = Recipe("average", Average())(context).module
+    held_out = TaskHeldOut(context)
     expected = {name: share_right(by_hand(body, name, states), name) for name in "abc"}
     assert held_out.score(module) == pytest.approx(sum(expected.values()) / 3)
     alone = share_right(by_hand(states["c"], "b", states), "b")
@@ -68,26 +65,26 @@ def test_scores_and_features_are_of_the_networks_that_are_asked(bodies):
         ]
     torch.testing.assert_close(held_out.features(module), torch.cat(features))
     # They are others without.
-    plain = TaskHeldOut(made_pool(bodies))
+    plain = TaskHeldOut(made_context(bodies))
     assert not torch.allclose(plain.features(module), torch.cat(features), atol=1e-3)
 
 
 def test_what_statistics_a_body_brings_does_not_matter(bodies):
-    pool = made_pool(bodies, task_statistics=True)
+    context = made_context(bodies, task_statistics=True)
     _, states = bodies
     moved = copy.deepcopy(states["a"])
     for name, value in moved.items():
         if "running" in name:
             value.mul_(3).add_(1)
-    task = pool.task("a")
+    task = context.task("a")
     x = torch.randn(20, 6)
     with torch.no_grad():
-        found, expected = (pool.build_for(task, one).eval()(x) for one in (moved, states["a"]))
+        found, expected = (context.build_for(task, one).eval()(x) for one in (moved, states["a"]))
         assert not torch.allclose(task.build(moved).eval()(x), expected, atol=1e-2)
     torch.testing.assert_close(found, expected)
 
 
 def test_ada_merging_is_refused(bodies):
-    pool = made_pool(bodies, task_statistics=True)
+    context = made_context(bodies, task_statistics=True)
     with pytest.raises(ConfigError, match="task_statistics"):
-        AdaMerging().check(pool)
+        AdaMerging().check(context)

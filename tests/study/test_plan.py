@@ -2,8 +2,9 @@ import copy
 
 import pytest
 
+from lightning_merge import Study
 from lightning_merge.errors import ConfigError
-from lightning_merge.study.plan import Study, plan
+from lightning_merge.study.plan import plan
 
 
 def mean(name, **changes):
@@ -18,24 +19,25 @@ def study(**changes):
         "ingredients": [{"part": 0}, {"part": 1}],
         "training": {"max_epochs": 3},
         "seeds": [0, 1],
-        "barrier": 5,
+        "sweeps": {"barrier": 5},
     }
     return Study(**{**copy.deepcopy(arguments), **changes})
 
 
 def keys(planned, kind=None):
-    return {task.key for task in plan(planned) if kind in (None, task.kind)}
+    return {work.key for work in plan(planned) if kind in (None, work.kind)}
 
 
 def test_each_seed_has_ingredients_then_merges_then_a_barrier():
-    tasks = plan(study())
-    kinds = ["ingredient", "ingredient", "merge", "merge", "barrier"]
-    assert [task.kind for task in tasks] == kinds * 2
-    assert [task.seed for task in tasks] == [0] * 5 + [1] * 5
-    assert len({task.key for task in tasks}) == 10
-    for task in tasks[2:5]:
-        assert task.needs == (tasks[0].key, tasks[1].key)
-    assert plan(study()) == tasks
+    works = plan(study())
+    kinds = ["ingredient", "ingredient", "merge", "merge", "sweep"]
+    assert [work.kind for work in works] == kinds * 2
+    assert [work.seed for work in works] == [0] * 5 + [1] * 5
+    assert len({work.key for work in works}) == 10
+    for work in works[2:5]:
+        assert work.needs == (works[0].key, works[1].key)
+    assert works[4].settings["sweep"] == "barrier"
+    assert plan(study()) == works
 
 
 def test_ingredients_differ_in_seed_and_part_and_share_the_split():
@@ -79,25 +81,26 @@ def test_what_is_only_shown_changes_no_key(changes):
 def test_another_recipe_keeps_what_was_done():
     more = study(recipes=[mean("mean"), mean("other"), mean("third")], seeds=[0, 1, 2])
     assert keys(study()) < keys(more)
-    changed = study(recipes=[mean("mean", align="X"), mean("other")])
+    changed = study(recipes=[mean("mean", align="WeightMatching"), mean("other")])
     assert keys(study(), "ingredient") == keys(changed, "ingredient")
     assert len(keys(study(), "merge") & keys(changed, "merge")) == 2
-    # Another alignment is another line.
-    assert not keys(study(), "barrier") & keys(changed, "barrier")
+    # Another alignment is another path.
+    assert not keys(study(), "sweep") & keys(changed, "sweep")
 
 
-def test_fewer_examples_for_statistics_change_merges_and_lines_but_no_ingredient():
+def test_fewer_examples_for_statistics_change_merges_and_paths_but_no_ingredient():
     fewer = study(statistics_examples=100)
     assert keys(study(), "ingredient") == keys(fewer, "ingredient")
     assert not keys(study(), "merge") & keys(fewer, "merge")
-    assert not keys(study(), "barrier") & keys(fewer, "barrier")
+    assert not keys(study(), "sweep") & keys(fewer, "sweep")
 
 
 def test_a_triangle_comes_after_the_barrier():
-    tasks = plan(study(triangle=3, seeds=[0]))
-    assert [task.kind for task in tasks[-2:]] == ["barrier", "triangle"]
-    assert [line["name"] for line in tasks[-1].settings["lines"]] == ["direct"]
-    assert keys(study(seeds=[0])) < {task.key for task in tasks}
+    three = {"ingredients": [{"part": 0}, {"part": 1}, {"part": 2}], "seeds": [0]}
+    works = plan(study(sweeps={"barrier": 5, "triangle": 3}, **three))
+    assert [work.settings["sweep"] for work in works[-2:]] == ["barrier", "triangle"]
+    assert [line["name"] for line in works[-1].settings["of"]["lines"]] == ["direct"]
+    assert keys(study(**three)) < {work.key for work in works}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,7 @@ def test_a_triangle_comes_after_the_barrier():
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"ingredients": [{}]}, "two ingredients"),
+        ({"sweeps": {"triangle": 3}}, "between three ingredients"),
     ],
 )
 def test_a_study_that_cannot_be_done_is_refused(changes, message):

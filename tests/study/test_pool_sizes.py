@@ -1,39 +1,38 @@
-"""Pools of the first so many ingredients, and the tables over them."""
+"""Contexts of the first so many ingredients, and the tables over them."""
 
 import json
 
 import pytest
 import torch
 from rich.console import Console
-from tiny_pools import made_pool
+from tiny_contexts import made_context
 
+from lightning_merge import Average, PermutationSpec, Recipe, Study, WeightMatching
 from lightning_merge.aggregate import model_stock, task_arithmetic, task_vector, ties
-from lightning_merge.align import PermutationSpec, WeightMatching
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.recipe.aggregates import Average
-from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.recipe.aligning import align
 from lightning_merge.report.summary import AVERAGE, pool_table, summarise, terminal_table
 from lightning_merge.study.folder import goes_on
-from lightning_merge.study.plan import Study, plan
+from lightning_merge.study.plan import plan
 
 
-def test_a_smaller_pool_is_of_the_first_ones():
-    pool = made_pool(4)
-    two = pool.first(2)
-    assert two.states == pool.states[:2]
+def test_a_smaller_context_is_of_the_first_ones():
+    context = made_context(4)
+    two = context.first(2)
+    assert two.states == context.states[:2]
     assert two.names == ["network 0", "network 1"]
-    assert two.digests == pool.digests[:2]
-    assert len(pool.states) == 4
-    assert pool.first(4) is pool
-    module, _ = Recipe("mean", Average())(two)
-    wanted = (pool.states[0]["net.0.weight"] + pool.states[1]["net.0.weight"]) / 2
+    assert two.digests == context.digests[:2]
+    assert len(context.states) == 4
+    assert context.first(4) is context
+    module = Recipe("mean", Average())(two).module
+    wanted = (context.states[0]["net.0.weight"] + context.states[1]["net.0.weight"]) / 2
     torch.testing.assert_close(module.state_dict()["net.0.weight"], wanted)
 
 
 @pytest.mark.parametrize("sizes", [(2, 4), (4, 3, 2)])
-def test_an_ingredient_is_aligned_once_for_all_pools(sizes, monkeypatch):
+def test_an_ingredient_is_aligned_once_for_all_numbers(sizes, monkeypatch):
     calls = []
     real = WeightMatching.align
 
@@ -49,26 +48,27 @@ def test_an_ingredient_is_aligned_once_for_all_pools(sizes, monkeypatch):
         return from_model(*args, **kwargs)
 
     monkeypatch.setattr(PermutationSpec, "from_model", tracing)
-    pool = made_pool(4)
-    alone, _ = made_pool(4).align(WeightMatching())
+    context = made_context(4)
+    alone = align(WeightMatching(), made_context(4)).states
     traced.clear()
     monkeypatch.setattr(WeightMatching, "align", counting)
     seconds = {}
     for size in sizes:
-        states, seconds[size] = pool.first(size).align(WeightMatching())
-        assert len(states) == size
-        for state, wanted in zip(states, alone[:size], strict=True):
+        found = align(WeightMatching(), context.first(size))
+        seconds[size] = found.seconds
+        assert len(found.states) == size
+        for state, wanted in zip(found.states, alone[:size], strict=True):
             assert all(torch.equal(state[name], wanted[name]) for name in wanted)
     assert len(calls) == 3
     assert len(traced) == 1
-    # More networks take longer, whichever pool was asked first.
+    # More networks take longer, whichever number came first.
     assert sorted(seconds.values()) == [seconds[size] for size in sorted(sizes)]
 
 
 def test_rows_say_of_how_many_ingredients_they_are():
-    pool = made_pool(3)
-    rows = [run_recipe(Recipe("mean", Average()), pool.first(n)).row() for n in (2, 3)]
-    assert [row["pool_size"] for row in rows] == [2, 3]
+    context = made_context(3)
+    outcomes = [run_recipe(Recipe("mean", Average()), context.first(n)) for n in (2, 3)]
+    assert [one.measurement.pool_size for one in outcomes] == [2, 3]
 
 
 def row(method, kind, accuracy, size=None, seed=0):
@@ -126,25 +126,27 @@ def study(**changes):
 
 
 def test_a_merge_needs_the_first_ingredients_only():
-    tasks = plan(study(pool_sizes=[2, 3], magnitudes=[1, 2]))
-    assert [task.kind for task in tasks] == ["ingredient"] * 3 + ["merge"] * 2 + ["magnitudes"]
-    keys = tuple(task.key for task in tasks[:3])
-    assert [task.needs for task in tasks[3:]] == [keys[:2], keys, keys]
-    assert tasks[5].settings["merges"] == [["mean", 2, tasks[3].key], ["mean", 3, tasks[4].key]]
-    # All of them, without a word, is the same task as all of them by their number.
-    assert plan(study())[3].key == tasks[4].key
-    assert plan(study(pool_sizes=[2, 3], magnitudes=[1]))[5].key != tasks[5].key
+    works = plan(study(pool_sizes=[2, 3], sweeps={"magnitudes": [1, 2]}))
+    assert [work.kind for work in works] == ["ingredient"] * 3 + ["merge"] * 2 + ["sweep"]
+    trained, merged = (tuple(work.key for work in part) for part in (works[:3], works[3:5]))
+    # Weight scaling reads the merges too.
+    assert [work.needs for work in works[3:]] == [trained[:2], trained, trained + merged]
+    assert works[5].settings["merges"] == [["mean", 2, merged[0]], ["mean", 3, merged[1]]]
+    # All of them, without a word, is the same work as all of them by their number.
+    assert plan(study())[3].key == merged[1]
+    assert plan(study(pool_sizes=[2, 3], sweeps={"magnitudes": [1]}))[5].key != works[5].key
 
 
 def test_ingredients_that_start_together_need_their_start():
-    tasks = plan(study(start={"max_epochs": 2}, seeds=[0, 1]))
-    assert [task.kind for task in tasks] == (["start"] + ["ingredient"] * 3 + ["merge"]) * 2
-    for start, *rest in (tasks[:5], tasks[5:]):
+    works = plan(study(start={"max_epochs": 2}, seeds=[0, 1]))
+    assert [work.kind for work in works] == (["start"] + ["ingredient"] * 3 + ["merge"]) * 2
+    for start, *rest in (works[:5], works[5:]):
         assert start.settings["trainer"] == {"max_epochs": 2}
-        assert all(task.needs == (start.key,) for task in rest[:3])
-        assert rest[3].needs == tuple(task.key for task in rest[:3])
-    alone = {task.key for task in plan(study(seeds=[0, 1]))}
-    assert not alone & {task.key for task in tasks}
+        assert all(work.needs == (start.key,) for work in rest[:3])
+        # Task vectors go from the start.
+        assert rest[3].needs == (start.key, *(work.key for work in rest[:3]))
+    alone = {work.key for work in plan(study(seeds=[0, 1]))}
+    assert not alone & {work.key for work in works}
 
 
 @pytest.mark.parametrize("sizes", [[1], [2, 4], [2, 2], [0]])
@@ -198,8 +200,8 @@ def test_one_study_gives_the_table_over_pool_sizes_and_magnitudes(tmp_path, caps
     assert "| accuracy | 2 models | 3 models |" in report
     # All start as one network: each has learned on from it.
     start, first, second = (
-        torch.load(tmp_path / f"runs/{task.key}/weights.ckpt", weights_only=True)["state_dict"]
-        for task in plan(Study(**{**results["config"]}))[:3]
+        torch.load(tmp_path / f"runs/{work.key}/weights.ckpt", weights_only=True)["state_dict"]
+        for work in plan(Study.of_config(results["config"]))[:3]
     )
     name = "network.head.weight"
     assert not torch.equal(first[name], second[name])
@@ -241,11 +243,11 @@ def test_recipes_of_a_study_go_from_its_start(tmp_path, capsys):
     words += ["--seeds", "[0, 1]", "--start", "{max_epochs: 1}"]
     main([*words, "--output", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out/results.json").read_text())
-    tasks = plan(Study(**results["config"]))
+    works = plan(Study.of_config(results["config"]))
     for seed in (0, 1):
-        own = [task for task in tasks if task.seed == seed and task.kind != "merge"]
+        own = [work for work in works if work.seed == seed and work.kind != "merge"]
         start, *tuned = (
-            torch.load(tmp_path / f"out/runs/{task.key}/weights.ckpt")["state_dict"] for task in own
+            torch.load(tmp_path / f"out/runs/{work.key}/weights.ckpt")["state_dict"] for work in own
         )
         assert own[0].kind == "start"
         vectors = [task_vector(state, start) for state in tuned]

@@ -232,8 +232,9 @@ def _measure(
     """Test loss and accuracy of averages of the first ingredients with given weights."""
     if recipe.recalibration is not None:
         recipe.recalibration.check(context.module, recipe.name)
-    states = align(recipe.align, context.first(len(weights[0]))).states
-    recalibrate = recalibrate_with(context.recalibrated_by(recipe.recalibration), states)
+    ended = context.first(len(weights[0])).recalibrated_by(recipe.recalibration, recipe.name)
+    states = align(recipe.align, ended).states
+    recalibrate = recalibrate_with(ended, states)
     trainer = context.trainer()
     losses, accuracies = [], []
     seed_everything(context.seed, verbose=False)

@@ -172,7 +172,7 @@ class _Tested:
 
     def add(self, recipe: Recipe, size: int, weights: MergedWeights) -> None:
         aggregate = recipe.aggregate
-        context = self.context.first(size).recalibrated_by(recipe.recalibration)
+        context = self.context.first(size).recalibrated_by(recipe.recalibration, recipe.name)
         kind = "ensemble" if aggregate.is_ensemble else "merge"
         result = ScalingCurve(recipe.name, kind, aggregate.label, size, context.seed)
         by_batch = aggregate.combines == "logits" or aggregate.weights_of_mean(size) is not None

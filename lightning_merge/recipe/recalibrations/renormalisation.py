@@ -57,8 +57,8 @@ def _measured(states: Sequence[StateDict], context: Context) -> Repair:
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ConfigError(
-            f"REPAIR shifts units by their layer's bias, and '{lacking[0]}'{more} has none, so the "
-            f"merge would not load into {type(context.module).__name__}: give these layers a bias, "
-            "or leave `recalibrate` out"
+            f"recipe '{context.recipe}': REPAIR shifts units by their layer's bias, and "
+            f"'{lacking[0]}'{more} has none, so the merge would not load into "
+            f"{type(context.module).__name__}: give these layers a bias, or leave `recalibrate` out"
         )
     return repair

@@ -1,38 +1,36 @@
 """One body for several tasks: merged, chosen and measured over all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from strangers import quiet_trainer
-from tiny_tasks import Points, made_bodies, made_pool, network, right, without_head
+from tiny_tasks import Points, made_bodies, made_context, network, right, without_head
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.aggregate import (
+from lightning_merge import (
+    DPP,
+    TIES,
+    Average,
+    Fisher,
+    ModelStock,
+    Recipe,
+    RegMean,
+    TaskArithmetic,
+    WeightMatching,
     average,
-    gram_matrices,
-    regmean,
+    reset_batchnorm,
     task_arithmetic,
     task_vector,
     ties,
 )
-from lightning_merge.align import WeightMatching
+from lightning_merge.aggregate import gram_matrices, regmean
 from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.measure.linear_probe import linear_probe
 from lightning_merge.measure.task_conditions import Conditions, measure_tasks
-from lightning_merge.orders import in_random_order
-from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.aggregates import (
-    TIES,
-    Average,
-    Fisher,
-    GreedySoup,
-    ModelStock,
-    RegMean,
-    TaskArithmetic,
-)
+from lightning_merge.recipe.aggregates import GreedySoup
 from lightning_merge.recipe.held_out import HeldOut
-from lightning_merge.recipe.recipe import Recipe
-from lightning_merge.recipe.selections import DPP
 from lightning_merge.recipe.task_context import head_of
 from lightning_merge.recipe.task_held_out import TaskHeldOut
 
@@ -50,7 +48,7 @@ def check_body(module, expected):
 
 
 def test_bodies_are_merged_and_heads_left_alone(bodies):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     start, states = bodies
     seen = [without_head(states[name]) for name in "abc"]
     p = without_head(start)
@@ -61,14 +59,14 @@ def test_bodies_are_merged_and_heads_left_alone(bodies):
         # The trim must not count the heads, which nobody moved.
         (TIES(density=0.25, scale=0.8), ties(p, vectors, 0.8, 0.25)),
     ):
-        module = aggregate(pool.states, pool)
+        module = aggregate(context.states, context).module
         check_body(module, expected)
         for name in ("net.6.weight", "net.6.bias"):
             assert torch.equal(module.state_dict()[name], states["a"][name])
 
 
 def test_data_of_each_task_reach_its_own_network(bodies):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     _, states = bodies
     grams = []
     for name in "abc":
@@ -77,31 +75,31 @@ def test_data_of_each_task_reach_its_own_network(bodies):
         gram = gram_matrices(module, Points(name).train_dataloader())
         grams.append(without_head(gram))
     seen = [without_head(states[name]) for name in "abc"]
-    check_body(RegMean()(pool.states, pool), regmean(seen, grams))
+    check_body(RegMean()(context.states, context).module, regmean(seen, grams))
     for aggregate in (Fisher(), ModelStock()):
-        module = aggregate(pool.states, pool)
+        module = aggregate(context.states, context).module
         assert all(torch.isfinite(value).all() for value in module.state_dict().values())
         assert module.state_dict()["net.1.num_batches_tracked"].dtype == torch.long
 
 
 def test_statistics_are_those_of_all_seen_tasks(bodies):
-    pool = made_pool(bodies)
-    module, _ = Recipe("average", Average(), recalibrate="batchnorm")(pool)
-    other = pool.build(average(pool.states))
-    loaders = [in_random_order(Points(name).train_dataloader(), pool.seed) for name in "abc"]
-    reset_batchnorm(other, [batch for loader in loaders for batch in loader])
+    context = made_context(bodies)
+    module = Recipe("average", Average(), recalibrate="batchnorm")(context).module
+    other = context.build(average(context.states))
+    batches = [batch for name in "abc" for batch in Points(name).train_dataloader()]
+    reset_batchnorm(other, batches)
     for name, value in other.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], value)
 
 
 def test_a_score_is_the_mean_over_the_seen_tasks(bodies):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     _, states = bodies
     body = average([without_head(states[name]) for name in "abc"])
-    held_out = TaskHeldOut(pool)
+    held_out = TaskHeldOut(context)
     expected = [right(body, name, states, Points(name).val_dataloader()) for name in "abc"]
     assert len(set(expected)) == 3
-    found = held_out.score(pool.build({**body, **pool.tasks[0].head}))
+    found = held_out.score(context.build({**body, **context.tasks[0].head}))
     assert found == pytest.approx(sum(expected) / 3)
     assert held_out.size == 43 + 45 + 43
     own = held_out.own_score(states["c"], "b")
@@ -111,7 +109,7 @@ def test_a_score_is_the_mean_over_the_seen_tasks(bodies):
 
 
 def test_the_scale_is_the_best_on_average_over_the_tasks(bodies):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     start, states = bodies
     p = without_head(start)
     vectors = [task_vector(without_head(states[name]), p) for name in "abc"]
@@ -120,19 +118,18 @@ def test_the_scale_is_the_best_on_average_over_the_tasks(bodies):
         body = task_arithmetic(p, vectors, scale)
         values = [right(body, name, states, Points(name).val_dataloader()) for name in "abc"]
         scores[scale] = sum(values) / 3
-    TaskArithmetic(candidates=list(scores))(pool.states, pool)
-    (choice,) = pool.selected
+    made = TaskArithmetic(candidates=list(scores))(context.states, context)
+    (choice,) = made.choices
     assert choice.scores == pytest.approx({f"{scale:g}": value for scale, value in scores.items()})
     assert choice.scale == max(scores, key=scores.get)
-    assert pool.learned_from == 131
+    assert made.labelled_examples == 131
 
 
 def test_dpp_goes_by_each_task_and_by_all_images(bodies):
-    pool = made_pool(bodies)
+    context = made_context(bodies)
     start, states = bodies
     p = without_head(start)
-    Recipe("two", Average(), select=DPP(2))(pool)
-    (choice,) = pool.selected
+    (choice,) = Recipe("two", Average(), select=DPP(2))(context).choices
     q, features = [], []
     for name in "abc":
         loader = Points(name).val_dataloader()
@@ -152,31 +149,34 @@ def test_dpp_goes_by_each_task_and_by_all_images(bodies):
 
 
 def test_a_greedy_soup_is_one_of_tasks(bodies):
-    pool = made_pool(bodies)
-    Recipe("soup", GreedySoup())(pool)
-    assert {line["ingredient"] for line in pool.selected[0].trace} == set("abc")
+    context = made_context(bodies)
+    (choice,) = Recipe("soup", GreedySoup())(context).choices
+    assert {line["ingredient"] for line in choice.trace} == set("abc")
 
 
 def test_tasks_are_measured_under_their_own_heads(bodies):
-    pool = made_pool(bodies, testable=True)
+    context = made_context(bodies, testable=True)
     _, states = bodies
     body = states["b"]
     rows = measure_tasks(
         lambda task: None if task.name == "c" else task.build(body),
-        Conditions(pool.tasks),
+        Conditions(context.tasks),
         quiet_trainer,
-        {"method": "m", "kind": "merge", "seed": 4},
+        method="m",
+        kind="merge",
+        seed=4,
         progress=False,
     )
-    assert [row["task"] for row in rows] == ["a", "b", "d"]
-    assert [row["seen"] for row in rows] == [True, True, False]
+    assert [row.task for row in rows] == ["a", "b", "d"]
+    assert [row.seen for row in rows] == [True, True, False]
     for row in rows:
-        loader = Points(row["task"], testable=True).test_dataloader()
-        expected = right(without_head(body), row["task"], states, loader)
-        assert row["accuracy"] == pytest.approx(expected)
-        assert (row["test_examples"], row["condition"], row["seed"]) == (60, "clean", 4)
+        loader = Points(row.task, testable=True).test_dataloader()
+        expected = right(without_head(body), row.task, states, loader)
+        assert row.metrics["accuracy"] == pytest.approx(expected)
+        assert (row.method, row.kind) == ("m", "merge")
+        assert (row.test_examples, row.condition, row.seed) == (60, "clean", 4)
     with pytest.raises(ConfigError, match="cannot corrupt"):
-        Conditions(pool.tasks, ["contrast"]).check()
+        Conditions(context.tasks, ["contrast"]).check()
 
 
 @pytest.mark.parametrize("per_class", [None, 3])
@@ -227,20 +227,19 @@ def test_heads_and_features_are_found_behind_the_batch_transfer_hooks(bodies):
     module = network("b")
     module.load_state_dict(states["b"])
     assert head_of(module, Bytes("b"), states["b"]).keys() == {"net.6.weight", "net.6.bias"}
-    pool = made_pool(bodies)
-    pool.data = Bytes("b")
+    context = replace(made_context(bodies), data=Bytes("b"))
     x = (Bytes("b").val_dataloader().dataset.tensors[0].float() - 128) / 20
     with torch.no_grad():
-        torch.testing.assert_close(HeldOut(pool).features(module), module.eval().net[:-1](x))
+        torch.testing.assert_close(HeldOut(context).features(module), module.eval().net[:-1](x))
 
 
-def test_what_does_not_fit_is_said(bodies):
+def test_what_does_not_fit_is_refused(bodies):
     start, states = bodies
     with pytest.raises(ConfigError, match=r"WeightMatching: .* leave `align` out"):
-        Recipe("aligned", Average(), align=WeightMatching()).check_pool(made_pool(bodies))
+        Recipe("aligned", Average(), align=WeightMatching()).check_context(made_context(bodies))
     broken = dict(states)
     broken["b"] = {**states["b"], "net.0.weight": torch.zeros(3, 3)}
     with pytest.raises(MergeError, match=r"net\.0\.weight"):
-        made_pool((start, broken))
+        made_context((start, broken))
     with pytest.raises(MergeError, match=r"net\.0\.weight"):
-        made_pool(({**start, "net.0.weight": torch.zeros(3, 3)}, states))
+        made_context(({**start, "net.0.weight": torch.zeros(3, 3)}, states))
