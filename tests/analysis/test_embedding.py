@@ -7,9 +7,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from tiny_tasks import Points, network
 
+from lightning_merge.analysis.representations import embed, representations
 from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.plots import plot_embedding
-from lightning_merge.analysis.representations import embed, representations
 
 
 def planted(counts=(30, 30, 30), size=7):

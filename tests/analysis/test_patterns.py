@@ -9,9 +9,6 @@ from made_checkpoints import write_ingredient
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_merge import DigitsDataModule
-from lightning_merge.cli import main
-from lightning_merge.errors import ConfigError, DataError
-from lightning_merge.analysis.similarity import similarities
 from lightning_merge.analysis.patterns import (
     class_averages,
     first_kernels,
@@ -19,6 +16,9 @@ from lightning_merge.analysis.patterns import (
     pairs,
     templates_of,
 )
+from lightning_merge.analysis.similarity import similarities
+from lightning_merge.cli import main
+from lightning_merge.errors import ConfigError, DataError
 
 LINEAR = {"model": "linear_classifier", "model_kwargs": {"img_size": 8}}
 

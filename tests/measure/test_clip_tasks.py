@@ -24,8 +24,8 @@ from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.cli import main
 from lightning_merge.data import prompts
 from lightning_merge.errors import ConfigError
-from lightning_merge.recipe.build import build_recipe
 from lightning_merge.measure.task_heads import check_prompts
+from lightning_merge.recipe.build import build_recipe
 from lightning_merge.study.task_checks import check_task_recipe
 
 open_clip = pytest.importorskip("open_clip")

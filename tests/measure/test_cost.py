@@ -3,8 +3,8 @@ import torch
 from strangers import Stranger, randomise
 from torch import nn
 
-from lightning_merge.modules import EnsembleModule, FeatureEnsembleModule, ImageClassifier
 from lightning_merge.measure.cost import flops, parameters_at_inference
+from lightning_merge.modules import EnsembleModule, FeatureEnsembleModule, ImageClassifier
 
 CONV = 2 * (3 * 3 * 3) * 6 * 8 * 8
 CONV2 = 2 * (6 * 3 * 3) * 12 * 4 * 4
