@@ -40,7 +40,6 @@ _ROOM = (2**25, 2**30)
 
 @matchings.register()
 class ActivationMatching(Matching):
-    label = "Permute"  # type: ignore[assignment]
     """Match units by the correlation of their activations, all groups in one pass of the data.
 
     Units are observed after normalisation and activation, where the next layer reads them;
@@ -56,6 +55,8 @@ class ActivationMatching(Matching):
             running it once; infinite if every position is to count everywhere. The default
             is chosen for speed; what it costs in quality has not been measured on trained networks.
     """
+
+    label = "Permute"  # type: ignore[assignment]
 
     needs_data: ClassVar[bool] = True
 

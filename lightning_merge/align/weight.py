@@ -32,7 +32,6 @@ _BLOCK = 2**21
 
 @matchings.register()
 class WeightMatching(Matching):
-    label = "Weight matching"  # type: ignore[assignment]
     """Maximise the inner product of a's parameters with b's permuted ones.
 
     Coordinate descent: one group after another, in random order, is solved exactly while
@@ -47,6 +46,8 @@ class WeightMatching(Matching):
     Args:
         seed: Of the order in which groups are visited.
     """
+
+    label = "Weight matching"  # type: ignore[assignment]
 
     needs_data: ClassVar[bool] = False
 

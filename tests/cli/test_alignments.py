@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from tiny_pools import trained
+from tiny_contexts import trained
 
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError
@@ -20,8 +20,8 @@ def write_config(tmp_path, recipes, count=2, **network):
         torch.save(trained(seed, **network).state_dict(), paths[-1])
     config = {
         "checkpoints": [str(path) for path in paths],
-        "model": {"class_path": "tiny_pools.Perceptron", "init_args": network},
-        "data": {"class_path": "tiny_pools.Points"},
+        "model": {"class_path": "tiny_contexts.Perceptron", "init_args": network},
+        "data": {"class_path": "tiny_contexts.Points"},
         "recipes": recipes,
     }
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(config))
@@ -127,9 +127,9 @@ def test_the_wrong_recalibration_is_refused_at_once(tmp_path, capsys, norm, kind
     study = [
         "study",
         "--model",
-        f"{{class_path: tiny_pools.Perceptron, init_args: {{norm: {str(norm).lower()}}}}}",
+        f"{{class_path: tiny_contexts.Perceptron, init_args: {{norm: {str(norm).lower()}}}}}",
     ]
-    study += ["--data", "tiny_pools.Points", "--recipes", json.dumps(recipes)]
+    study += ["--data", "tiny_contexts.Points", "--recipes", json.dumps(recipes)]
     line = fails(capsys, [*study, "--output", str(tmp_path / "study")])
     assert "recipe 'Wrong'" in line
     assert not (tmp_path / "study").exists()
@@ -185,7 +185,7 @@ def test_an_unexpected_error_is_not_called_mendable(monkeypatch):
 
 def test_a_study_draws_the_lines_of_its_recipes(tmp_path):
     recipes = [recipe("P", "ActivationMatching"), recipe("P R", "ActivationMatching", "repair")]
-    words = ["study", "--model", "tiny_pools.Learner", "--data", "tiny_pools.Points"]
+    words = ["study", "--model", "tiny_contexts.Learner", "--data", "tiny_contexts.Points"]
     words += ["--recipes", json.dumps(recipes), "--training", "{max_epochs: 2}"]
     words += ["--ingredients", "[{}, {}, {}]", "--barrier", "2", "--triangle", "2"]
     out = tmp_path / "out"

@@ -149,7 +149,7 @@ def test_a_source_without_the_figure(capsys, tmp_path, good):
         ["fit", "-c", CONFIG.replace("merge/", "fit/"), "--trainer.max_epochz", "3"],
     ],
 )
-def test_a_mistyped_option_is_said_in_a_few_lines(capsys, words):
+def test_a_mistyped_option_is_reported_in_a_few_lines(capsys, words):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2

@@ -14,6 +14,8 @@ from strangers import KeepPredictions, quiet_trainer
 
 from lightning_merge import DigitsDataModule, ImageClassifier
 from lightning_merge.cli import main
+from lightning_merge.study import runner
+from lightning_merge.study.kinds import merging, training
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDY = [
@@ -54,29 +56,27 @@ def test_the_merged_checkpoint_evaluates_to_the_printed_figure(tmp_path, capsys)
 
 
 def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    from lightning_merge.study import run
-
     main([*STUDY, "--output", str(tmp_path / "whole")])
 
     merges = []
-    real = run.run_recipe
+    real = merging.run_recipe
 
-    def stopping(recipe, pool):
+    def stopping(recipe, context):
         if recipe.name == "NP" and "stopped" not in merges:
             merges.append("stopped")
             raise KeyboardInterrupt
         merges.append(recipe.name)
-        return real(recipe, pool)
+        return real(recipe, context)
 
-    monkeypatch.setattr(run, "run_recipe", stopping)
+    monkeypatch.setattr(merging, "run_recipe", stopping)
     with pytest.raises(KeyboardInterrupt):
         main([*STUDY, "--output", str(tmp_path / "parts")])
     assert not (tmp_path / "parts/results.csv").exists()
 
-    def training(*args, **kwargs):
+    def trained(*args, **kwargs):
         raise AssertionError("an ingredient was trained twice")
 
-    monkeypatch.setattr(run._Maker, "_train", training)
+    monkeypatch.setattr(training, "fit", trained)
     main([*STUDY, "--output", str(tmp_path / "parts")])
     assert merges == ["Mean", "All", "stopped", "NP"]
     whole, parts = rows(tmp_path / "whole"), rows(tmp_path / "parts")
@@ -86,11 +86,9 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 def test_a_study_that_is_done_computes_nothing(tmp_path, monkeypatch, capsys):
-    from lightning_merge.study import run
-
     main([*STUDY, "--output", str(tmp_path)])
     before = rows(tmp_path)
-    monkeypatch.setattr(run._Maker, "do", lambda self, task: pytest.fail(task.name))
+    monkeypatch.setattr(runner, "execute", lambda work, *_: pytest.fail(work.name))
     main([*STUDY, "--output", str(tmp_path)])
     assert "5 already done" in capsys.readouterr().out
     assert rows(tmp_path) == before

@@ -25,14 +25,14 @@ def config(tmp_path):
 
 def test_as_many_images_of_each_set_under_each_network(config, tmp_path, capsys, monkeypatch):
     seen = {}
-    from lightning_merge.commands import embedding
+    from lightning_merge.commands import plot_embedding as command
 
     def looked(panels, *words):
         seen.update(panels=panels, words=words)
         return drawn(panels, *words)
 
-    drawn = embedding.plot_embedding
-    monkeypatch.setattr(embedding, "plot_embedding", looked)
+    drawn = command.plot_embedding
+    monkeypatch.setattr(command, "plot_embedding", looked)
     paths = [str(tmp_path / f"{seed}.ckpt") for seed in range(2)]
     main(["plot", "embedding", *paths, *config])
     for kind in ("png", "svg"):
@@ -68,7 +68,7 @@ def test_as_many_images_of_each_set_under_each_network(config, tmp_path, capsys,
         (["0.ckpt", "--data", "[{class_path: A}, {class_path: A}]"], "`name` of its own"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, monkeypatch, words, said):
+def test_what_is_wrong_is_reported_in_a_line(config, tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["plot", "embedding", *words])

@@ -133,7 +133,7 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
 
 def test_a_recipe_whose_selection_leaves_too_few_is_left_out(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "lightning_merge.study.select.relative_gain_quality",
+        "lightning_merge.recipe.selections.determinantal.relative_gain_quality",
         lambda own, _: torch.tensor([1.0] + [-1.0] * (len(own) - 1)),
     )
     picked = {"name": "Picked", "aggregate": "Average", "select": "DPP"}
@@ -210,7 +210,7 @@ def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
         ({"pretraining": {"trainer": {"max_epochs": 1}}}, "pretraining: say with `data:"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said):
+def test_what_is_wrong_is_reported_in_a_line(config, tmp_path, capsys, change, said):
     with pytest.raises(SystemExit) as stopped:
         run({**config, **change}, tmp_path / "out")
     assert stopped.value.code == 2
@@ -256,7 +256,7 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, capsys, change, said)
     ],
 )
 def test_what_would_fail_late_fails_at_once(config, tmp_path, capsys, monkeypatch, change, said):
-    monkeypatch.setattr("lightning_merge.study.task_run._Maker.do", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr("lightning_merge.study.runner.execute", lambda *_: pytest.fail("began"))
     with pytest.raises(SystemExit) as stopped:
         run({**config, **change}, tmp_path / "out")
     assert stopped.value.code == 2
@@ -265,7 +265,7 @@ def test_what_would_fail_late_fails_at_once(config, tmp_path, capsys, monkeypatc
 
 
 def test_pretraining_must_give_the_body_that_is_tuned(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_merge.study.task_run._Maker.do", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr("lightning_merge.study.runner.execute", lambda *_: pytest.fail("began"))
     deeper = copy.deepcopy(config["model"])
     deeper["init_args"]["model_kwargs"]["depth"] = 2
     with pytest.raises(SystemExit):

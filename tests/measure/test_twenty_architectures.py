@@ -9,13 +9,9 @@ from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge import ImageClassifier
-from lightning_merge.aggregate import average
+from lightning_merge import Average, Context, ImageClassifier, Recipe, average
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.recipe.aggregates import Average
-from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.recalibration import own_recalibration
-from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.recipe.recalibration import keeps_statistics
 
 # Millions of parameters for 1,000 classes, as Table 9 has them.
 MILLIONS = {
@@ -111,16 +107,15 @@ def test_each_trains_a_step_and_is_merged(name):
         states.append(after)
         del module, after
         gc.collect()
-    pool = Context(build(name, size), states, ["a", "b"], data, quiet_trainer, progress=False)
-    kind = own_recalibration(pool.module)
-    recipe = Recipe("soup", Average(), recalibrate="batchnorm" if kind == "batchnorm" else None)
-    outcome = run_recipe(recipe, pool)
+    context = Context(build(name, size), states, ["a", "b"], data, quiet_trainer, progress=False)
+    kind = "batchnorm" if keeps_statistics(context.module) else None
+    outcome = run_recipe(Recipe("soup", Average(), recalibrate=kind), context)
     merged = outcome.content["state_dict"]
     for key, value in average(states).items():
         if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.equal(merged[key], value), key
     assert all(bool(value.isfinite().all()) for value in merged.values())
-    row = outcome.row()
+    row = outcome.measurement.row()
     assert row["test_examples"] == 4
     assert row["accuracy"] is not None
     assert row["flops"] > 0

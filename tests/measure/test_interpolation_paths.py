@@ -1,96 +1,121 @@
-"""Lines and triangles: which are measured, what they say, and how they are drawn."""
+"""Interpolation paths and triangles: which are measured, what they say, how they are drawn."""
 
 import math
 
 import pytest
 import torch
-from tiny_pools import made_pool
+from tiny_contexts import made_context
 
-from lightning_merge.aggregate import average
-from lightning_merge.align import ActivationMatching
+from lightning_merge import ActivationMatching, Average, Matching, NPMerge, Recipe, average
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.path_recipes import path_recipes
+from lightning_merge.measure.sweep import sweep_of
 from lightning_merge.measure.sweeps.interpolation import (
-    Line,
+    Path,
     Triangle,
-    check_triangle,
     measure_paths,
     measure_triangles,
     triangle_weights,
 )
 from lightning_merge.plots import plot_barrier, plot_triangle
 from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.aggregates import Average
-from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.recipe.aligning import align
 
-CCA = "lightning_merge.align.cca.CCAMatching"
+CCA = "lightning_merge.align.CCAMatching"
+
+
+class Own(Matching):
+    """A matching that leaves the units where they are."""
+
+    def align(self, spec, model_a, model_b, batches, **_):
+        return model_b.state_dict()
+
+
+class HalfAndHalf(Average):
+    """An own kind of average."""
 
 
 def recipe(align=None, recalibrate=None, aggregate="Average"):
     return {"name": "x", "aggregate": aggregate, "align": align, "recalibrate": recalibrate}
 
 
-def test_each_pair_of_the_averaging_recipes_has_one_line_with_a_name():
+def test_each_pair_of_the_averaging_recipes_has_one_path_with_a_name():
     found = path_recipes(
         [
-            recipe("ActivationMatching", "batchnorm", {"class_path": "a.b.NPMerge"}),
+            recipe("ActivationMatching", "batchnorm", {"class_path": "lightning_merge.NPMerge"}),
             recipe({"class_path": "lightning_merge.align.WeightMatching"}),
             recipe("WeightMatching", "batchnorm"),
             recipe({"class_path": "WeightMatching", "init_args": {}}),
-            recipe("ActivationMatching", aggregate={"class_path": "x.y.Average"}),
-            recipe("their.Own", "repair"),
+            recipe("ActivationMatching", aggregate={"class_path": f"{__name__}.HalfAndHalf"}),
+            recipe(f"{__name__}.Own", "repair"),
         ]
     )
-    assert [line["name"] for line in found] == [
+    assert [path["name"] for path in found] == [
         "direct",
         "Weight matching",
         "Weight matching + reset",
         "Permute",
         "Own + REPAIR",
     ]
-    assert {line["aggregate"] for line in found} == {"Average"}
-    assert found[4]["align"] == "their.Own"
+    assert {path["aggregate"] for path in found} == {"Average"}
+    assert found[4]["align"] == f"{__name__}.Own"
     assert found[4]["recalibrate"] == "repair"
 
 
-def test_where_nothing_averages_all_recipes_have_lines():
+def test_recipes_that_are_objects_give_paths_that_are():
+    recipes = [
+        Recipe("mean", Average(), Own(), "batchnorm"),
+        Recipe("weighted", Average([1, 2]), Own(), "batchnorm"),
+        Recipe("learned", NPMerge(max_epochs=1), ActivationMatching()),
+    ]
+    direct, own = path_recipes(recipes)
+    assert (direct, own.name) == (
+        {"name": "direct", "aggregate": "Average", "align": None, "recalibrate": None},
+        "Own + reset",
+    )
+    assert own.align is recipes[0].align
+    assert own.recalibrate == "batchnorm"
+    assert own.aggregate.weights_of_mean(2) == [1.0, 1.0]
+
+
+def test_where_nothing_averages_all_recipes_have_paths():
     found = path_recipes([recipe("ActivationMatching", "batchnorm", "NPMerge")])
-    assert [line["name"] for line in found] == ["direct", "Permute + reset"]
+    assert [path["name"] for path in found] == ["direct", "Permute + reset"]
 
 
-def test_arguments_are_named_where_nothing_else_tells_lines_apart():
+def test_arguments_are_named_where_nothing_else_tells_paths_apart():
     ridges = [{"class_path": CCA, "init_args": {"gamma": gamma}} for gamma in (0.1, 1.0)]
-    names = [line["name"] for line in path_recipes([recipe(ridge) for ridge in ridges])]
+    names = [path["name"] for path in path_recipes([recipe(ridge) for ridge in ridges])]
     assert names == ["direct", "CCA (gamma=0.1)", "CCA (gamma=1.0)"]
-    assert [line["name"] for line in path_recipes([recipe(ridges[0])])] == ["direct", "CCA"]
+    assert [path["name"] for path in path_recipes([recipe(ridges[0])])] == ["direct", "CCA"]
 
 
-def measured(pool, state, *, reset=False):
+def measured(context, state, *, reset=False):
     """Test loss and accuracy, computed in one go."""
-    module = pool.build(state)
+    module = context.build(state)
     if reset:
-        reset_batchnorm(module, pool.data.statistics_dataloader())
-    x, y = pool.data.test_dataloader().dataset.tensors
+        reset_batchnorm(module, context.data.statistics_dataloader())
+    x, y = context.data.test_dataloader().dataset.tensors
     with torch.no_grad():
         logits = module.eval()(x)
     loss = torch.nn.functional.cross_entropy(logits, y)
     return float(loss), float((logits.argmax(1) == y).float().mean())
 
 
-def test_a_line_is_measured_at_every_point_as_its_recipe_says():
-    pool = made_pool(norm=True)
+def test_a_path_is_measured_at_every_point_as_its_recipe_says():
+    context = made_context(norm=True)
     recipes = [
         Recipe("direct", Average()),
         Recipe("Permute + reset", Average(), ActivationMatching(), "batchnorm"),
     ]
-    direct, aligned = measure_paths(pool, recipes, 3)
+    direct, aligned = measure_paths(context, recipes, 3)
     assert direct.alpha == aligned.alpha == [0.0, 0.5, 1.0]
-    permuted, _ = pool.align(ActivationMatching())
+    permuted = align(ActivationMatching(), context).states
     for position, weights in enumerate(([0, 1], [1, 1], [1, 0])):
-        loss, accuracy = measured(pool, average(pool.states, weights))
+        loss, accuracy = measured(context, average(context.states, weights))
         assert direct.loss[position] == pytest.approx(loss, rel=1e-4)
         assert direct.accuracy[position] == pytest.approx(accuracy)
-        loss, accuracy = measured(pool, average(permuted, weights), reset=True)
+        loss, accuracy = measured(context, average(permuted, weights), reset=True)
         assert aligned.loss[position] == pytest.approx(loss, rel=1e-4)
         assert aligned.accuracy[position] == pytest.approx(accuracy)
     assert direct.ingredients == aligned.ingredients == [direct.loss[2], direct.loss[0]]
@@ -98,22 +123,22 @@ def test_a_line_is_measured_at_every_point_as_its_recipe_says():
     assert direct.barrier == pytest.approx(max(rise, 0.0))
 
 
-def test_a_triangle_has_its_lines_as_edges():
-    pool = made_pool(3)
+def test_a_triangle_has_its_paths_as_edges():
+    context = made_context(3)
     recipes = [Recipe("Permute + REPAIR", Average(), ActivationMatching(), "repair")]
-    (triangle,) = measure_triangles(pool, recipes, 3)
+    (triangle,) = measure_triangles(context, recipes, 3)
     assert len(triangle.weights) == 6
-    states, _ = pool.align(ActivationMatching())
+    states = align(ActivationMatching(), context).states
     for corner, state in enumerate(states):
         weights = [float(i == corner) for i in range(3)]
         where = triangle.weights.index(weights)
-        loss, accuracy = measured(pool, state)
+        loss, accuracy = measured(context, state)
         assert triangle.loss[where] == pytest.approx(loss, rel=1e-3)
         assert triangle.accuracy[where] == pytest.approx(accuracy)
-    (line,) = measure_paths(pool, recipes, 3)
+    (path,) = measure_paths(context, recipes, 3)
     middle = triangle.weights.index([0.5, 0.5, 0.0])
     # The goals of an edge are those of its two ends.
-    assert triangle.loss[middle] == pytest.approx(line.loss[1], rel=1e-4)
+    assert triangle.loss[middle] == pytest.approx(path.loss[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("points", [2, 5, 11])
@@ -126,29 +151,30 @@ def test_the_grid_covers_the_triangle_once(points):
 
 def test_barriers_rise_above_what_the_ends_have():
     shares, none = [0.0, 0.25, 1.0], [0.0] * 3
-    line = Line("x", shares, [1.0, 4.0, 3.0], none, [3.0, 1.0])
-    assert line.barrier == pytest.approx(4.0 - (0.25 * 3 + 0.75 * 1))
+    path = Path("x", shares, [1.0, 4.0, 3.0], none, [3.0, 1.0])
+    assert path.barrier == pytest.approx(4.0 - (0.25 * 3 + 0.75 * 1))
     # An end that alignment has spoilt does not hide it.
-    line = Line("x", shares, [9.0, 4.0, 3.0], none, [3.0, 1.0])
-    assert line.barrier == pytest.approx(9.0 - 1.0)
+    path = Path("x", shares, [9.0, 4.0, 3.0], none, [3.0, 1.0])
+    assert path.barrier == pytest.approx(9.0 - 1.0)
     weights = triangle_weights(3)
     plane = [2 * a + 5 * b - c for a, b, c in weights]
     plane[weights.index([0.5, 0.0, 0.5])] += 0.75
     assert Triangle("x", weights, plane, plane, [2, 5, -1]).barrier == pytest.approx(0.75)
-    assert math.isnan(Line("x", shares, [1.0, math.nan, 1.0], none, [1.0, 1.0]).barrier)
+    assert math.isnan(Path("x", shares, [1.0, math.nan, 1.0], none, [1.0, 1.0]).barrier)
 
 
 @pytest.mark.parametrize(
     ("points", "count", "says"), [(1, 3, "triangle is 1"), (5, 2, "there are 2")]
 )
 def test_what_is_no_triangle_is_refused(points, count, says):
+    triangle = sweep_of("triangle")
     with pytest.raises(ConfigError, match=says):
-        check_triangle(points, count)
-    check_triangle(0, 2)
-    check_triangle(4, 3)
+        triangle.check(points, count)
+    triangle.check(0, 2)
+    triangle.check(4, 3)
 
 
-def test_lines_of_one_alignment_share_a_colour_and_none_is_left_out():
+def test_paths_of_one_alignment_share_a_colour_and_none_is_left_out():
     names = ["direct", "direct + reset", "Permute", "Permute + reset"]
     lines = [
         {"name": name, "alpha": [0.0, 0.5, 1.0], "loss": [1.0, None, 2.0], "accuracy": [0.1] * 3}
