@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import AdaMerging, Recipe, average
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.modules.ada_merging import mean_entropy
+from lightning_merge.modules.merging.ada_merging_module import mean_entropy
 
 
 @pytest.fixture(scope="module")

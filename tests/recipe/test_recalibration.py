@@ -20,10 +20,10 @@ from lightning_merge import (
     reset_batchnorm,
 )
 from lightning_merge.errors import ConfigError
+from lightning_merge.recalibrate import Repair
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.recalibrations import Renormalisation
-from lightning_merge.renormalize import Repair
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 3.0, 2.0]])
