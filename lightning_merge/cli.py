@@ -78,7 +78,8 @@ def _of_disk(error: BaseException) -> MergeError | None:
     # torch's writer has an error of its own for a full disk.
     full = "file write failed" in str(error) or "PytorchStreamWriter" in str(error)
     if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        name = getattr(error, "filename", None)
+        where = f"{name}: " if name else ""
         return MergeError(f"{where}the disk is full; make room, or choose another --output")
     if isinstance(error, OSError) and error.filename is not None:
         return MergeError(f"{error.filename}: {error.strerror}; choose another path")
