@@ -20,7 +20,6 @@ from lightning_merge import (
     TaskArithmetic,
     WeightMatching,
     average,
-    reset_batchnorm,
     task_arithmetic,
     task_vector,
     ties,
