@@ -159,9 +159,9 @@ from .recipe.selection import Selection as Selection
 from .recipe.selections import DPP as DPP
 from .study.plan import Study as Study
 from .study.task_plan import TaskStudy as TaskStudy
+from .study_verbs import run_study as run_study
+from .study_verbs import run_tasks as run_tasks
 from .verbs import compare as compare
 from .verbs import merge as merge
-from .verbs import run_study as run_study
-from .verbs import run_tasks as run_tasks
 
 __version__: str

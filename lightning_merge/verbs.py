@@ -1,14 +1,13 @@
-"""The verbs as functions: merge, compare, run_study, run_tasks; a command parses and calls one."""
+"""`merge` and `compare` as functions; a command parses its options and calls one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_merge.checkpoint import StateDict, digest, read_checkpoint, write_checkpoint
+from lightning_merge.checkpoint import StateDict, write_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder, write_json
 from lightning_merge.loggers import log_config
@@ -37,15 +36,7 @@ from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.comparison import Comparison
 from lightning_merge.report.publish import WRITTEN, keep_only
 from lightning_merge.report.results import Merges, StoredMerge
-from lightning_merge.report.study_results import study_results, task_results
-from lightning_merge.report.task_results import TaskResults
-from lightning_merge.study.checks import check_recipes
-from lightning_merge.study.folder import StudyFolder
-from lightning_merge.study.plan import Study, check_pool_sizes, plan
-from lightning_merge.study.runner import OnDone
-from lightning_merge.study.runner import run as run_works
-from lightning_merge.study.task_checks import check_task_recipe, check_work
-from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
+from lightning_merge.study.plan import check_pool_sizes
 
 Data = LightningDataModule | Mapping[str, Any]
 """A data module, or its `class_path` and `init_args`."""
@@ -303,125 +294,6 @@ def compare(
         keep_only(folder, {folder / "merges" / one.path for one in stored.values()})
         result.write(folder)
     return result
-
-
-def run_study(
-    study: Study | Mapping[str, Any] | str | Path,
-    output: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: bool = True,
-    command: list[str] | None = None,
-    on_plan: Callable[[int, int], None] | None = None,
-    on_done: OnDone | None = None,
-) -> Comparison:
-    """Trains ingredients, runs recipes on them over seeds; goes on where it was stopped.
-
-    Args:
-        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
-        output: The folder for results and for finished work.
-        overwrite: Whether another study's results there may be written over.
-        progress: Whether to show progress bars.
-        command: What to store as the command; the process's own if not given.
-        on_plan: Called with the number of pieces of work, and of those that are done already.
-        on_done: Called with each piece of work, its result, and whether it had been stored.
-
-    Returns:
-        The results of all seeds, as `compare` gives them.
-
-    Raises:
-        MergeError: If a part of the study does not suit another, or the folder holds another one.
-    """
-    config = _options(study)
-    made = Study.of_config(config)
-    made.pool_sizes = made.pool_sizes or [len(made.ingredients)]
-    config["pool_sizes"] = made.pool_sizes
-    recipes = [build_recipe(recipe) for recipe in made.recipes]
-    check_names(recipes)
-    check_statistics_examples(made.statistics_examples)
-    works = plan(made)
-    shown = ("title", "sweeps", *(entry.value.option for entry in sweep_kinds))
-    folder = StudyFolder(Path(output), "study.json", shown)
-    folder.store.check_schema()
-    loggers = instantiate_trainer(made.trainer).pop("loggers")
-    done = sum(work.key in folder.store for work in works)
-    if done < len(works):
-        check_recipes(made, recipes)
-    folder.claim(config, WRITTEN, overwrite)
-    for logger in loggers:
-        log_config(logger, config)
-    if on_plan is not None:
-        on_plan(len(works), done)
-    run_works(works, folder.store, on_done, progress)
-    result = study_results(made, works, folder.store, config, command)
-    result.loggers = loggers
-    result.save(folder.folder, overwrite=True)
-    return result
-
-
-def run_tasks(
-    study: TaskStudy | Mapping[str, Any] | str | Path,
-    output: str | Path,
-    *,
-    overwrite: bool = False,
-    progress: bool = True,
-    command: list[str] | None = None,
-    on_plan: Callable[[int, int], None] | None = None,
-    on_done: OnDone | None = None,
-) -> TaskResults:
-    """Merges bodies of several tasks, and tests each merge on all tasks; goes on if stopped.
-
-    Args:
-        study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file of them.
-        output: As for `run_study`.
-        overwrite: As for `run_study`.
-        progress: As for `run_study`.
-        command: As for `run_study`.
-        on_plan: As for `run_study`.
-        on_done: As for `run_study`.
-
-    Returns:
-        The results: rows by method, task and condition.
-
-    Raises:
-        MergeError: As `run_study` does.
-    """
-    config = _options(study)
-    made = TaskStudy(**config)
-    check_tasks(made)
-    check_statistics_examples(made.statistics_examples)
-    recipes = [build_recipe(recipe) for recipe in made.recipes]
-    check_names(recipes)
-    for recipe in recipes:
-        check_task_recipe(recipe)
-    paths = checkpoints_of(made)
-    works = plan_tasks(made, {path: digest(read_checkpoint(path).state_dict) for path in paths})
-    folder = StudyFolder(Path(output), "tasks.json", ("title",))
-    folder.store.check_schema()
-    loggers = instantiate_trainer(made.trainer).pop("loggers")
-    done = sum(work.key in folder.store for work in works)
-    if done < len(works):
-        check_work(made, recipes)
-    folder.claim(config, WRITTEN, overwrite)
-    for logger in loggers:
-        log_config(logger, config)
-    if on_plan is not None:
-        on_plan(len(works), done)
-    run_works(works, folder.store, on_done, progress)
-    result = task_results(made, works, folder.store, config, command)
-    result.loggers = loggers
-    result.save(folder.folder, overwrite=True)
-    return result
-
-
-def _options(study: Study | TaskStudy | Mapping[str, Any] | str | Path) -> Plain:
-    if isinstance(study, str | Path):
-        try:
-            found = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{study} cannot be read as YAML: {error}; give another") from error
-        return dict(found)
-    return asdict(study) if isinstance(study, Study | TaskStudy) else dict(study)
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:

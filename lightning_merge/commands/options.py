@@ -160,11 +160,11 @@ def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str,
     return config, config.pop("output"), config.pop("overwrite")
 
 
-def plan_printer(title: str, pieces: str) -> Callable[[int, int], None]:
+def plan_printer(title: str) -> Callable[[int, int], None]:
     """A function that prints how much there is to do."""
 
     def show(count: int, done: int) -> None:
-        console.print(f"[bold]{title}[/bold]: {count} {pieces}, {done} already done")
+        console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
 
     return show
 

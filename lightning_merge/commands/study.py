@@ -5,7 +5,7 @@ from typing import Any
 from lightning_merge.commands import options
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.study.work import Work
-from lightning_merge.verbs import run_study
+from lightning_merge.study_verbs import Watcher, run_study
 
 
 def study(words: list[str]) -> None:
@@ -44,9 +44,11 @@ def study(words: list[str]) -> None:
         config,
         folder,
         overwrite=overwrite,
-        command=["study", *words],
-        on_plan=options.plan_printer(config["title"], "tasks"),
-        on_done=_print_done,
+        watcher=Watcher(
+            command=["study", *words],
+            on_plan=options.plan_printer(config["title"]),
+            on_done=_print_done,
+        ),
     )
     options.console.print(result.table())
     options.print_written(folder)

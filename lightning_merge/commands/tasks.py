@@ -8,7 +8,7 @@ from lightning_merge.commands import options
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.task_tables import task_table
 from lightning_merge.study.work import Work
-from lightning_merge.verbs import run_tasks
+from lightning_merge.study_verbs import Watcher, run_tasks
 
 
 def tasks(words: list[str]) -> None:
@@ -25,9 +25,11 @@ def tasks(words: list[str]) -> None:
         config,
         folder,
         overwrite=overwrite,
-        command=["tasks", *words],
-        on_plan=options.plan_printer(config["title"], "pieces"),
-        on_done=_print_done,
+        watcher=Watcher(
+            command=["tasks", *words],
+            on_plan=options.plan_printer(config["title"]),
+            on_done=_print_done,
+        ),
     )
     options.console.print(result.table(options.console.width))
     under = result.corruptions(options.console.width)

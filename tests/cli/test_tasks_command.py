@@ -120,7 +120,7 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     more = [{"name": "Arithmetic", "aggregate": {"class_path": "TaskArithmetic"}}]
     more.append({"name": "Ada", "aggregate": steps})
     again = run({**config, "recipes": config["recipes"] + more}, output)
-    assert "10 pieces, 8 already done" in capsys.readouterr().out
+    assert "10 pieces of work, 8 already done" in capsys.readouterr().out
     kept = {one["method"]: one for one in again["methods"]}
     assert kept["Average"] == next(one for one in results["methods"] if one["method"] == "Average")
     assert kept["Arithmetic"]["choices"][0]["scale"] in [step / 10 for step in range(11)]
@@ -159,7 +159,7 @@ def test_what_only_shows_something_is_not_computed_again(config, tmp_path, capsy
     logs = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "logs")}}
     config["trainer"] = {"logger": logs, "enable_progress_bar": False}
     run(config, output)
-    assert "8 pieces, 8 already done" in capsys.readouterr().out
+    assert "8 pieces of work, 8 already done" in capsys.readouterr().out
     (table,) = (tmp_path / "logs").rglob("tasks.csv")
     with table.open() as file:
         assert [row["method"] for row in csv.DictReader(file)][-1] == "TIES"
@@ -291,7 +291,7 @@ def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_pa
     results = run({**config, **changes}, output)
     capsys.readouterr()
     assert run({**config, **changes}, output)["tables"] == results["tables"]
-    assert "7 pieces, 7 already done" in capsys.readouterr().out
+    assert "7 pieces of work, 7 already done" in capsys.readouterr().out
     report = (output / "report.md").read_text()
     assert "retinamnist: the head is fitted to the pre-trained body on 10 labelled" in report
     store = {one["task"]: key for key, one in results["ingredients"].items()}

@@ -1,0 +1,175 @@
+"""`run_study` and `run_tasks` as functions: planned, done piece by piece, read from the store."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lightning_merge.checkpoint import digest, read_checkpoint
+from lightning_merge.errors import ConfigError
+from lightning_merge.loggers import log_config
+from lightning_merge.measure.outcome import check_names
+from lightning_merge.measure.sweep import sweeps
+from lightning_merge.recipe.build import Plain, build_recipe, instantiate_trainer
+from lightning_merge.recipe.context import check_statistics_examples
+from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.report.comparison import Comparison
+from lightning_merge.report.publish import WRITTEN
+from lightning_merge.report.study_results import study_results, task_results
+from lightning_merge.report.task_results import TaskResults
+from lightning_merge.study.checks import check_recipes
+from lightning_merge.study.folder import StudyFolder
+from lightning_merge.study.plan import Study, plan
+from lightning_merge.study.runner import OnDone, run
+from lightning_merge.study.store import Store
+from lightning_merge.study.task_checks import check_task_recipe, check_work
+from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
+from lightning_merge.study.work import Work
+
+R = TypeVar("R", Comparison, TaskResults)
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who follows a study while it runs, and from which command.
+
+    Attributes:
+        command: The words after `python -m lightning_merge`; those of this process if None.
+        on_plan: Called with the number of pieces of work, and of those that are done already.
+        on_done: Called with each piece of work, its result, and whether it had been stored.
+    """
+
+    command: list[str] | None = None
+    on_plan: Callable[[int, int], None] | None = None
+    on_done: OnDone | None = None
+
+
+def run_study(
+    study: Study | Mapping[str, Any] | str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Trains ingredients, runs recipes on them over seeds; goes on where it was stopped.
+
+    Args:
+        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
+        output: The folder for results and for finished work.
+        overwrite: Whether another study's results there may be written over.
+        progress: Whether to show progress bars.
+        watcher: Who follows it; nobody if not given.
+
+    Returns:
+        The results of all seeds, as `compare` gives them.
+
+    Raises:
+        MergeError: If a part of the study does not suit another, or the folder holds another one.
+    """
+    config = _options(study)
+    made = Study.of_config(config)
+    made.pool_sizes = made.pool_sizes or [len(made.ingredients)]
+    config["pool_sizes"] = made.pool_sizes
+    recipes = _recipes(made)
+    shown = ("title", "sweeps", *(entry.value.option for entry in sweeps))
+    return _done(
+        StudyFolder(Path(output), "study.json", shown),
+        config,
+        plan(made),
+        lambda: check_recipes(made, recipes),
+        lambda works, store, command: study_results(made, works, store, config, command),
+        overwrite,
+        progress,
+        watcher or Watcher(),
+    )
+
+
+def run_tasks(
+    study: TaskStudy | Mapping[str, Any] | str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    watcher: Watcher | None = None,
+) -> TaskResults:
+    """Merges bodies of several tasks, and tests each merge on all tasks; goes on if stopped.
+
+    Args:
+        study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file of them.
+        output: As for `run_study`.
+        overwrite: As for `run_study`.
+        progress: As for `run_study`.
+        watcher: As for `run_study`.
+
+    Returns:
+        The results: rows by method, task and condition.
+
+    Raises:
+        MergeError: As `run_study` does.
+    """
+    config = _options(study)
+    made = TaskStudy(**config)
+    check_tasks(made)
+    recipes = _recipes(made)
+    for recipe in recipes:
+        check_task_recipe(recipe)
+    digests = {path: digest(read_checkpoint(path).state_dict) for path in checkpoints_of(made)}
+    return _done(
+        StudyFolder(Path(output), "tasks.json", ("title",)),
+        config,
+        plan_tasks(made, digests),
+        lambda: check_work(made, recipes),
+        lambda works, store, command: task_results(made, works, store, config, command),
+        overwrite,
+        progress,
+        watcher or Watcher(),
+    )
+
+
+def _recipes(study: Study | TaskStudy) -> list[Recipe]:
+    check_statistics_examples(study.statistics_examples)
+    recipes = [build_recipe(recipe) for recipe in study.recipes]
+    check_names(recipes)
+    return recipes
+
+
+def _done(
+    folder: StudyFolder,
+    config: Plain,
+    works: Sequence[Work],
+    check: Callable[[], None],
+    results: Callable[[Sequence[Work], Store, list[str] | None], R],
+    overwrite: bool,
+    progress: bool,
+    watcher: Watcher,
+) -> R:
+    """What a study gives when all of its work is done, saved in its folder."""
+    store = folder.store
+    store.check_schema()
+    loggers = instantiate_trainer(config.get("trainer") or {}).pop("loggers")
+    done = sum(work.key in store for work in works)
+    if done < len(works):
+        check()
+    folder.claim(config, WRITTEN, overwrite)
+    for logger in loggers:
+        log_config(logger, config)
+    if watcher.on_plan is not None:
+        watcher.on_plan(len(works), done)
+    run(works, store, watcher.on_done, progress)
+    found = results(works, store, watcher.command)
+    found.loggers = loggers
+    found.save(folder.folder, overwrite=True)
+    return found
+
+
+def _options(study: Study | TaskStudy | Mapping[str, Any] | str | Path) -> Plain:
+    if isinstance(study, str | Path):
+        try:
+            found = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{study} cannot be read as YAML: {error}; give another") from error
+        return dict(found)
+    return asdict(study) if isinstance(study, Study | TaskStudy) else dict(study)
