@@ -15,6 +15,7 @@ from lightning_merge.align.spec.unit_group import Group
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Port = tuple[str, bool]
+"""A layer, and whether its output is watched or its input."""
 
 # However costly its products, a map keeps so many positions of each example.
 _FEWEST = 16
@@ -52,10 +53,10 @@ class Site:
         return first if torch.equal(flat, torch.arange(first, first + len(flat))) else None
 
     def parts(self) -> list["Site"]:
-        """One site for each role that units play in one tensor: queries and keys.
+        """One site for each use that a tensor has for its units: queries and keys.
 
         Where units follow each other, what a unit has several of lies apart, and has a mean
-        and a deviation of its own. Neighbouring positions, as after a flatten, are one role.
+        and a deviation of its own. Neighbouring positions, as after a flatten, are one use.
         """
         if self.index.shape[1] == 1 or len(self.index) < 2:
             return [self]

@@ -130,7 +130,7 @@ def _slopes(
     total = 0.0
     with torch.inference_mode(False), torch.enable_grad():
         factors = [factors_of(matrices) for matrices in soft]
-        # One tensor at a time, so that only its intermediate results are held.
+        # One tensor at a time, so that only its intermediate results take memory.
         for name in weights[0]:
             touching = dict.fromkeys(group for group, *_ in plan.get(name, []))
             leaves = [{g: f[g].leaf() for g in touching} for f in factors]

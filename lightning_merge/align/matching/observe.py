@@ -172,7 +172,7 @@ class _Observer:
         return samples(value, site, every, self.seen % every)
 
     def probe(self, x: Tensor) -> None:
-        """Learn from a few inputs which values are overwritten or repeated, and their memory."""
+        """Find out by a few inputs which values are overwritten or repeated, and their memory."""
         passed: list[tuple[Port, Tensor, int, list[Tensor]]] = []
 
         def receive(port: Port, value: Tensor) -> None:

@@ -36,9 +36,7 @@ def tied_units(scores: Tensor, blocks: int = 1) -> list[Tensor]:
 
     size, width = len(scores), len(scores) // blocks
     scores = scores.detach().to("cpu", torch.float64)
-    taken = scores.diagonal()
-    loss = taken[:, None] + taken - scores - scores.T
-    one, other = (loss <= _EQUAL).triu(1).nonzero(as_tuple=True)
+    one, other = _exchangeable(scores).triu(1).nonzero(as_tuple=True)
     inside = one // width == other // width
     pairs = one[inside].numpy(), other[inside].numpy()
     if not len(pairs[0]):
@@ -47,6 +45,12 @@ def tied_units(scores: Tensor, blocks: int = 1) -> list[Tensor]:
     component = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
     counts = component.bincount()
     return [(component == c).nonzero()[:, 0] for c in (counts > 1).nonzero()[:, 0]]
+
+
+def _exchangeable(scores: Tensor) -> Tensor:
+    """Whether two units may change places without a loss, for each pair of them."""
+    taken = scores.diagonal()
+    return taken[:, None] + taken - scores - scores.T <= _EQUAL
 
 
 def break_ties(
@@ -86,11 +90,12 @@ def break_ties(
         across = _open_across(group, spec.groups, a.keys(), open_units)
         change = group.identity()
         for units in ties[group.name]:
+            alike = scores[group.name].cpu()[units][:, units]
             similar = _similarity(across, units, a, b)
-            p = assign(similar)[0]
-            gain = similar[torch.arange(len(p)), p].sum() - similar.trace()
-            taken = scores[group.name].cpu()[units][:, units]
-            loss = taken.trace() - taken[torch.arange(len(p)), p].sum()
+            similar[~_exchangeable(alike)] = -similar.abs().sum() - 1
+            p, best = assign(similar)
+            gain = best - similar.trace()
+            loss = alike.trace() - alike[torch.arange(len(p)), p].sum()
             if gain > 0 and loss <= _EQUAL * len(units):
                 change[units] = units[p]
         for place, source in to_sources([group], {group.name: change}).items():

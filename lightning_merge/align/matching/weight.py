@@ -23,7 +23,7 @@ class WeightMatching(Matching):
     The descent starts from the better of two points: b as it is, and b aligned once from
     the network's ends inwards, each group by those weights alone whose other axis is an
     input, an output or already aligned. Without it a residual stream that every layer
-    reads is held in its old order by layers that were fitted to that order.
+    reads stays in its old order because of layers that were fitted to that order.
     Biases and the scale and shift of norms count as weights; running statistics move along
     but do not count. Attention heads and the units inside them are solved together.
 

@@ -28,7 +28,7 @@ class Found:
         places: `(slot number, positions)` with positions `(size, repeat)`, flat within the
             slot's axes.
         wholes: Whether each row is a block that carries other units.
-        name: What the units are, where a rule said so.
+        name: What the units are, where a rule names them.
     """
 
     columns: Ids

@@ -6,7 +6,7 @@ from lightning_merge.errors import AlignmentError
 
 
 class Deadline:
-    """Raises once the time is up; nothing that asks it now and then can hang.
+    """Raises once the time is up; work that checks it regularly cannot hang.
 
     Args:
         seconds: How much time there is; None for as much as it takes.
@@ -17,10 +17,10 @@ class Deadline:
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def check(self, doing: str) -> None:
-        """Ask whether there is time left.
+        """Stop if the time is up.
 
         Raises:
-            AlignmentError: There is none.
+            AlignmentError: It is.
         """
         if self._end is not None and time.monotonic() > self._end:
             raise AlignmentError(

@@ -11,7 +11,7 @@ def inline_regions(module: fx.GraphModule) -> None:
     """Replace calls of regions by what the regions hold, so that rules meet operators only.
 
     The graph is changed in place; numbers are the same but for the precision that a region
-    of autocast asks for. Checks of precision are left out.
+    of autocast sets. Checks of precision are left out.
     """
     graph = module.graph
     while calls := [node for node in graph.nodes if _name(node) in _REGIONS]:

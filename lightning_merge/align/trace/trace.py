@@ -74,14 +74,14 @@ def walk(exported: Exported, deadline: Deadline) -> Trace:
 
 
 def _give_roles(units: Units, slots: list[Slot]) -> None:
-    """Read from what the rules said what each tensor does with its units."""
-    said = np.full(units.count, -1)
+    """Set the role of each slot, from what the rules stated of its units."""
+    stated = np.full(units.count, -1)
     roles: tuple[Role, ...] = get_args(Role)
     for ids, role in reversed(units.roles):
-        said[ids] = roles.index(role)
-    layers = {slot.tensor for slot in slots if (said[slot.ids] >= 0).any()}
+        stated[ids] = roles.index(role)
+    layers = {slot.tensor for slot in slots if (stated[slot.ids] >= 0).any()}
     for slot in slots:
-        found = said[slot.ids.ravel()]
+        found = stated[slot.ids.ravel()]
         found = found[found >= 0]
         if len(found):
             slot.role = roles[found[0]]

@@ -75,11 +75,11 @@ class Units:
             self._ties.append((left.ravel(), right.ravel()))
 
     def freeze(self, ids: Ids, reason: str, cause: Cause = Cause.LOST) -> None:
-        """Hold units in place, for a reason that a reader of `spec.frozen` believes."""
+        """Hold units in place, for a reason that `spec.frozen` reports."""
         self.frozen.append(Frozen(ids.ravel(), reason, cause))
 
     def piece(self, ids: Ids) -> None:
-        """Tell units that a slice has taken out from those that it has left behind."""
+        """Distinguish the units that a slice takes out from those that it leaves."""
         self.pieces.append(ids.ravel())
 
     def name(self, ids: Ids, name: str) -> None:
@@ -87,7 +87,7 @@ class Units:
         self.names.append((ids.ravel(), name))
 
     def role(self, ids: Ids, role: Role) -> None:
-        """Say what a weight does with these units; what was said first counts."""
+        """State what a weight does with these units; the first statement counts."""
         self.roles.append((ids.ravel(), role))
 
     def project(self, ids: Ids, keep: tuple[int, ...]) -> Ids:

@@ -37,7 +37,7 @@ def _recurrent(call: Call, gates: int) -> list[Layout]:
             weights, given = given[:each], given[each:]
             outputs.append(_cell(call, x, weights, gates))
         x = algebra.concatenate(call.units, outputs, 2, call.reason)
-    # Hardly any network reads the last states: nothing is said of them.
+    # Hardly any network reads the last states: they have no units.
     rest = [
         plain(shape, because="the last state of a recurrent layer") for shape in call.shapes[1:]
     ]

@@ -1,7 +1,7 @@
 """The table of rules, one for each ATen operator.
 
 A rule receives the operator's arguments by their names in its schema, with a `Layout` in
-place of each tensor, and returns the layout of the result (or a list of layouts). It says
+place of each tensor, and returns the layout of the result (or a list of layouts). It states
 four things at most: what is tied, what is held in place, what the result's axes are, and
 which units a weight makes and reads.
 """
@@ -35,9 +35,9 @@ class Call:
         return self.arguments.get(name)
 
     def role(self, weight: Layout | None, dim: int, role: Role) -> None:
-        """Say what a weight does with the units along one of its dimensions.
+        """State what a weight does with the units along one of its dimensions.
 
-        What no rule says anything of `scales` its units: it meets them entry by entry. A
+        A weight that no rule states anything about `scales` its units, entry by entry. A
         tensor that depends on the network's inputs is no weight, and stays what it is.
         """
         if weight is None or weight.is_data:
@@ -96,7 +96,7 @@ def dimension(layout: Layout, dim: int) -> int:
 def roles_of_factors(
     call: Call, factors: Sequence[Layout], indices: Sequence[str], output: str
 ) -> None:
-    """Say what the weights among the factors of an einsum do with their units.
+    """State what the weights among the factors of an einsum do with their units.
 
     What is summed over is read, and what other factors lack is made.
     """
