@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.align.taps import evaluation
 from lightning_merge.batches import inputs_of, to_device_of
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
+from lightning_merge.modes import evaluation
 from lightning_merge.progress import tracked
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

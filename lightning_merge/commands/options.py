@@ -11,9 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 # Imported so that their short names work as `class_path`.
-import lightning_merge.align.activation
-import lightning_merge.align.cca
-import lightning_merge.align.weight
+import lightning_merge.align
 import lightning_merge.callbacks
 import lightning_merge.data
 import lightning_merge.modules

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_merge.aggregate import interpolate
-from lightning_merge.align.cca import Observation, choose
+from lightning_merge.align.matching.cca import Observation, choose
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError

@@ -23,7 +23,7 @@ from lightning_merge.study.barrier import (
 from lightning_merge.study.lines import lines_of
 from lightning_merge.study.recipe import Recipe
 
-CCA = "lightning_merge.align.cca.CCAMatching"
+CCA = "lightning_merge.align.CCAMatching"
 
 
 def recipe(align=None, recalibrate=None, aggregate="Average"):
