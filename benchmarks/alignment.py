@@ -21,10 +21,10 @@ import torch
 from benchmarks import matching, memory
 from benchmarks.ratio import Ratio, measure, seconds
 from lightning_merge import PermutationSpec, WeightMatching
-from lightning_merge.align import spec as specs
-from lightning_merge.align.assignment import assign_blocks
-from lightning_merge.align.trace import export
-from lightning_merge.align.weight import moved_parameters, rows
+from lightning_merge.align.matching.assignment import assign_blocks
+from lightning_merge.align.matching.weight_similarity import moved_parameters, rows
+from lightning_merge.align.spec import spec as specs
+from lightning_merge.align.trace.exported import export
 
 _PEER_LIMIT = 300
 

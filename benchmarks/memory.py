@@ -59,13 +59,9 @@ def _measure(what: str, name: str, pixels: int, file: str) -> dict[str, float]:
     import timm
 
     from lightning_merge import WeightMatching
-    from lightning_merge.align.activation import (
-        ActivationMatching,
-        assign_groups,
-        observe,
-        summed_correlation,
-    )
-    from lightning_merge.align.assignment import assign
+    from lightning_merge.align.matching.activation import ActivationMatching, assign_groups
+    from lightning_merge.align.matching.assignment import assign
+    from lightning_merge.align.matching.observe import observe, summed_correlation
 
     spec: Any = torch.load(file, weights_only=False)
     assign(torch.randn(8, 8).double() @ torch.randn(8, 8).double())
@@ -84,7 +80,7 @@ def _measure(what: str, name: str, pixels: int, file: str) -> dict[str, float]:
         batch = torch.randn(_EXAMPLES, 3, pixels, pixels)
         moments = observe(spec, a, b, [batch], cost=ActivationMatching().cost)
         scores = {n: summed_correlation(n, listed) for n, listed in moments.items()}
-        assign_groups(spec, scores)
+        assign_groups(spec, scores, a.state_dict(), b.state_dict())
         entries += sum(m.product.numel() for listed in moments.values() for m in listed)
     networks = sum(t.nbytes for model in (a, b) for t in model.state_dict().values())
     return {

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from benchmarks.spec_census import census
 from benchmarks.spec_report import report, summary
-from lightning_merge.align import PermutationSpec, derive, spec
+from lightning_merge.align import PermutationSpec
+from lightning_merge.align.spec import derive, spec
 from lightning_merge.progress import tracked
 from lightning_merge.provenance import provenance
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -24,3 +25,16 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
         # A module that was replaced meanwhile has no mode to go back to.
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def gradient_free(*models: nn.Module) -> Iterator[None]:
+    """The same, without gradients and without inference mode meanwhile.
+
+    Only ordinary tensors tell whether they were changed, which hooks rely on.
+
+    Args:
+        models: The networks.
+    """
+    with evaluation(*models), torch.inference_mode(False), torch.no_grad():
+        yield

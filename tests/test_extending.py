@@ -11,7 +11,7 @@ import torch
 from tiny_contexts import Points, trained
 
 from lightning_merge import PermutationSpec, compare
-from lightning_merge.align.matching import matchings
+from lightning_merge.align import matchings
 from lightning_merge.cli import main
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.plots.figure import figures

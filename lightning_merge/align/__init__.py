@@ -1,37 +1,24 @@
-"""Alignment: bring the hidden units of one trained network into the order of another's."""
+"""Alignment: bring the hidden units of one trained network into the order of another's.
 
-from typing import TYPE_CHECKING, Any
+Three rooms, each on top of the one before: `trace` follows an exported network and learns
+which units lie where, `spec` makes verified groups of them, `matching` finds which units of
+two networks correspond.
+"""
 
-if TYPE_CHECKING:
-    from lightning_merge.align.activation import ActivationMatching
-    from lightning_merge.align.cca import CCAMatching
-    from lightning_merge.align.group import Group, Member
-    from lightning_merge.align.many import (
-        CycleConsistentMatching,
-        MergeMany,
-        agreement,
-        all_to_one,
-    )
-    from lightning_merge.align.matching import Matching
-    from lightning_merge.align.spec import PermutationSpec
-    from lightning_merge.align.weight import WeightMatching
-
-_HOMES = {
-    "ActivationMatching": "activation",
-    "CCAMatching": "cca",
-    "CycleConsistentMatching": "many",
-    "Group": "group",
-    "Matching": "matching",
-    "Member": "group",
-    "MergeMany": "many",
-    "PermutationSpec": "spec",
-    "WeightMatching": "weight",
-    "agreement": "many",
-    "all_to_one": "many",
-}
+from lightning_merge.align.matching.activation import ActivationMatching
+from lightning_merge.align.matching.agreement import agreement
+from lightning_merge.align.matching.all_to_one import all_to_one
+from lightning_merge.align.matching.cca import CCAMatching
+from lightning_merge.align.matching.cycle_consistent import CycleConsistentMatching
+from lightning_merge.align.matching.matching import Aligned, Matching, matchings
+from lightning_merge.align.matching.merge_many import MergeMany
+from lightning_merge.align.matching.weight import WeightMatching
+from lightning_merge.align.spec.spec import PermutationSpec
+from lightning_merge.align.spec.unit_group import Group, Member
 
 __all__ = [
     "ActivationMatching",
+    "Aligned",
     "CCAMatching",
     "CycleConsistentMatching",
     "Group",
@@ -42,13 +29,5 @@ __all__ = [
     "WeightMatching",
     "agreement",
     "all_to_one",
+    "matchings",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name on first use, so that importing the package stays quick."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from lightning_merge.commands import options
 
 KINDS = {
     "aggregates": "lightning_merge.recipe.aggregate",
-    "matchings": "lightning_merge.align.matching",
+    "matchings": "lightning_merge.align",
     "recalibrations": "lightning_merge.recipe.recalibration",
     "selections": "lightning_merge.recipe.selection",
     "figures": "lightning_merge.plots.figure",

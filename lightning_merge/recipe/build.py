@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lightning_merge.align.matching import matchings
+from lightning_merge.align import matchings
 from lightning_merge.callbacks.fit_progress import FitProgress
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import aggregates

@@ -7,8 +7,8 @@ from networks import Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec
-from lightning_merge.align.canonical import transform
-from lightning_merge.align.cca import choose
+from lightning_merge.align.matching.cca import choose
+from lightning_merge.align.matching.cca_map import cca_map
 from lightning_merge.errors import AlignmentError
 
 
@@ -64,7 +64,7 @@ def observed(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def test_the_map_has_its_inverse_and_gives_b_the_covariance_of_a() -> None:
     a, b = observed(torch.Generator().manual_seed(1))
-    T = transform(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=0)
+    T = cca_map(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=0)
     torch.testing.assert_close(T.forward @ T.inverse, torch.eye(6, dtype=torch.float64))
     new = b @ T.forward
     torch.testing.assert_close(new.T @ new, a.T @ a)
@@ -78,7 +78,7 @@ def test_a_large_gamma_leaves_the_procrustes_rotation() -> None:
     from scipy.linalg import orthogonal_procrustes
 
     a, b = observed(torch.Generator().manual_seed(2))
-    T = transform(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=1e7)
+    T = cca_map(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=1e7)
     rotation, _ = orthogonal_procrustes(b.numpy(), a.numpy())
     scale = (a.square().sum() / b.square().sum()).sqrt()
     torch.testing.assert_close(
@@ -229,7 +229,7 @@ def test_gamma_is_the_candidate_that_scores_best() -> None:
             yield batch
 
     matching = CCAMatching(candidates=[0.01, 0.5, 0.05])
-    state = matching.align(spec, a, b, once(), evaluate=closeness)
+    state = matching.align(spec, a, b, once(), score=closeness)
     assert torch.equal(state["conv1.weight"], planted)
     assert len(read) == len(batches)
     # Choosing leaves the matching as it was: it is used for other pairs too.
@@ -255,10 +255,7 @@ def test_ties_go_to_the_larger_ridge_and_nan_never_wins(scores, best) -> None:
     assert list(found) == list(scores)
 
 
-def test_without_a_gamma_there_must_be_something_to_choose_by() -> None:
-    spec, a, b, _ = observed_pair()
-    with pytest.raises(AlignmentError, match="give gamma, or `evaluate`"):
-        CCAMatching().align(spec, a, b, iter(()))
+def test_candidates_must_be_ridges() -> None:
     with pytest.raises(AlignmentError, match="no candidates"):
         CCAMatching(candidates=[])
     with pytest.raises(AlignmentError, match="gamma is -1"):

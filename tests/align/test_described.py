@@ -9,7 +9,7 @@ from networks import Attention, Flattened, Grouped, Perceptron, ResNet20, Sortin
 from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec, WeightMatching
-from lightning_merge.align.described import Entry
+from lightning_merge.align.spec.listed_groups import Entry
 from lightning_merge.errors import AlignmentError
 
 Description = dict[str, list[Entry]]

@@ -15,11 +15,10 @@ from lightning_merge.align import (
     WeightMatching,
     agreement,
     all_to_one,
-    many,
-    mixing,
 )
-from lightning_merge.align.mixing import is_interlocked, mix
-from lightning_merge.align.weight import moved_parameters
+from lightning_merge.align.matching import cycle_consistent, soft_permutation
+from lightning_merge.align.matching.soft_permutation import is_interlocked, mix
+from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.errors import AlignmentError
 
 CASES = {
@@ -177,7 +176,7 @@ def value(
 @pytest.mark.parametrize("case", CASES)
 def test_slopes_are_those_of_finite_differences(case: str) -> None:
     spec, weights, soft, _ = between(case)
-    found, slopes = many._slopes(spec.groups, weights, soft)
+    found, slopes = cycle_consistent._slopes(spec.groups, weights, soft)
     assert found == pytest.approx(value(spec, weights, soft), rel=1e-9)
     generator = torch.Generator().manual_seed(5)
     for group in spec.groups:
@@ -195,13 +194,13 @@ def test_slopes_are_those_of_finite_differences(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_is_the_best_of_all(case: str) -> None:
     spec, weights, soft, corners = between(case)
-    step, rise = many._best_step(spec.groups, weights, soft, corners)
-    assert many._best_step(spec.groups, weights, corners, soft)[1] >= 0
+    step, rise = cycle_consistent._best_step(spec.groups, weights, soft, corners)
+    assert cycle_consistent._best_step(spec.groups, weights, corners, soft)[1] >= 0
 
     def at(t: float) -> float:
-        return value(
-            spec, weights, [many._between(a, b, t) for a, b in zip(soft, corners, strict=True)]
-        )
+        between = cycle_consistent._between
+        pairs = zip(soft, corners, strict=True)
+        return value(spec, weights, [between(a, b, t) for a, b in pairs])
 
     scan = [at(t / 20) for t in range(21)]
     assert at(step) == pytest.approx(at(0.0) + rise, rel=1e-9)
@@ -212,7 +211,7 @@ def test_sparse_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     spec, weights, soft, _ = between("resnet20")
     results = []
     for limit in (0, 10**9):  # always sparse, never
-        monkeypatch.setattr(mixing, "_SPARSE", limit)
-        results.append(many._slopes(spec.groups, weights, soft)[1][2])
+        monkeypatch.setattr(soft_permutation, "_SPARSE", limit)
+        results.append(cycle_consistent._slopes(spec.groups, weights, soft)[1][2])
     for name, slope in results[0].items():
         torch.testing.assert_close(slope, results[1][name], rtol=1e-12, atol=1e-12)

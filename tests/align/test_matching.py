@@ -8,10 +8,12 @@ import torch
 from networks import Attention, Grouped, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
-from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching, activation
-from lightning_merge.align.activation import observe
-from lightning_merge.align.moments import Moments
-from lightning_merge.align.weight import _Descent, objective
+from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
+from lightning_merge.align.matching import observe as observing
+from lightning_merge.align.matching.moments import Moments
+from lightning_merge.align.matching.observe import observe
+from lightning_merge.align.matching.weight_descent import Descent
+from lightning_merge.align.matching.weight_similarity import objective
 from lightning_merge.errors import AlignmentError
 
 CASES = {
@@ -196,7 +198,7 @@ def test_weight_matching_leaves_no_exchange_of_two_units_that_would_help(case: s
 def test_scores_that_follow_their_neighbours_are_those_of_the_weights() -> None:
     spec = PermutationSpec.from_model(ResNet20(), torch.zeros(2, 3, 16, 16))
     a, b = (randomised(ResNet20(), seed).state_dict() for seed in (1, 2))
-    descent = _Descent(spec, a, b)
+    descent = Descent(spec, a, b)
     descent.run(torch.Generator().manual_seed(0), progress=False)
     assert len(descent.kept) == len(spec.groups)
     for number, kept in descent.kept.items():
@@ -210,11 +212,11 @@ def test_batches_that_take_too_much_memory_are_divided(monkeypatch: pytest.Monke
     a, b = randomised(ResNet20(), 1), randomised(ResNet20(), 2)
     x = torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     spec = PermutationSpec.from_model(a, x)
-    whole = activation.correlations(spec, a, b, [x])
-    monkeypatch.setattr(activation, "_ROOM", (0, 0))
+    whole = observing.correlations(spec, a, b, [x])
+    monkeypatch.setattr(observing, "_ROOM", (0, 0))
     sizes: list[int] = []
     b.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
-    parts = activation.correlations(spec, a, b, [x])
+    parts = observing.correlations(spec, a, b, [x])
     assert len(sizes) > 1
     assert sum(sizes) == len(x)
     for name, expected in whole.items():
@@ -263,7 +265,7 @@ def test_queries_and_keys_are_correlated_each_with_their_like() -> None:
     tapped: list[Tensor] = []
     for model in (a, b):
         model.blocks[0].attn.qkv.register_forward_hook(lambda _m, _i, o: tapped.append(o.detach()))
-    found = activation.correlations(spec, a, b, [x])
+    found = observing.correlations(spec, a, b, [x])
     values = [t.double().reshape(-1, t.shape[-1]) for t in tapped[-2:]]
     expected = sum(
         torch.corrcoef(torch.cat([v[:, first : first + 192] for v in values], 1).T)[:192, 192:]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import lightning_merge.networks  # noqa: F401 - registers the CIFAR networks with timm
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
-from lightning_merge.align import weight as weight_matching
-from lightning_merge.align.group import Permutation
-from lightning_merge.align.weight import objective
+from lightning_merge.align.matching import weight_descent
+from lightning_merge.align.matching.weight_similarity import objective
+from lightning_merge.align.spec.index_maps import Permutation
 
 State = dict[str, Tensor]
 create = partial(timm.create_model, num_classes=5)
@@ -196,7 +196,7 @@ def test_no_single_group_can_be_improved_where_the_descent_stops() -> None:
 
 def test_every_step_raises_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     values: list[float] = []
-    step = weight_matching._Descent.step
+    step = weight_descent.Descent.step
 
     def watched(self, *arguments):  # type: ignore[no-untyped-def]
         moved = step(self, *arguments)
@@ -204,7 +204,7 @@ def test_every_step_raises_the_objective(monkeypatch: pytest.MonkeyPatch) -> Non
             values.append(self.value())
         return moved
 
-    monkeypatch.setattr(weight_matching._Descent, "step", watched)
+    monkeypatch.setattr(weight_descent.Descent, "step", watched)
     spec, a, b = two(partial(create, "resnet20_cifar"), torch.zeros(2, 3, 32, 32), 0)
     found = WeightMatching().match(spec, a, b)
     assert len(values) > 5

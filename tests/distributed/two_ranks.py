@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_merge.align import ActivationMatching, PermutationSpec
-from lightning_merge.align.activation import correlations
-from lightning_merge.align.moments import Moments
+from lightning_merge.align.matching.moments import Moments
+from lightning_merge.align.matching.observe import correlations
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.distributed import Share, gather_over_ranks, ranks
 from lightning_merge.modules import MergeModule
@@ -124,9 +124,9 @@ def alphas(devices):
 class Watched(ActivationMatching):
     """Notes how large the batches are that it is given."""
 
-    def align(self, spec, model_a, model_b, batches, progress=False):
+    def align(self, spec, model_a, model_b, batches, **options):
         self.sizes = [len(batch[0]) for batch in batches]
-        return super().align(spec, model_a, model_b, batches, progress)
+        return super().align(spec, model_a, model_b, batches, **options)
 
 
 def aligned(devices, chosen=slice(None)):

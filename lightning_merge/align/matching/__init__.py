@@ -1,0 +1,1 @@
+"""Ways to find which units of two networks correspond."""

@@ -1,0 +1,74 @@
+"""The linear map between two sets of units by regularised canonical correlation analysis.
+
+Source: Horoi et al. 2024, "Harmony in Diversity: Merging Neural Networks with Canonical
+Correlation Analysis".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Directions in which units vary less than this share of their mean variance are noise.
+_RANK = 1e-12
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A linear map of units and its inverse, `(n, n)` each, float64.
+
+    Observations `y` of b's units, as rows, become `y @ forward`.
+    """
+
+    forward: Tensor
+    inverse: Tensor
+
+
+def cca_map(s_aa: Tensor, s_ab: Tensor, s_bb: Tensor, gamma: float) -> LinearMap:
+    """The regularised CCA map of b's units onto a's.
+
+    With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
+    `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
+    ill-conditioned. Units of which none varies, in either network, are left as they are.
+
+    Args:
+        s_aa: Covariance of a's units, `(n, n)`.
+        s_ab: Covariance of a's units with b's, `(n, n)`.
+        s_bb: Covariance of b's units, `(n, n)`.
+        gamma: Ridge, relative to the mean variance.
+    """
+    return Spectra(s_aa, s_ab, s_bb).linear_map(gamma)
+
+
+class Spectra:
+    """Covariances of two sets of units, decomposed once for every gamma.
+
+    The arguments are those of `cca_map`.
+    """
+
+    def __init__(self, s_aa: Tensor, s_ab: Tensor, s_bb: Tensor) -> None:
+        self.varies = bool(s_aa.diagonal().sum() > 0 and s_bb.diagonal().sum() > 0)
+        self.s_ab = s_ab.double()
+        if self.varies:
+            # Rounding leaves a covariance not quite symmetric.
+            self.a, self.b = (torch.linalg.eigh((s + s.T).double() / 2) for s in (s_aa, s_bb))
+
+    def linear_map(self, gamma: float) -> LinearMap:
+        """The map for one ridge."""
+        if not self.varies:
+            one = torch.eye(len(self.s_ab), dtype=torch.float64, device=self.s_ab.device)
+            return LinearMap(one, one.clone())
+        (root_a, whiten_a), (root_b, whiten_b) = _roots(self.a, gamma), _roots(self.b, gamma)
+        u, _, vt = torch.linalg.svd(whiten_a @ self.s_ab @ whiten_b)
+        rotation = vt.T @ u.T
+        return LinearMap(whiten_b @ rotation @ root_a, whiten_a @ rotation.T @ root_b)
+
+
+def _roots(spectrum: tuple[Tensor, Tensor], gamma: float) -> tuple[Tensor, Tensor]:
+    """The square root of a regularised covariance, and the inverse of it, `(n, n)` each."""
+    values, vectors = spectrum
+    mean = values.mean()
+    # Rounding leaves eigenvalues below zero; a floor keeps the map invertible.
+    values = (values + gamma * mean).clamp_min(_RANK * mean)
+    root = values.sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

@@ -1,0 +1,75 @@
+"""Units that all heads of an attention share, as those of a norm of queries and keys.
+
+One permutation moves them in every head, while the heads move as wholes: which head of b a
+head of a is to be compared with is known only when the heads are matched. Until then every
+pair of heads is compared.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_merge.align.matching.activation_hooks import Site
+from lightning_merge.align.spec.unit_group import Group, Member
+
+
+def carrier(groups: Iterable[Group], group: Group) -> Group | None:
+    """The heads that share a group's units; None where no heads, or one head only, hold them."""
+    if group.blocks > 1:
+        return None
+    places = {member.place: member for member in group.members if member.repeat > 1}
+    for other in groups:
+        if not other.level:
+            continue
+        for member in other.members:
+            held = places.get(member.place)
+            if held is not None and _columns(held, member) is not None:
+                return other
+    return None
+
+
+def by_head(site: Site, heads: Group) -> list[Site]:
+    """A site's units once for each head, `heads * size` of them: all of the first head's first.
+
+    A projection to queries and keys at once holds each head's units twice: two sites.
+    """
+    for member in heads.members:
+        if member.tensor == f"{site.module}.weight" and member.axes[0] == 0:
+            held = Member(member.tensor, member.axes, site.index, member.shape)
+            columns = _columns(held, member)
+            if columns is not None:
+                flat = site.index.T[columns].movedim(1, 0).reshape(columns.shape[1], -1, 1)
+                return [replace(site, index=index) for index in flat]
+    return []
+
+
+def of_matched_heads(scores: Tensor, heads: Tensor) -> Tensor:
+    """The scores of shared units, summed over matched heads.
+
+    Args:
+        scores: `(heads * size, heads * size)`, as at a site of `by_head`.
+        heads: Which head of b each head of a is matched with.
+
+    Returns:
+        `(size, size)`.
+    """
+    count = len(heads)
+    grid = scores.reshape(count, len(scores) // count, count, -1)
+    return torch.stack([grid[a, :, int(b)] for a, b in enumerate(heads)]).sum(0)
+
+
+def _columns(held: Member, heads: Member) -> Tensor | None:
+    """For each head the columns of `held.index` in it, `(heads, k)`; None if they do not fit."""
+    head_of = torch.full((heads.length,), -1)
+    head_of[heads.index] = torch.arange(len(heads.index))[:, None]
+    found = head_of[held.index]
+    if (found < 0).any() or (found != found[:1]).any():
+        return None
+    order = found[0].argsort(stable=True)
+    count = len(heads.index)
+    even = torch.arange(count).repeat_interleave(len(order) // count)
+    if len(order) % count or not torch.equal(found[0][order], even):
+        return None
+    return order.reshape(count, -1)

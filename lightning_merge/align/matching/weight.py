@@ -1,0 +1,76 @@
+"""Weight matching: units with the same weights belong together, no data needed.
+
+Source: Ainsworth et al. 2023, "Git Re-Basin", section 3.2.
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
+from lightning_merge.align.matching.weight_descent import Descent
+from lightning_merge.align.spec.index_maps import Permutation
+from lightning_merge.align.spec.spec import Network, PermutationSpec
+
+
+@matchings.register(paper="Ainsworth et al. 2023, Git Re-Basin")
+class WeightMatching(Matching):
+    """Maximise the inner product of a's parameters with b's permuted ones.
+
+    Coordinate descent: one group after another, in random order, is solved exactly while
+    the others stay, until no group changes. Every step raises the objective, so it ends.
+    The descent starts from the better of two points: b as it is, and b aligned once from
+    the network's ends inwards, each group by those weights alone whose other axis is an
+    input, an output or already aligned. Without it a residual stream that every layer
+    reads stays in its old order because of layers that were fitted to that order.
+    Biases and the scale and shift of norms count as weights; running statistics move along
+    but do not count. Attention heads and the units inside them are solved together.
+
+    Args:
+        seed: Of the order in which groups are visited.
+    """
+
+    needs_data: ClassVar[bool] = False
+    label: ClassVar[str] = "Weight matching"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        a: Network,
+        b: Network,
+        progress: bool = False,
+    ) -> Permutation:
+        """The permutation of b that brings its parameters closest to those of a.
+
+        Args:
+            spec: The spec of their architecture.
+            a: The network that stays as it is, or its state dict.
+            b: The network whose permutation is sought, or its state dict.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            AlignmentError: A network does not belong to the spec.
+        """
+        state_a, state_b = spec.state_of(a), spec.state_of(b)
+        if nothing_to_align(spec):
+            return spec.identity()
+        generator = torch.Generator().manual_seed(self.seed)
+        return Descent(spec, state_a, state_b).run(generator, progress)
+
+    def align(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],  # noqa: ARG002 - weights say it all
+        *,
+        score: Score | None = None,  # noqa: ARG002 - there is nothing to choose
+        progress: bool = False,
+    ) -> dict[str, Tensor]:
+        """The state dict of b, its units in the order of a's; `batches` is not read."""
+        return spec.apply(model_b.state_dict(), self.match(spec, model_a, model_b, progress))

@@ -1,0 +1,58 @@
+"""How alike the weights of units are: inner products of all that belongs to them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_merge.align.spec.spec import PermutationSpec
+from lightning_merge.align.spec.unit_group import Member
+
+# How many numbers are converted to float64 at a time.
+_BLOCK = 2**21
+
+
+def moved_parameters(spec: PermutationSpec) -> list[str]:
+    """The names of the parameters that some group moves, in order."""
+    names = dict.fromkeys(m.tensor for g in spec.groups for m in g.members)
+    return [name for name in names if name not in spec.buffers]
+
+
+def objective(
+    spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
+) -> float:
+    """The inner product of all parameters that some group moves, in float64."""
+    names = moved_parameters(spec)
+    return sum(inner(state_a[n].detach(), state_b[n].detach()) for n in names)
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors in float64."""
+    parts = zip(a.reshape(-1).split(_BLOCK), b.reshape(-1).split(_BLOCK), strict=True)
+    return sum(float(torch.dot(one.double(), two.to(one.device).double())) for one, two in parts)
+
+
+def rows(tensor: Tensor, member: Member, index: Tensor) -> Tensor:
+    """Everything that belongs to each unit of a member, `(size, all)`."""
+    view = tensor.reshape(member.shape).movedim(member.axes, tuple(range(len(member.axes))))
+    flat = view.reshape(member.length, -1)
+    size = index.shape[0]
+    if index.shape[1] == 1 and size == len(flat) and torch.equal(index[:, 0], torch.arange(size)):
+        return flat
+    return flat[index.reshape(-1).to(flat.device)].reshape(size, -1)
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor, minus: Tensor | None = None) -> None:
+    """Adds `left @ (right - minus).T` to float64 scores, skipping columns without a difference."""
+    width = max(1, _BLOCK // max(1, len(left)))
+    for start in range(0, left.shape[1], width):
+        part = slice(start, start + width)
+        one, two = left[:, part], right[:, part].double()
+        if minus is not None:
+            two -= minus[:, part]
+            changed = two.any(0)
+            one, two = one[:, changed], two[:, changed]
+        if total.device == two.device:
+            total.addmm_(one.double(), two.T)
+        else:
+            total += (one.double() @ two.T).to(total.device)

@@ -1,0 +1,1 @@
+"""Follow an exported network and learn which units lie along which axis of which tensor."""

@@ -1,0 +1,140 @@
+"""Units: the indices that a permutation moves, what ties them and what holds them in place.
+
+Every index of every parameter and buffer axis starts as a unit of its own. Walking
+through the network *ties* units that must move together, *freezes* units that must not
+move, and *blocks* units that may move only together with their neighbours (the rows of
+one attention head). All three only ever add facts, so the order of the walk is free.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Role = Literal["makes", "reads", "scales"]
+
+
+class Cause(Enum):
+    """What kind of thing holds a unit in place; only LOST says something about this engine."""
+
+    LOST = "lost"  # nobody knows how to move it
+    POSITION = "position"  # it indexes pixels, tokens or the network's own inputs
+    GATHERED = "gathered"  # it is looked up by its position, as in a table
+    KERNEL = "kernel"  # it indexes the window of a convolution
+    OUTPUT = "output"  # it is an output of the network
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Units that are held in place, and why."""
+
+    ids: Ids
+    reason: str
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A partition that permutations must respect: row `h` of `children` is block `parents[h]`.
+
+    Attributes:
+        children: Units, `(blocks, width)`.
+        parents: The unit that stands for each block as a whole, `(blocks,)`.
+    """
+
+    children: Ids
+    parents: Ids
+
+
+class Units:
+    """A growing set of units with the facts that have been learned about them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.frozen: list[Frozen] = []
+        self.blocks: list[Blocks] = []
+        self.pieces: list[Ids] = []
+        self.names: list[tuple[Ids, str]] = []
+        self.roles: list[tuple[Ids, Role]] = []
+        self._ties: list[tuple[Ids, Ids]] = []
+        self._projections: dict[tuple[tuple[int, ...], bytes, tuple[int, ...]], Ids] = {}
+
+    def fresh(self, shape: tuple[int, ...]) -> Ids:
+        """New units, one for each entry of an array of this shape."""
+        size = int(np.prod(shape))
+        ids = np.arange(self.count, self.count + size, dtype=np.int64).reshape(shape)
+        self.count += size
+        return ids
+
+    def tie(self, left: Ids, right: Ids) -> None:
+        """Make two arrays of units, equal in shape, move together entry by entry."""
+        if left is not right:
+            self._ties.append((left.ravel(), right.ravel()))
+
+    def freeze(self, ids: Ids, reason: str, cause: Cause = Cause.LOST) -> None:
+        """Hold units in place, for a reason that `spec.frozen` reports."""
+        self.frozen.append(Frozen(ids.ravel(), reason, cause))
+
+    def piece(self, ids: Ids) -> None:
+        """Distinguish the units that a slice takes out from those that it leaves."""
+        self.pieces.append(ids.ravel())
+
+    def name(self, ids: Ids, name: str) -> None:
+        """Remember what these units are, as `heads`; groups are named by it."""
+        self.names.append((ids.ravel(), name))
+
+    def role(self, ids: Ids, role: Role) -> None:
+        """State what a weight does with these units; the first statement counts."""
+        self.roles.append((ids.ravel(), role))
+
+    def project(self, ids: Ids, keep: tuple[int, ...]) -> Ids:
+        """Units that stand for whole slices of an array of units.
+
+        A sum over an axis of `(heads, width)` does not care which unit of a head is
+        where, as long as heads stay heads: its result is indexed by heads as wholes.
+        Projecting records that permutations must keep every head together.
+
+        Args:
+            ids: Units, any shape.
+            keep: The axes that remain, in the order of the result.
+
+        Returns:
+            Units of shape `[ids.shape[axis] for axis in keep]`.
+        """
+        if keep == tuple(range(ids.ndim)):
+            return ids
+        key = (ids.shape, ids.tobytes(), keep)
+        if key not in self._projections:
+            rest = tuple(axis for axis in range(ids.ndim) if axis not in keep)
+            shape = tuple(ids.shape[axis] for axis in keep)
+            children = np.ascontiguousarray(ids.transpose(keep + rest))
+            children = children.reshape(int(np.prod(shape)), -1)
+            if children.shape[1] == 1:
+                parents = children[:, 0]
+            else:
+                parents = self.fresh((len(children),))
+                self.blocks.append(Blocks(children, parents))
+            self._projections[key] = parents.reshape(shape)
+        return self._projections[key]
+
+    def roots(self) -> Ids:
+        """The representative of each unit, `(count,)`, in one sweep over all ties."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        if not self._ties:
+            return np.arange(self.count, dtype=np.int64)
+        left = np.concatenate([a for a, _ in self._ties])
+        right = np.concatenate([b for _, b in self._ties])
+        graph = coo_matrix(
+            (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count)
+        )
+        component = connected_components(graph, directed=False)[1].astype(np.int64)
+        # The smallest member represents its component, so that the order of the network's
+        # tensors decides the order of the groups.
+        first = np.full(int(component.max()) + 1, self.count, dtype=np.int64)
+        np.minimum.at(first, component, np.arange(self.count, dtype=np.int64))
+        return first[component]
