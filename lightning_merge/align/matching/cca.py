@@ -43,7 +43,6 @@ DEFAULT_GAMMA = 0.1
 """The gamma that is taken where none is given and there is no score to choose by."""
 
 
-@matchings.register()
 @matchings.register(
     paper="Horoi et al. 2024, Harmony in Diversity", needs="unlabelled training images"
 )
@@ -144,24 +143,6 @@ class CCAMatching(Matching):
         gamma, scores = choose(observed, self.candidates, score, progress)
         listed = {f"{candidate:g}": value for candidate, value in scores.items()}
         return Aligned(observed.state_for(gamma), {"gamma": gamma, "scores": listed})
-
-    label = "CCA"  # type: ignore[assignment]
-
-    @property
-    def chooses(self) -> bool:  # type: ignore[override]
-        """Whether gamma is to be chosen."""
-        return self.gamma is None
-
-    def aligned(self, spec, a, b, batches, *, score=None, progress=False):  # type: ignore
-        """As align."""
-        from lightning_merge.align.matching import Aligned
-
-        observed = self.observe(spec, a, b, batches, progress)
-        if self.gamma is not None:
-            return Aligned(observed.state_for(self.gamma))
-        gamma, scores = choose(observed, self.candidates, score, progress)
-        named = {f"{candidate:g}": value for candidate, value in scores.items()}
-        return Aligned(observed.state_for(gamma), {"gamma": gamma, "scores": named})
 
     def observe(
         self,
