@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.average import average
-from lightning_merge.aggregate.task_vectors import is_running_statistic
+from lightning_merge.aggregate.averaging import average
+from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_merge.aggregate.average import average
+from lightning_merge.aggregate.averaging import average
 from lightning_merge.batches import inputs_of, to_device_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError

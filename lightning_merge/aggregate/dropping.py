@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.task_vectors import check_vectors, is_running_statistic
+from lightning_merge.aggregate.vector_arithmetic import check_vectors, is_running_statistic
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 

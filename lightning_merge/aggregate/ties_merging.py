@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.magnitude import smallest_kept_magnitude
-from lightning_merge.aggregate.task_vectors import (
+from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_start,
     check_vectors,
@@ -17,6 +16,7 @@ from lightning_merge.aggregate.task_vectors import (
     stepped,
     summed,
 )
+from lightning_merge.aggregate.weight_magnitude import smallest_kept_magnitude
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 
