@@ -98,7 +98,7 @@ def widened(raw: Raw, code: str) -> NDArray[np.generic]:
     return _eight_bits(code)[raw]
 
 
-def narrowed(values: Wide, code: str) -> Raw:
+def narrowed(values: Wide, code: str, scratch: NDArray[np.float32] | None = None) -> Raw:
     """Rounds float64 to the nearest number of a type, once; of two as near, to the even one.
 
     A number beyond the type's range becomes infinite, or NaN where there is no infinity.
@@ -106,6 +106,7 @@ def narrowed(values: Wide, code: str) -> Raw:
     Args:
         values: Numbers of shape `(n,)`.
         code: A real floating-point type.
+        scratch: Where float32 may be written to; new memory if not given.
 
     Returns:
         Their bytes.
@@ -113,7 +114,9 @@ def narrowed(values: Wide, code: str) -> Raw:
     if code == "F64":
         return values.view(np.uint8)
     if code == "F32":
-        return values.astype(np.float32).view(np.uint8)
+        single = np.empty(len(values), np.float32) if scratch is None else scratch[: len(values)]
+        np.copyto(single, values, casting="same_kind")
+        return single.view(np.uint8)
     if code == "F16":
         return values.astype(np.float16).view(np.uint8)
     if code == "BF16":

@@ -146,23 +146,26 @@ def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:
     Args:
         where: What to call the tensor.
         value: The tensor.
-        others: The same tensor of every ingredient.
+        others: The same tensor of every ingredient; none if infinity has no place in it.
 
     Raises:
         NonFiniteError: If it does.
     """
-    if _is_finite(value):
+    if is_finite(value):
         return
     wide = value.to(torch.complex128 if value.is_complex() else torch.float64)
     odd = ~torch.isfinite(wide)
-    same = not bool(torch.isnan(wide).any()) and all(
-        torch.equal(wide[odd], other.to(wide)[odd]) for other in others
+    same = (
+        bool(others)
+        and not bool(torch.isnan(wide).any())
+        and all(torch.equal(wide[odd], other.to(wide)[odd]) for other in others)
     )
     if not same:
         raise NonFiniteError(f"{where} holds NaN or infinity; leave this checkpoint out")
 
 
-def _is_finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; integers never do."""
     if not (value.is_floating_point() or value.is_complex()) or value.numel() == 0:
         return True
     value = value.detach()

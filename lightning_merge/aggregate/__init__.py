@@ -26,12 +26,11 @@ if TYPE_CHECKING:
     from lightning_merge.aggregate.stock import model_stock
     from lightning_merge.aggregate.ties_merging import ties, ties_vector
     from lightning_merge.aggregate.vector_arithmetic import (
-        LazyTaskVector,
         MergedVector,
         sum_vectors,
         task_arithmetic,
-        task_vector,
     )
+    from lightning_merge.aggregate.vector_difference import LazyTaskVector, task_vector
 
 _HOMES = {
     "averaging": ("average", "interpolate"),
@@ -44,13 +43,8 @@ _HOMES = {
     "regression_mean": ("gram_matrices", "regmean"),
     "stock": ("model_stock",),
     "ties_merging": ("ties", "ties_vector"),
-    "vector_arithmetic": (
-        "LazyTaskVector",
-        "MergedVector",
-        "sum_vectors",
-        "task_arithmetic",
-        "task_vector",
-    ),
+    "vector_arithmetic": ("MergedVector", "sum_vectors", "task_arithmetic"),
+    "vector_difference": ("LazyTaskVector", "task_vector"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -156,18 +156,20 @@ def _run(
     put: Callable[[str, int, Raw], None],
     advance: Callable[[str, int], None],
 ) -> None:
-    def finish(name: str, begin: int, part: Callable[[], Raw]) -> tuple[str, int]:
-        made = part()
-        put(name, begin, made)
-        return name, len(made)
+    def finish(name: str, part: Callable[[], Iterator[tuple[int, Raw]]]) -> tuple[str, int]:
+        written = 0
+        for begin, piece in part():
+            put(name, begin, piece)
+            written += len(piece)
+        return name, written
 
     threads = _threads()
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[tuple[str, int]]] = deque()
     try:
         for name in names:
-            for begin, part in files.work_on(name):
-                waiting.append(pool.submit(finish, name, begin, part))
+            for part in files.work_on(name):
+                waiting.append(pool.submit(finish, name, part))
                 # What a task needs may be in memory: only so many are prepared.
                 if len(waiting) > 4 * threads:
                     advance(*waiting.popleft().result())

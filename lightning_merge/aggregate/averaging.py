@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.exact_mean import BLOCK, Mean
+from lightning_merge.aggregate.exact_mean import SPAN, Mean
 from lightning_merge.aggregate.inputs import State, opened_all
 from lightning_merge.aggregate.name_weights import NameWeights, Weights
 from lightning_merge.errors import ConfigError
@@ -68,10 +68,9 @@ def mean_of(
     codes = [entry_of(key, value).code for value in values]
     mean = Mean(key, raws, codes, weights, names, entry.code)
     out = np.empty(mean.size * mean.bytes_of_one, np.uint8)
-    for start in range(0, mean.size, BLOCK):
-        begin = start * mean.bytes_of_one
-        block = mean.block(start)
-        out[begin : begin + len(block)] = block
+    for start in range(0, mean.size, SPAN):
+        for begin, block in mean.blocks(start):
+            out[begin : begin + len(block)] = block
     result = tensor_of(out, entry).to(values[0].device)
     # As the first one lies in memory, `channels_last` for instance.
     return (

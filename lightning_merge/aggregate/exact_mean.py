@@ -6,7 +6,8 @@ is summed in an order that follows from the weights and the bytes alone. Nothing
 """
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -24,8 +25,22 @@ from lightning_merge.number_types import (
     widened,
 )
 
-BLOCK = 1 << 15
-"""How many numbers are worked on at a time: few enough to stay in the processor's cache."""
+# How many numbers are worked on at a time: few enough to stay in the processor's cache.
+_BLOCK = 1 << 15
+SPAN = 64 * _BLOCK
+"""How many numbers are added in one order."""
+
+
+class _Scratch(threading.local):
+    """Memory that is new costs more than what is computed in it: each thread keeps its own."""
+
+    def __init__(self) -> None:
+        self.sum = np.empty(_BLOCK, np.float64)
+        self.part = np.empty(_BLOCK, np.float64)
+        self.rounded = np.empty(_BLOCK, np.float32)
+
+
+_scratch = _Scratch()
 
 # Products of numbers between these neither overflow nor lose their last bits.
 _SMALL, _LARGE = 2.0**-400, 2.0**400
@@ -61,32 +76,43 @@ class Mean:
         self.size = len(self._raws[0]) // SIZES[self._codes[0]]
         self.bytes_of_one = SIZES[self._code]
 
-    def block(self, start: int) -> Raw:
-        """The bytes of the result from number `start` on, at most `BLOCK` numbers.
+    def blocks(self, start: int) -> Iterator[tuple[int, Raw]]:
+        """A span of the result, block by block.
 
         Args:
-            start: A multiple of `BLOCK`.
+            start: The first number, a multiple of `SPAN`.
+
+        Yields:
+            Where a block begins, in bytes, and its bytes; they are good until the next one.
 
         Raises:
             NonFiniteError: If an ingredient holds NaN, or infinity where not all hold the same;
                 or the result is beyond its type's range.
         """
-        stop = min(start + BLOCK, self.size)
-        pieces = [
-            raw[start * SIZES[code] : stop * SIZES[code]]
-            for raw, code in zip(self._raws, self._codes, strict=True)
-        ]
-        order = self._order(pieces)
+        stop = min(start + SPAN, self.size)
+        order = self._order(self._pieces(range(len(self._raws)), start, stop))
         weights = [self._weights[k] for k in order]
-        numbers = [widened(pieces[k], self._codes[k]) for k in order]
-        with np.errstate(all="ignore"):
-            precise = "F64" in (*self._codes, self._code)
-            mean = _precise_mean(numbers, weights) if precise else _mean(numbers, weights)
-            rounded = narrowed(mean, self._code)
-            odd = not_finite(rounded, self._code)
+        precise = "F64" in (*self._codes, self._code)
+        for begin in range(start, stop, _BLOCK):
+            pieces = self._pieces(order, begin, min(begin + _BLOCK, stop))
+            numbers = [
+                widened(piece, self._codes[k]) for k, piece in zip(order, pieces, strict=True)
+            ]
+            with np.errstate(all="ignore"):
+                mean = _precise_mean(numbers, weights) if precise else _mean(numbers, weights)
+                rounded = narrowed(mean, self._code, _scratch.rounded)
+                odd = not_finite(rounded, self._code)
             if odd.any():
-                rounded = self._with_constants(rounded, odd, pieces)
-        return rounded
+                rounded = self._with_constants(rounded, odd, order, numbers)
+            yield begin * self.bytes_of_one, rounded
+
+    def _pieces(self, order: Iterable[int], start: int, stop: int) -> list[Raw]:
+        sizes = {code: SIZES[code] for code in self._codes}
+        return [
+            self._raws[k][start * sizes[code] : stop * sizes[code]]
+            for k in order
+            for code in (self._codes[k],)
+        ]
 
     def _order(self, pieces: Sequence[Raw]) -> list[int]:
         """Which to add first: a rule that does not see in which order they were given."""
@@ -100,17 +126,21 @@ class Mean:
             order = keys(None)
         return sorted(range(len(pieces)), key=order.__getitem__)
 
-    def _with_constants(self, rounded: Raw, odd: NDArray[np.bool_], pieces: Sequence[Raw]) -> Raw:
+    def _with_constants(
+        self,
+        rounded: Raw,
+        odd: NDArray[np.bool_],
+        order: Sequence[int],
+        numbers: Sequence[NDArray[np.generic]],
+    ) -> Raw:
         at = np.flatnonzero(odd)
-        values = [
-            widened(piece, code)[at].astype(np.float64)
-            for piece, code in zip(pieces, self._codes, strict=True)
-        ]
+        values = [number[at].astype(np.float64) for number in numbers]
         same = np.isinf(values[0]) & np.all([value == values[0] for value in values], axis=0)
-        for value, name in zip(values, self._names, strict=True):
+        for value, k in zip(values, order, strict=True):
             if not np.isfinite(value[~same]).all():
                 raise NonFiniteError(
-                    f"{name}: '{self._where}' holds NaN or infinity; leave this checkpoint out"
+                    f"{self._names[k]}: '{self._where}' holds NaN or infinity; leave this "
+                    "checkpoint out"
                 )
         kept = narrowed(values[0][same], self._code)
         if not same.all() or not np.isinf(widened(kept, self._code)).all():
@@ -118,9 +148,8 @@ class Mean:
                 f"'{self._where}' is beyond the range of {type_name(self._code)}; choose weights "
                 "that are closer, or a wider type (average: --dtype float32)"
             )
-        size = SIZES[self._code]
         rounded = rounded.copy()
-        rounded.reshape(-1, size)[at] = kept.reshape(-1, size)
+        rounded.reshape(-1, self.bytes_of_one)[at] = kept.reshape(-1, self.bytes_of_one)
         return rounded
 
 
@@ -129,7 +158,8 @@ def _mean(numbers: Sequence[NDArray[np.generic]], weights: Sequence[float]) -> W
     total: Wide | None = None
     alike = [list(group) for _, group in groupby(range(len(weights)), key=weights.__getitem__)]
     for group in alike:
-        part = numbers[group[0]].astype(np.float64)
+        part = (_scratch.sum if total is None else _scratch.part)[: len(numbers[0])]
+        np.copyto(part, numbers[group[0]])
         for k in group[1:]:
             np.add(part, numbers[k], out=part)
         if len(alike) > 1:

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_merge.aggregate.exact_mean import BLOCK, Mean
+from lightning_merge.aggregate.exact_mean import SPAN, Mean
 from lightning_merge.aggregate.name_weights import NameWeights, Weights, compiled
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.number_types import CODES, SIZES, Raw, is_complex, is_fraction
 from lightning_merge.stored_state import StoredState, files_in, open_state
 from lightning_merge.tensor_table import Entry, common_entries, common_names, must_agree
-
-# A thread's share: long enough that handing it out costs nothing.
-_SPAN = BLOCK * 64
 
 
 @dataclass(frozen=True)
@@ -40,21 +37,24 @@ class FilesToAverage:
     _own: list[dict[str, str]]
     _weights: NameWeights = field(repr=False)
 
-    def work_on(self, name: str) -> Iterator[tuple[int, Callable[[], Raw]]]:
-        """The parts that a tensor's bytes are made of: where each begins, and how to get it."""
+    def work_on(self, name: str) -> Iterator[Callable[[], Iterator[tuple[int, Raw]]]]:
+        """The parts that a tensor's bytes are made in.
+
+        Yields:
+            For each part a function that gives its pieces: where each begins in the tensor's
+            bytes, and the bytes, which are good until the next piece.
+        """
         entry = self.entries[name]
         owners = [k for k, own in enumerate(self._own) if name in own]
         raws = [self.states[k].raw(self._own[k][name]) for k in owners]
         if not is_fraction(entry.code):
             self._check_same(name, entry, raws)
-            step = _SPAN * SIZES[entry.code]
-            for begin in range(0, len(raws[0]), step):
-                yield begin, partial(raws[0].__getitem__, slice(begin, begin + step))
+            yield lambda: iter([(0, raws[0])])
             return
         codes = [self.states[k].table[self._own[k][name]].code for k in owners]
         mean = Mean(name, raws, codes, self._weights.of(name), self.names, entry.code)
-        for begin in range(0, mean.size, _SPAN):
-            yield begin * mean.bytes_of_one, partial(_span, mean, begin)
+        for start in range(0, mean.size, SPAN):
+            yield partial(mean.blocks, start)
 
     def _check_same(self, name: str, entry: Entry, raws: Sequence[Raw]) -> None:
         why = must_agree(name, entry, self.entries)
@@ -80,11 +80,6 @@ class FilesToAverage:
         """In which of the first network's files a tensor is; empty for what is in a single one."""
         first = self.states[0]
         return {name: first.shards.get(self._own[0].get(name, ""), "") for name in self.entries}
-
-
-def _span(mean: Mean, begin: int) -> Raw:
-    blocks = [mean.block(start) for start in range(begin, min(begin + _SPAN, mean.size), BLOCK)]
-    return np.concatenate(blocks)
 
 
 def open_files(
