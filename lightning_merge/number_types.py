@@ -99,9 +99,10 @@ def widened(raw: Raw, code: str) -> NDArray[np.generic]:
 
 
 def narrowed(values: Wide, code: str, scratch: NDArray[np.float32] | None = None) -> Raw:
-    """Rounds float64 to the nearest number of a type, once; of two as near, to the even one.
+    """Rounds float64 to a type as torch does: to float32 first, then to anything narrower.
 
-    A number beyond the type's range becomes infinite, or NaN where there is no infinity.
+    Each step goes to the nearest number, and of two as near to the even one. A number beyond
+    the type's range becomes infinite, or NaN where there is no infinity.
 
     Args:
         values: Numbers of shape `(n,)`.
@@ -113,15 +114,18 @@ def narrowed(values: Wide, code: str, scratch: NDArray[np.float32] | None = None
     """
     if code == "F64":
         return values.view(np.uint8)
+    single = np.empty(len(values), np.float32) if scratch is None else scratch[: len(values)]
+    np.copyto(single, values, casting="same_kind")
     if code == "F32":
-        single = np.empty(len(values), np.float32) if scratch is None else scratch[: len(values)]
-        np.copyto(single, values, casting="same_kind")
         return single.view(np.uint8)
     if code == "F16":
-        return values.astype(np.float16).view(np.uint8)
+        return single.astype(np.float16).view(np.uint8)
     if code == "BF16":
-        return _bfloat16(values).view(np.uint8)
-    return _nearest_of_eight_bits(values, code)
+        bits = single.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+        rounded[np.isnan(single)] = 0x7FC0
+        return rounded.astype(np.uint16).view(np.uint8)
+    return _nearest_of_eight_bits(single, code)
 
 
 def not_finite(raw: Raw, code: str) -> NDArray[np.bool_]:
@@ -131,24 +135,6 @@ def not_finite(raw: Raw, code: str) -> NDArray[np.bool_]:
     if code == "F16":
         return (raw.view(np.uint16) & 0x7C00) == 0x7C00
     return ~np.isfinite(widened(raw, code))
-
-
-def _bfloat16(values: Wide) -> NDArray[np.uint16]:
-    # On the way through float32 a number must not be rounded twice: what float32 cannot hold
-    # is marked in its last bit ("round to odd"), which the second rounding then sees.
-    single = values.astype(np.float32)
-    bits = single.view(np.uint32)
-    off = values - single
-    inexact = (off != 0) & np.isfinite(single) & (bits & 1 == 0)
-    outward = (off > 0) == (single > 0)
-    # Zero has no sign to compare: its neighbour away from zero is the one.
-    outward |= single == 0
-    step = np.where(outward, 1, -1)[inexact]
-    bits[inexact] = (bits[inexact].astype(np.int64) + step).astype(np.uint32)
-    nan = np.isnan(values)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
-    rounded[nan] = 0x7FC0
-    return rounded.astype(np.uint16)
 
 
 @lru_cache
@@ -162,7 +148,7 @@ def _eight_bits(code: str) -> Wide:
     return table
 
 
-def _nearest_of_eight_bits(values: Wide, code: str) -> Raw:
+def _nearest_of_eight_bits(values: NDArray[np.float32], code: str) -> Raw:
     table = _eight_bits(code)
     signed = bool((table < 0).any())
     codes = np.flatnonzero(np.isfinite(table) & ~np.signbit(table))

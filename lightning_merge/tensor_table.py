@@ -49,9 +49,10 @@ def common_names(tables: Sequence[Table], names: Sequence[str]) -> list[dict[str
     common = list(tables[0])
     if any(table.keys() != tables[0].keys() for table in tables):
         # A batch counter is taken from whoever has one.
-        common = list(unwrapped(dict.fromkeys(common)))
-        if len(common) < len(tables[0]) - 1:
-            common = list(tables[0])
+        fullest = max(tables, key=lambda table: sum(map(is_batch_counter, table)))
+        common = list(unwrapped(fullest))
+        if len(common) < len(fullest) - 1:
+            common = list(fullest)
     found = []
     for table, name in zip(tables, names, strict=True):
         own = matched(table, common)

@@ -7,6 +7,7 @@ large in memory, and what is no file of weights is called by its name.
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+        with warnings.catch_warnings():
+            # They tell of the file's making, which its reader cannot change.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
         if name:

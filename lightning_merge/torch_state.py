@@ -13,8 +13,8 @@ from lightning_merge.stored_state import StoredState
 from lightning_merge.torch_file import read_torch
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-# Tied weights are several times in a state dict and once in its file; more is a trap.
-_MOST_TIMES, _SLACK = 4, 1 << 20
+# A weight that all layers share is many times in a state dict and once in its file.
+_MOST_TIMES, _SLACK = 32, 1 << 20
 _MOST_LOOKED_AT = 100_000
 
 
@@ -106,8 +106,9 @@ def _sorted_out(path: Path, state: Mapping[Any, Any]) -> tuple[StateDict, dict[s
 def _check_size(path: Path, tensors: StateDict) -> None:
     most = _MOST_TIMES * path.stat().st_size + _SLACK
     for name, value in tensors.items():
-        most -= value.numel() * value.element_size()
-        if most < 0:
+        size = value.numel() * value.element_size()
+        most -= size
+        if most < 0 or size > value.untyped_storage().nbytes() + _SLACK:
             raise CheckpointError(
                 f"{path}: '{name}' is far larger than the file, one number repeated perhaps; save "
                 "a clone() of it"

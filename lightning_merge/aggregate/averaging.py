@@ -19,7 +19,7 @@ def average(states: Sequence[State], weights: Weights | None = None) -> StateDic
     """The weighted mean of state dicts (Wortsman et al. 2022, "uniform soup").
 
     Floating-point and complex tensors, parameters and running statistics alike, are summed in
-    float64 (float64 itself in twice its precision) and rounded once to the widest type that an
+    float64 (float64 itself in twice its precision) and rounded to the widest type that an
     ingredient has. The order of the states changes nothing. Integers (counters such as
     `num_batches_tracked`) and booleans are never averaged: they are those of the first state.
 

@@ -1,8 +1,9 @@
 """The weighted mean of arrays of numbers, block by block: the arithmetic of every average.
 
-Numbers of up to 32 bits are summed in float64 and rounded once; float64 itself is summed in
-twice its precision. The order of the ingredients changes no bit of the result, since each block
-is summed in an order that follows from the weights and the bytes alone. Nothing here needs torch.
+Numbers of up to 32 bits are summed in float64 and rounded as torch rounds; float64 itself is
+summed in twice its precision. The order of the ingredients changes no bit of the result, since
+each span is summed in an order that follows from the weights and the bytes alone. Nothing here
+needs torch.
 """
 
 import math

@@ -176,14 +176,26 @@ def _common_extra(
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two entries of files are equal, tensors in them too."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    equal = getattr(a, "equal", None)
-    if callable(equal):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(equal(b))
-    return bool(a == b) or (a != a and b != b)
+    """Whether two entries of files are equal, tensors in them too.
+
+    Each pair is looked at once: a stranger's entry may hold itself, or another a million times.
+    """
+    left, seen = [(a, b)], set()
+    while left:
+        a, b = left.pop()
+        if a is b or (id(a), id(b)) in seen:
+            continue
+        seen.add((id(a), id(b)))
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, Mapping | list | tuple):
+            if len(a) != len(b) or (isinstance(a, Mapping) and a.keys() != b.keys()):
+                return False
+            inner = ((a[k], b[k]) for k in a) if isinstance(a, Mapping) else zip(a, b, strict=True)
+            left.extend(inner)
+        elif callable(getattr(a, "equal", None)):
+            if a.shape != b.shape or a.dtype != b.dtype or not a.equal(b):
+                return False
+        elif a != b and not (a != a and b != b):
+            return False
+    return True

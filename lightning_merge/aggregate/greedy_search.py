@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, is_numeric, opened, wide
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.state_dicts import (
     StateDict,
     check_alike,
@@ -20,7 +20,7 @@ from lightning_merge.state_dicts import (
     is_finite,
     table_of,
 )
-from lightning_merge.tensor_table import common_entries, common_names
+from lightning_merge.tensor_table import common_entries, common_names, must_agree
 
 Source = State | Callable[[], Mapping[str, Tensor]]
 """A state dict; or a path, or a function that reads one: then two are in memory at a time."""
@@ -211,8 +211,13 @@ class _RunningMean:
         self.table = check_alike([first], [name])
         self.types = {key: value.dtype for key, value in first.items()}
         self.sums: StateDict = {}
-        # Where infinity has its place: the same in all.
+        # Where infinity has its place, and what must not differ: the same in all.
         self.masks: StateDict = {}
+        self.fixed = {
+            key: (first[key].clone(), why)
+            for key, entry in self.table.items()
+            if (why := must_agree(key, entry, self.table))
+        }
         for key, value in first.items():
             value = value.detach()
             if is_numeric(value):
@@ -232,6 +237,9 @@ class _RunningMean:
         for key in self.table.keys() - renamed.keys():
             renamed[key] = self.sums[key]
         common_entries([self.table, table_of(renamed)], names)
+        for key, (value, why) in self.fixed.items():
+            if not torch.equal(renamed[key].to(value), value):
+                raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
         for key, value in renamed.items():
             others = [self.masks[key].to(value)] if key in self.masks else []
             check_finite(f"{name}: '{key}'", value, others)

@@ -82,7 +82,7 @@ def _ratio_and_step(start: Tensor, ends: Sequence[Tensor]) -> tuple[float, Tenso
     for end in ends:
         step = end.to(origin) - origin
         # A mask's infinities do not move.
-        step.nan_to_num_(nan=0.0)
+        step = torch.where(end == start, torch.zeros_like(step), step)
         step_sum += step
         length = float(step.norm())
         if length > 0:
