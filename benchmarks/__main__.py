@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.ratio import Ratio
 from lightning_merge.provenance import provenance
 
-_ALL = ("np_cost", "alignment", "ensembles", "ties")
+_ALL = ("np_cost", "alignment", "ensembles", "ties", "averaging")
 _COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")
 
 

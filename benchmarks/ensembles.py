@@ -64,7 +64,7 @@ def _evaluation(name, batch, size, channels, classes, pairs, device) -> list[Rat
 def _greedy(what: str, distances: Iterable[float]) -> Ratio:
     from lightning_merge import ImageClassifier
     from lightning_merge.aggregate import greedy_soup, greedy_soup_by_counts
-    from lightning_merge.aggregate.greedy import hardest_first
+    from lightning_merge.aggregate.greedy_search import hardest_first
     from lightning_merge.modules.last_layer import last_layer
     from lightning_merge.recalibrate import reset_batchnorm
 

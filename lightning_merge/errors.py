@@ -5,9 +5,35 @@ do. The command line prints that line and exits with status 2; a library user ca
 `MergeError`, or `ValueError`.
 """
 
+_LONGEST = 1500
+
 
 class MergeError(ValueError):
-    """Something that the caller can mend; the message says how."""
+    """Something that the caller can mend; the message says how.
+
+    Args:
+        message: What is wrong and what to do. It becomes one printable line of bounded length,
+            because names in it may come from a stranger's file.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+    """`text` on one line: what a terminal would obey or cannot show is escaped.
+
+    Args:
+        text: Any text.
+        longest: How many characters of it may stay; the middle of a longer one goes.
+    """
+    if len(text) > longest:
+        text = f"{text[: 2 * longest // 3]} [...] {text[-longest // 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 class CheckpointError(MergeError):

@@ -1,19 +1,28 @@
 """Files that are whole or not there: written beside their place, then renamed onto it."""
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import OutputExistsError
 
+_numbers = itertools.count()
+
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` fill a temporary file and renames it to `path` when that succeeded.
+
+    What was written is on the disk before the name points to it, so a loss of power leaves the
+    old file or the new one. A link stays a link (the file that it points to is replaced), and a
+    file that is replaced leaves its permissions to the new one.
 
     Args:
         path: Where the file is to be; its folder is made.
@@ -22,16 +31,40 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 
     Returns:
         `path`, as a `Path`. An interrupted or failing `write` leaves `path` as it was.
+
+    Raises:
+        OutputExistsError: If `path` is there and is no regular file (a folder, a device).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    place = Path(os.path.realpath(path))
+    mode = None
+    with contextlib.suppress(FileNotFoundError):
+        there = place.stat()
+        if not stat.S_ISREG(there.st_mode):
+            raise OutputExistsError(f"{path} is there and is no file; choose another path")
+        mode = stat.S_IMODE(there.st_mode)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{os.getpid()}-{next(_numbers)}.partial{place.suffix[:32]}")
     try:
         write(partial)
-        os.replace(partial, path)
+        if mode is not None:
+            partial.chmod(mode)
+        _to_disk(partial)
+        os.replace(partial, place)
+        _to_disk(place.parent)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _to_disk(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        # Some file systems cannot do this for a folder.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -1,4 +1,5 @@
 import csv
+import os
 
 import pytest
 
@@ -51,3 +52,36 @@ def test_a_file_is_no_output_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputExistsError, match="is a file"):
         claim_folder(tmp_path / "file", (), overwrite=True)
+
+
+def test_a_link_stays_a_link_and_permissions_stay(tmp_path):
+    real, link = tmp_path / ("n" * 250), tmp_path / "link"
+    real.write_text("old")
+    real.chmod(0o604)
+    link.symlink_to(real)
+    write_whole(link, lambda partial: partial.write_text("new"))
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert real.stat().st_mode & 0o777 == 0o604
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "to be")
+    write_whole(dangling, lambda partial: partial.write_text("new"))
+    assert (tmp_path / "to be").read_text() == "new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(OutputExistsError, match="is no file"):
+            write_whole(path, lambda partial: partial.write_text("new"))
+    assert pipe.exists()
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append("sync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *both: (seen.append("rename"), rename(*both)))
+    write_whole(tmp_path / "a", lambda partial: partial.write_text("x"))
+    assert seen == ["sync", "rename", "sync"]

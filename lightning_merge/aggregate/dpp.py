@@ -5,13 +5,13 @@ sampling by Kulesza and Taskar 2012, "Determinantal Point Processes for Machine 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.kernel import dpp_kernel
+from lightning_merge.aggregate.kernel import Numbers, as_numbers, dpp_kernel
 from lightning_merge.errors import ConfigError
 
 _MOST_SUBSETS = 200_000
@@ -20,9 +20,7 @@ _MOST_SUBSETS = 200_000
 _RANK_TOLERANCE = 1e-10
 
 
-def select_dpp(
-    quality: Sequence[float] | Tensor, similarity: Tensor, size: int | None = None
-) -> list[int]:
+def select_dpp(quality: Numbers, similarity: Numbers, size: int | None = None) -> list[int]:
     """Which models to merge: good ones that are not alike.
 
     With L = diag(q) S diag(q), the greedy approximation of the subset of `size` models with
@@ -60,11 +58,11 @@ def select_dpp(
     return order[:size]
 
 
-def greedy_order(kernel: Tensor) -> list[int]:
+def greedy_order(kernel: Numbers) -> list[int]:
     """All usable items, each the one that makes the determinant with those before it largest.
 
     Args:
-        kernel: L, `(N, N)`, symmetric and positive semi-definite.
+        kernel: L, `(N, N)` (a tensor, an array or lists), symmetric and positive semi-definite.
 
     Returns:
         Indices. Items are left out that would make the determinant zero: those without
@@ -75,14 +73,15 @@ def greedy_order(kernel: Tensor) -> list[int]:
     def largest(residual: Tensor) -> int:
         return int(residual.argmax())
 
-    return _pivots(kernel, largest, len(kernel))
+    L = as_numbers(kernel)
+    return _pivots(L, largest, len(L))
 
 
-def exact_map(kernel: Tensor, size: int) -> list[int]:
+def exact_map(kernel: Numbers, size: int) -> list[int]:
     """The subset of `size` items with the largest determinant, by trying all of them.
 
     Args:
-        kernel: L, `(N, N)`, symmetric and positive semi-definite.
+        kernel: L, `(N, N)` (a tensor, an array or lists), symmetric and positive semi-definite.
         size: How many items.
 
     Returns:
@@ -91,24 +90,25 @@ def exact_map(kernel: Tensor, size: int) -> list[int]:
     Raises:
         ConfigError: If there are more than 200,000 subsets, or all determinants are zero.
     """
-    usable = len(greedy_order(kernel))
+    L = as_numbers(kernel)
+    usable = len(greedy_order(L))
     _check_size(size, usable)
-    subsets = math.comb(len(kernel), size)
+    subsets = math.comb(len(L), size)
     if subsets > _MOST_SUBSETS:
         raise ConfigError(
             f"DPP: {subsets} subsets are too many to try; use select_dpp, which is greedy"
         )
-    indices = torch.tensor(list(combinations(range(len(kernel)), size)))
-    minors = kernel.to("cpu", torch.float64)[indices[:, :, None], indices[:, None, :]]
+    indices = torch.tensor(list(combinations(range(len(L)), size)))
+    minors = L[indices[:, :, None], indices[:, None, :]]
     best = int(torch.linalg.slogdet(minors).logabsdet.argmax())
     return [int(index) for index in indices[best]]
 
 
-def sample_kdpp(kernel: Tensor, size: int, generator: torch.Generator | None = None) -> list[int]:
+def sample_kdpp(kernel: Numbers, size: int, generator: torch.Generator | None = None) -> list[int]:
     """Draws a subset of exactly `size` items with a probability proportional to det(L_Y).
 
     Args:
-        kernel: L, `(N, N)`, symmetric and positive semi-definite.
+        kernel: L, `(N, N)` (a tensor, an array or lists), symmetric and positive semi-definite.
         size: How many items.
         generator: Where the chances come from, on the CPU; torch's own if not given.
 
@@ -118,7 +118,7 @@ def sample_kdpp(kernel: Tensor, size: int, generator: torch.Generator | None = N
     Raises:
         ConfigError: If every set of that size has the determinant zero.
     """
-    values, vectors = torch.linalg.eigh(kernel.to("cpu", torch.float64))
+    values, vectors = torch.linalg.eigh(as_numbers(kernel))
     values[values <= _RANK_TOLERANCE * values[-1]] = 0
     _check_size(size, int((values > 0).sum()))
     # Sets of one size have the same distribution at any scale; this one keeps their sum
@@ -164,7 +164,6 @@ def _pivots(kernel: Tensor, choose: Callable[[Tensor], int], size: int) -> list[
     The residual of an item is the ratio of the determinants with and without it. Choosing
     the largest is greedy MAP; drawing by it, for a projection, is sampling from its DPP.
     """
-    kernel = kernel.to("cpu", torch.float64)
     variance = kernel.diagonal().clone()
     residual = variance.clamp(min=0)
     rows = torch.zeros(size, len(kernel), dtype=torch.float64)

@@ -3,6 +3,7 @@
 Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging".
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from lightning_merge.aggregate.averaging import mean_of
+from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
+from lightning_merge.aggregate.name_weights import NameWeights, Weights
 from lightning_merge.batches import inputs_of, to_device_of
-from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.number_types import is_fraction
+from lightning_merge.state_dicts import StateDict, check_alike
 
 
 def fisher_average(
-    states: Sequence[Mapping[str, Tensor]],
+    states: Sequence[State],
     fishers: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
+    normalize: bool = True,
 ) -> StateDict:
     """`sum_k weights_k F_k * state_k / sum_k weights_k F_k`, entry by entry.
 
@@ -27,10 +33,16 @@ def fisher_average(
     first state.
 
     Args:
-        states: K state dicts with the same names and shapes.
+        states: K state dicts with the same names and shapes, or paths of files of weights.
         fishers: K diagonals of the Fisher information by parameter name, none negative, as
             `diagonal_fisher` gives them.
-        weights: K numbers that are not negative; equal if not given.
+        weights: K numbers that are not negative, or K numbers by regular expression; equal if
+            not given.
+        normalize: Whether each network's Fisher information is first divided by its Euclidean
+            norm over all parameters. Its scale says how sure a network is of its predictions,
+            not how much each parameter matters, and differs by orders of magnitude between
+            tasks. The authors' code does so unless it is switched off (`normalize_fishers`);
+            the paper's formula does not.
 
     Returns:
         A new state dict, computed in float64, in the states' own types.
@@ -38,15 +50,14 @@ def fisher_average(
     Raises:
         ConfigError: If the numbers of states, Fishers and weights do not fit, a name is in
             some of the Fishers only, or an entry is negative.
+        MergeError: If the states do not fit each other, or hold NaN.
     """
-    weights = [1.0] * len(states) if weights is None else list(weights)
-    if not states or not len(states) == len(fishers) == len(weights):
+    if not len(states) or len(states) != len(fishers):
         raise ConfigError(
-            f"Fisher average: {len(states)} states, {len(fishers)} Fishers and {len(weights)} "
-            "weights; give one of each for every network"
+            f"Fisher average: {len(states)} states, {len(fishers)} Fishers; give one of each for "
+            "every network"
         )
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise ConfigError(f"Fisher average: weights {weights}; none may be negative, nor all 0")
+    shares = NameWeights(weights, len(states), "Fisher average").check_means()
     for fisher in fishers:
         different = sorted(set(fisher) ^ set(fishers[0]))
         if different:
@@ -54,25 +65,43 @@ def fisher_average(
                 f"Fisher average: '{different[0]}' is in some of the Fishers only; estimate all "
                 "of them on networks of one architecture"
             )
+    found, names = opened_all(states)
+    table = check_alike(found, names)
+    shares.check_used(table)
+    norms = [_norm(fisher) if normalize else 1.0 for fisher in fishers]
     merged: StateDict = {}
-    for name, first in states[0].items():
-        if not first.is_floating_point():
-            merged[name] = first.clone()
+    for name, entry in table.items():
+        own = shares.of(name)
+        if min(own) < 0:
+            raise ConfigError(f"Fisher average: weights {own}; none may be negative")
+        values = [state[name].detach() for state in found if name in state]
+        if not is_fraction(entry.code):
+            merged[name] = values[0].clone()
             continue
-        plain = torch.zeros_like(first, dtype=torch.float64)
-        weighted, information = torch.zeros_like(plain), torch.zeros_like(plain)
-        for state, fisher, weight in zip(states, fishers, weights, strict=True):
-            value = state[name].to(plain)
-            plain.add_(value, alpha=weight / sum(weights))
-            if name in fisher:
-                share = fisher[name].to(plain) * weight
-                if bool((share < 0).any()):
-                    raise ConfigError(f"Fisher average: '{name}' has negative information")
-                weighted += share * value
-                information += share
-        average = torch.where(information > 0, weighted / information, plain)
-        merged[name] = average.to(first.dtype)
+        merged[name] = mean_of(name, values, own, names, entry)
+        if name not in fishers[0]:
+            continue
+        weighted = torch.zeros_like(values[0], dtype=wide(values[0]))
+        information = torch.zeros_like(values[0], dtype=torch.float64)
+        for value, fisher, share, norm in zip(values, fishers, own, norms, strict=True):
+            one = fisher[name].detach().to(information) * (share / norm)
+            if one.shape != value.shape:
+                raise ConfigError(
+                    f"Fisher average: the information of '{name}' is {tuple(one.shape)} and the "
+                    f"tensor {tuple(value.shape)}; estimate it on a network of this architecture"
+                )
+            if not bool((one >= 0).all()):
+                raise ConfigError(f"Fisher average: '{name}' has negative information, or NaN")
+            weighted += one * value.to(weighted)
+            information += one
+        average = torch.where(information > 0, weighted / information, merged[name].to(weighted))
+        merged[name] = checked(name, average.to(merged[name].dtype), values[0])
     return merged
+
+
+def _norm(fisher: Mapping[str, Tensor]) -> float:
+    squares = (value.detach().to("cpu", torch.float64).square().sum() for value in fisher.values())
+    return math.sqrt(sum(map(float, squares))) or 1.0
 
 
 def diagonal_fisher(

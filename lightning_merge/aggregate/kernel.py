@@ -7,6 +7,7 @@ L = diag(q) S diag(q).
 from collections.abc import Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lightning_merge.errors import ConfigError
@@ -15,9 +16,20 @@ from lightning_merge.errors import ConfigError
 _TOLERANCE = 1e-5
 
 
-def relative_gain_quality(
-    accuracies: Sequence[float], pretrained: float | Sequence[float]
-) -> Tensor:
+Numbers = Tensor | ArrayLike
+"""Numbers as a tensor, a NumPy array or (nested) lists."""
+
+
+def as_numbers(values: Numbers) -> Tensor:
+    """Numbers as a tensor in float64 on the CPU, without gradients."""
+    if isinstance(values, list | tuple):
+        # Of tensors too, which may have gradients or be on a GPU.
+        parts = [as_numbers(value) for value in values]
+        return torch.stack(parts) if parts else torch.empty(0, dtype=torch.float64)
+    return torch.as_tensor(values).detach().to("cpu", torch.float64)
+
+
+def relative_gain_quality(accuracies: Numbers, pretrained: Numbers) -> Tensor:
     """`(accuracy_i - pretrained_i) / pretrained_i`: what fine-tuning brought, relatively.
 
     Args:
@@ -31,8 +43,7 @@ def relative_gain_quality(
     Raises:
         ConfigError: If the numbers do not fit, or the pre-trained accuracy is not above 0.
     """
-    tuned = torch.tensor(list(accuracies), dtype=torch.float64)
-    base = torch.as_tensor(pretrained, dtype=torch.float64)
+    tuned, base = as_numbers(accuracies), as_numbers(pretrained)
     if base.dim() and base.shape != tuned.shape:
         raise ConfigError(
             f"quality: {len(base)} pre-trained accuracies for {len(tuned)} models; give one "
@@ -46,7 +57,7 @@ def relative_gain_quality(
     return (tuned - base) / base
 
 
-def cosine_similarity_matrix(representations: Sequence[Tensor]) -> Tensor:
+def cosine_similarity_matrix(representations: Sequence[Numbers]) -> Tensor:
     """The cosine similarity of every two models' representations, averaged over samples.
 
     As an average of Gram matrices of unit vectors it is positive semi-definite. A sample that
@@ -62,14 +73,15 @@ def cosine_similarity_matrix(representations: Sequence[Tensor]) -> Tensor:
     Raises:
         ConfigError: If there are none, or their shapes differ.
     """
-    shapes = {tuple(value.shape) for value in representations}
+    tensors = [torch.as_tensor(value) for value in representations]
+    shapes = {tuple(value.shape) for value in tensors}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2 or 0 in next(iter(shapes)):
         found = ", ".join(sorted(map(str, shapes))) or "none"
         raise ConfigError(
             f"similarity: representations must all be of one shape (samples, features), not {found}"
         )
-    samples = len(representations[0])
-    total = torch.zeros(len(representations), len(representations), dtype=torch.float64)
+    samples = len(tensors[0])
+    total = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
     # A part of the samples at a time: all models' unit vectors need not be in memory.
     for start in range(0, samples, 1024):
         units = torch.stack(
@@ -77,14 +89,14 @@ def cosine_similarity_matrix(representations: Sequence[Tensor]) -> Tensor:
                 torch.nn.functional.normalize(
                     value[start : start + 1024].detach().to("cpu", torch.float64), dim=1
                 ).flatten()
-                for value in representations
+                for value in tensors
             ]
         )
         total += units @ units.T
     return total / samples
 
 
-def dpp_kernel(quality: Sequence[float] | Tensor, similarity: Tensor) -> Tensor:
+def dpp_kernel(quality: Numbers, similarity: Numbers) -> Tensor:
     """`L = diag(q) S diag(q)`, with the qualities scaled to a norm of one.
 
     A quality below zero is taken as zero, since L holds its square and would reward it: such
@@ -101,8 +113,7 @@ def dpp_kernel(quality: Sequence[float] | Tensor, similarity: Tensor) -> Tensor:
         ConfigError: If the shapes do not fit, a value is not finite, no quality is above
             zero, or S is not symmetric or not positive semi-definite.
     """
-    q = torch.as_tensor(quality, dtype=torch.float64).detach().cpu()
-    S = similarity.detach().to("cpu", torch.float64)
+    q, S = as_numbers(quality), as_numbers(similarity)
     if q.dim() != 1 or S.shape != (len(q), len(q)) or len(q) == 0:
         raise ConfigError(
             f"DPP: qualities of shape {tuple(q.shape)} and similarities of shape "

@@ -5,38 +5,38 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_merge.errors import CheckpointError
+from lightning_merge.state_dicts import tensor_of
+from lightning_merge.stored_state import open_state
 
 
-class SafetensorsState(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, none of which is kept in memory.
+class StateOnDisk(Mapping[str, Tensor]):
+    """The tensors of a file of weights, none of which is kept in memory.
+
+    Each tensor is a part of the file's memory map; what is written to it changes neither the
+    file nor what is read next.
 
     Args:
-        path: The file.
+        path: The file, the index of several, or a folder that holds one network.
+
+    Attributes:
+        table: Type and shape of each tensor.
 
     Raises:
-        CheckpointError: If it is missing, truncated or not a safetensors file.
+        CheckpointError: If it is missing, truncated or no file of weights.
     """
 
     def __init__(self, path: str | Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is missing, truncated or not a safetensors file; save it again"
-            ) from error
-        self._names = list(self._file.keys())
+        self._stored = open_state(path)
+        self.table = self._stored.table
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return tensor_of(self._stored.raw(name), self.table[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.table)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.table)
+
+
+SafetensorsState = StateOnDisk

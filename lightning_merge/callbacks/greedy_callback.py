@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_merge.aggregate.greedy import Trial, greedy_soup
+from lightning_merge.aggregate.greedy_search import Trial, greedy_soup
 from lightning_merge.callbacks.candidate import CandidateValidation, check_soups
 from lightning_merge.callbacks.soup_files import (
     read_ingredient,

@@ -1,20 +1,27 @@
 """`average`: the mean of checkpoint files; no network and no data needed."""
 
-from argparse import ArgumentParser
+import sys
+import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
-from lightning_merge.aggregate import average as average_states
-from lightning_merge.checkpoint import (
-    check_ingredients,
-    digest,
-    read_checkpoint,
-    write_checkpoint,
-    write_safetensors,
+from lightning_merge.aggregate.averaged_files import (
+    Progress,
+    averaged_arrays,
+    shard_files,
+    write_average,
 )
-from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.aggregate.files_to_average import FilesToAverage, open_files, same
+from lightning_merge.errors import ConfigError, OutputExistsError, printable
+from lightning_merge.stored_state import INDEX
 
+_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", INDEX)
 # Entries of a Lightning checkpoint that tell of a training run, not of a network.
-_OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "lightning_merge")
+_OF_TRAINING = (
+    *("optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step"),
+    *("native_amp_scaling_state", "MixedPrecision", "lightning_merge", "soup"),
+)
 
 
 def average(words: list[str]) -> None:
@@ -26,41 +33,155 @@ def average(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
+    chosen = _parser().parse_args(words)
+    if not chosen.output.name.endswith(_ENDINGS):
+        raise ConfigError(f"{chosen.output}: choose a name that ends in {', '.join(_ENDINGS)}")
+    _check_absent(chosen, chosen.output)
+    files = open_files(
+        chosen.checkpoints,
+        _weights(chosen),
+        chosen.dtype,
+        chosen.include,
+        chosen.exclude,
+    )
+    start = time.monotonic()
+    with _Bar() as bar:
+        left_out = files.left_out + _write(files, chosen, bar)
+    size = sum(file.stat().st_size for file in _written(files, chosen.output)) / 1e6
+    left = f"; left out: {_some(left_out)}" if left_out else ""
+    taken = f"{size:.4g} MB in {time.monotonic() - start:.2g} s"
+    summary = (
+        f"{chosen.output}: average of {len(files.states)} checkpoints, "
+        f"{len(files.entries)} tensors, {taken}{left}"
+    )
+    print(printable(summary))
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m lightning_merge average",
         description="Averages checkpoint files of one architecture. Integers (counters) are "
         "those of the first. Networks with BatchNorm that were trained apart want `merge`.",
     )
-    parser.add_argument("checkpoints", nargs="+", help="files: .ckpt, .pt, .pth, .safetensors")
-    parser.add_argument("--weights", nargs="+", type=float, help="one number for each file")
     parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        help="files: .ckpt, .pt, .pth, .safetensors, .index.json of a sharded network; or folders",
+    )
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument("--weights", nargs="+", type=float, help="one number for each file")
+    shares.add_argument(
+        "--exponential",
+        type=float,
+        metavar="DECAY",
+        help="weight each file DECAY times (in (0, 1]) as much as the one after it",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="type of the floating-point tensors written; theirs if not given",
+    )
+    parser.add_argument(
+        "--include", metavar="REGEX", help="write only tensors in whose names it is found"
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="REGEX",
+        help="leave out tensors in whose names it is found; they may differ between the files",
+    )
+    parser.add_argument(
+        "-o",
         "--output",
         required=True,
         type=Path,
-        help=".safetensors, .pt or .pth (a state dict), or .ckpt (as the first file has it)",
+        help=".safetensors, .index.json (shards as the first file has them), .pt or .pth (a state "
+        "dict), or .ckpt (what all files have in common, with the first's hyper-parameters)",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over an existing file")
-    chosen = parser.parse_args(words)
-    suffix = chosen.output.suffix
-    if suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
-        raise ConfigError(
-            f"{chosen.output}: choose a name that ends in .safetensors, .ckpt, .pt or .pth"
-        )
-    if chosen.output.exists() and not chosen.overwrite:
-        raise OutputExistsError(
-            f"{chosen.output} exists: choose another --output, or add --overwrite"
-        )
-    checkpoints = [read_checkpoint(path) for path in chosen.checkpoints]
-    states = [checkpoint.state_dict for checkpoint in checkpoints]
-    check_ingredients(states, chosen.checkpoints)
-    merged = average_states(states, chosen.weights)
-    if suffix == ".safetensors":
-        hashes = {f"ingredient_{i}": digest(state) for i, state in enumerate(states)}
-        write_safetensors(chosen.output, merged, {"method": "average", **hashes})
-    elif suffix == ".ckpt":
-        first = checkpoints[0].content
-        kept = {key: value for key, value in first.items() if key not in _OF_TRAINING}
-        write_checkpoint(chosen.output, {**kept, "state_dict": merged})
-    else:
-        write_checkpoint(chosen.output, merged)
-    print(f"{chosen.output}: average of {len(states)} checkpoints, {len(merged)} tensors")
+    return parser
+
+
+def _check_absent(chosen: Namespace, file: Path) -> None:
+    if file.exists() and not chosen.overwrite:
+        raise OutputExistsError(f"{file} exists: choose another --output, or add --overwrite")
+
+
+def _weights(chosen: Namespace) -> list[float] | None:
+    if chosen.exponential is None:
+        given: list[float] | None = chosen.weights
+        return given
+    if not 0 < chosen.exponential <= 1:
+        raise ConfigError(f"--exponential {chosen.exponential}: choose a decay in (0, 1]")
+    last = len(chosen.checkpoints) - 1
+    return [chosen.exponential ** (last - index) for index in range(last + 1)]
+
+
+def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list[str]:
+    """Writes the output; what it cannot hold is returned."""
+    for file in _written(files, chosen.output):
+        _check_absent(chosen, file)
+    if chosen.output.name.endswith((".safetensors", INDEX)):
+        about = {"format": "pt", "method": "average", "ingredients": ", ".join(files.names)}
+        write_average(files, chosen.output, about, progress)
+        return list(files.extra)
+    from lightning_merge.checkpoint import write_checkpoint
+    from lightning_merge.state_dicts import tensor_of
+
+    arrays = averaged_arrays(files, progress)
+    state = {name: tensor_of(raw, files.entries[name]) for name, raw in arrays.items()}
+    content: dict[str, Any] = {**state, **files.extra}
+    dropped: list[str] = []
+    if chosen.output.suffix == ".ckpt":
+        kept, dropped = _common_content(files)
+        content = {**kept, "state_dict": content}
+    write_checkpoint(chosen.output, content)
+    return dropped
+
+
+def _common_content(files: FilesToAverage) -> tuple[dict[str, Any], list[str]]:
+    """What describes all files, with the hyper-parameters that the first needs to be built."""
+    first, *others = (state.content for state in files.states)
+    kept, dropped = {}, []
+    for key, value in first.items():
+        if key in _OF_TRAINING:
+            continue
+        everywhere = all(key in other and same(other[key], value) for other in others)
+        if everywhere or "hyper_parameters" in str(key):
+            kept[key] = value
+        else:
+            dropped.append(str(key))
+    return kept, dropped
+
+
+def _written(files: FilesToAverage, output: Path) -> list[Path]:
+    return shard_files(files, output) if output.name.endswith(INDEX) else [output]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+class _Bar:
+    """A progress bar that appears when the work takes more than two seconds."""
+
+    def __enter__(self) -> "_Bar":
+        self._begun = time.monotonic()
+        self._bar: Any = None
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._begun < 2 or not sys.stderr.isatty():
+                return
+            from rich.console import Console
+            from rich.progress import Progress as Bars
+
+            self._bar = Bars(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("averaging", total=total)
+        self._bar.update(self._task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -86,14 +86,34 @@ def test_tied_parameters_have_one_fisher_under_both_names():
 def test_average_by_hand():
     states = [{"w": torch.tensor([0.0, 2.0, 4.0])}, {"w": torch.tensor([4.0, 6.0, 8.0])}]
     fishers = [{"w": torch.tensor([1.0, 0.0, 0.0])}, {"w": torch.tensor([3.0, 5.0, 0.0])}]
-    assert fisher_average(states, fishers)["w"].tolist() == [3.0, 6.0, 6.0]
-    assert fisher_average(states, fishers, [3, 1])["w"].tolist() == [2.0, 6.0, 5.0]
+    plain = {"normalize": False}
+    assert fisher_average(states, fishers, **plain)["w"].tolist() == [3.0, 6.0, 6.0]
+    assert fisher_average(states, fishers, [3, 1], **plain)["w"].tolist() == [2.0, 6.0, 5.0]
+    by_name = {"w": [3, 1]}
+    assert fisher_average(states, fishers, by_name, **plain)["w"].tolist() == [2.0, 6.0, 5.0]
+
+
+def test_by_default_the_scale_of_a_networks_information_does_not_count():
+    states = [
+        {"w": torch.tensor([0.0, 2.0]), "v": torch.zeros(1)},
+        {"w": torch.tensor([4.0, 6.0]), "v": torch.ones(1)},
+    ]
+    fishers = [
+        {"w": torch.tensor([3.0, 0.0]), "v": torch.tensor([4.0])},
+        {"w": torch.tensor([600.0, 0.0]), "v": torch.tensor([800.0])},
+    ]
+    # Divided by 5 and by 1000 they are equal: the plain mean, and the mean where there is none.
+    merged = fisher_average(states, fishers)
+    torch.testing.assert_close(merged["w"], torch.tensor([2.0, 4.0]))
+    torch.testing.assert_close(merged["v"], torch.tensor([0.5]))
+    without = fisher_average(states, fishers, normalize=False)["w"][0].item()
+    assert without == pytest.approx(4 * 600 / 603)
 
 
 def test_the_average_minimises_the_weighted_quadratic():
     states = [{"w": torch.randn(9, dtype=torch.float64)} for _ in range(3)]
     fishers = [{"w": torch.rand(9, dtype=torch.float64)} for _ in range(3)]
-    merged = fisher_average(states, fishers)["w"].requires_grad_()
+    merged = fisher_average(states, fishers, normalize=False)["w"].requires_grad_()
     loss = sum(
         (f["w"] * (merged - s["w"]) ** 2).sum() for f, s in zip(fishers, states, strict=True)
     )

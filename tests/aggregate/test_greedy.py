@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_merge.aggregate import average, greedy_soup, greedy_soup_by_counts
-from lightning_merge.aggregate.greedy import hardest_first
+from lightning_merge.aggregate.greedy_search import hardest_first
 from lightning_merge.errors import ConfigError
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_merge.aggregate import learned
+from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned import interpolate_flat_, interpolated_weights
+from lightning_merge.aggregate.learned_soup import interpolate_flat_, interpolated_weights
 from lightning_merge.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_granularity_is_refused():
 
 @pytest.mark.parametrize("block", [1 << 18, 16, 7])
 def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
-    monkeypatch.setattr(learned, "_CPU_BLOCK", block)
+    monkeypatch.setattr(learned_soup, "_CPU_BLOCK", block)
     layout = FlatLayout(tensors(0, torch.float64))
     a, b = (layout.flatten(tensors(seed, torch.float64)) for seed in (1, 2))
     logits = torch.randn(layout.size, dtype=torch.float64, requires_grad=True)

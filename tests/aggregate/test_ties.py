@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_merge.aggregate import ties, ties_vector
-from lightning_merge.aggregate.magnitude import smallest_kept_magnitude
+from lightning_merge.aggregate.weight_magnitude import smallest_kept_magnitude
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 
 

@@ -7,7 +7,7 @@ import torch
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned import interpolated_weights
+from lightning_merge.aggregate.learned_soup import interpolated_weights
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.checkpoint import read_checkpoint

@@ -8,9 +8,9 @@ from strangers import Regression, Stranger, Tied, image_batches, quiet_trainer, 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.aggregate import learned
+from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned import combine_flat_, combined_weights
+from lightning_merge.aggregate.learned_soup import combine_flat_, combined_weights
 from lightning_merge.align import ActivationMatching, PermutationSpec
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.modules import MergeModule
@@ -31,8 +31,8 @@ def quick(parameters):
 @pytest.mark.parametrize("block", [1 << 18, 7])
 @pytest.mark.parametrize("large", [1, 1 << 14])
 def test_joint_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block, large):
-    monkeypatch.setattr(learned, "_CPU_BLOCK", block)
-    monkeypatch.setattr(learned, "_LARGE", large)
+    monkeypatch.setattr(learned_soup, "_CPU_BLOCK", block)
+    monkeypatch.setattr(learned_soup, "_LARGE", large)
     shapes = {"w": torch.randn(6, 5).double(), "unused": torch.randn(3).double()}
     layout = FlatLayout(shapes)
     ingredients = [torch.randn(layout.size).double() for _ in range(4)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned import (
+from lightning_merge.aggregate.learned_soup import (
     combine_flat_,
     combined_weights,
     interpolate_flat_,

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
-from lightning_merge.aggregate.task_vectors import is_running_statistic
+from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError

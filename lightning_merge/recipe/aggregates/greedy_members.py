@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_merge.aggregate import Trial, greedy_soup, greedy_soup_by_counts
-from lightning_merge.aggregate.greedy import hardest_first
+from lightning_merge.aggregate.greedy_search import hardest_first
 from lightning_merge.checkpoint import StateDict, digest
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates

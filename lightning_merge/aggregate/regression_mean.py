@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_merge.aggregate.average import average
+from lightning_merge.aggregate.averaging import average
+from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened_all
 from lightning_merge.batches import inputs_of, to_device_of
-from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.state_dicts import StateDict
 
 # Relative to the mean of the Gram matrix's diagonal: too small to move a well-determined
 # weight, enough to make the factorisation succeed.
@@ -23,7 +24,7 @@ _RIDGE = 1e-10
 
 
 def regmean(
-    states: Sequence[Mapping[str, Tensor]],
+    states: Sequence[State],
     grams: Sequence[Mapping[str, Tensor]],
     scaling: float = 0.9,
 ) -> StateDict:
@@ -35,7 +36,7 @@ def regmean(
     booleans are those of the first state.
 
     Args:
-        states: K state dicts with the same names and shapes.
+        states: K state dicts with the same names and shapes, or paths of files of weights.
         grams: K sets of Gram matrices by weight name, as `gram_matrices` gives them.
         scaling: What is left of the off-diagonal entries, in [0, 1]; the paper's alpha, which
             it advises at 0.9. Below 1 it guards against Gram matrices from few examples.
@@ -46,23 +47,28 @@ def regmean(
     Raises:
         ConfigError: If the numbers of states and Gram matrices differ, a matrix does not fit
             its weight, or `scaling` is out of range.
+        MergeError: If the states do not fit each other, or hold NaN.
     """
-    if not states or len(states) != len(grams):
+    if not len(states) or len(states) != len(grams):
         raise ConfigError(
             f"RegMean: {len(states)} states and {len(grams)} sets of Gram matrices; give one of "
             "each for every network"
         )
     if not 0 <= scaling <= 1:
         raise ConfigError(f"RegMean: scaling {scaling} is out of range; choose one in [0, 1]")
-    merged = average(states)
+    found, called = opened_all(states)
+    merged = average(found)
     for name in grams[0]:
         if any(name not in gram for gram in grams) or name not in merged:
             raise ConfigError(
                 f"RegMean: '{name}' is not in every network and set of Gram matrices; take them "
                 "from networks of one architecture"
             )
-        weights = [state[name] for state in states]
-        merged[name] = _regress(name, weights, [gram[name] for gram in grams], scaling)
+        weights = checked_tensors(found, called, name)
+        if weights[0].is_complex():
+            raise ConfigError(f"RegMean: '{name}' is complex; its regression is for real weights")
+        solved = _regress(name, weights, [gram[name] for gram in grams], scaling)
+        merged[name] = checked(name, solved)
     return merged
 
 

@@ -11,11 +11,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
+from lightning_merge.aggregate.inputs import State, is_numeric, opened, wide
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.state_dicts import (
+    StateDict,
+    check_alike,
+    check_finite,
+    is_finite,
+    table_of,
+)
+from lightning_merge.tensor_table import common_entries, common_names, must_agree
 
-Source = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
-"""A state dict, or a function that reads one: only two are then in memory at a time."""
+Source = State | Callable[[], Mapping[str, Tensor]]
+"""A state dict; or a path, or a function that reads one: then two are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ def greedy_soup(
     booleans are those of the best ingredient.
 
     Args:
-        states: K state dicts with the same names and shapes, or functions that read them.
+        states: K state dicts with the same names and shapes, paths of files of weights, or
+            functions that read them.
         evaluate: Gives a state dict's metric, on data held out of training; larger is better
             (negate a loss), NaN is never better. It may load the state dict into a network
             and reset its BatchNorm there, but must not change it.
@@ -63,6 +72,7 @@ def greedy_soup(
 
     Raises:
         ConfigError: If there is no state, `metrics` do not fit, or all of them are NaN.
+        MergeError: If the states do not fit each other, or hold NaN.
 
     Example:
         >>> import torch
@@ -93,7 +103,8 @@ def greedy_soup_by_counts(
     examples come that networks get wrong, the more is saved; their order must stay the same.
 
     Args:
-        states: K state dicts with the same names and shapes, or functions that read them.
+        states: K state dicts with the same names and shapes, paths of files of weights, or
+            functions that read them.
         count: Yields, batch by batch, how many predictions of a state dict are correct and
             how many examples the batch has. It is left off where a candidate is dropped, so
             it should compute a batch only when it is asked for it.
@@ -138,7 +149,7 @@ def hardest_first(hits: Tensor) -> Tensor:
     Returns:
         The examples' indices, `(N,)`; of equally hard ones, the earlier first.
     """
-    return hits.sum(dim=0).argsort(stable=True)
+    return torch.as_tensor(hits).sum(dim=0).argsort(stable=True)
 
 
 def _search(
@@ -147,7 +158,8 @@ def _search(
     evaluate: Callable[[StateDict, float], tuple[float | None, int | None]],
     reused: int | None,
 ) -> tuple[StateDict, list[Trial]]:
-    if not states or len(metrics) != len(states):
+    metrics = [float(metric) for metric in metrics]
+    if not len(states) or len(metrics) != len(states):
         raise ConfigError(
             f"greedy soup: {len(metrics)} metrics for {len(states)} states; give at least one "
             "state, and one metric for each"
@@ -158,11 +170,11 @@ def _search(
     order = sorted(range(len(states)), key=lambda index: -keys[index])
 
     first = order[0]
-    soup = _RunningMean(_read(states[first]))
+    soup = _RunningMean(_read(states[first]), f"state {first}")
     best = metrics[first]
     trace = [Trial(first, best, best, True, reused)]
     for index in order[1:]:
-        state = _read(states[index])
+        state = soup.checked(_read(states[index]), f"state {index}")
         metric, examples = evaluate(soup.with_another(state), best)
         kept = metric is not None and metric > best
         if metric is not None and kept:
@@ -173,7 +185,7 @@ def _search(
 
 
 def _read(source: Source) -> Mapping[str, Tensor]:
-    return source() if callable(source) else source
+    return source() if callable(source) else opened(source)
 
 
 def _count(batches: Iterable[tuple[int, int]], total: int, best: float | None) -> tuple[int, int]:
@@ -193,18 +205,50 @@ def _count(batches: Iterable[tuple[int, int]], total: int, best: float | None) -
 class _RunningMean:
     """The sum of the states so far in float64, so that none of them need be kept."""
 
-    def __init__(self, first: Mapping[str, Tensor]) -> None:
+    def __init__(self, first: Mapping[str, Tensor], name: str) -> None:
         self.count = 1
-        self.types = {name: value.dtype for name, value in first.items()}
-        self.sums = {
-            name: value.to(torch.float64, copy=True) if value.is_floating_point() else value.clone()
-            for name, value in first.items()
+        self.name = name
+        self.table = check_alike([first], [name])
+        self.types = {key: value.dtype for key, value in first.items()}
+        self.sums: StateDict = {}
+        # Where infinity has its place, and what must not differ: the same in all.
+        self.masks: StateDict = {}
+        self.fixed = {
+            key: (first[key].clone(), why)
+            for key, entry in self.table.items()
+            if (why := must_agree(key, entry, self.table))
         }
+        for key, value in first.items():
+            value = value.detach()
+            if is_numeric(value):
+                check_finite(f"{name}: '{key}'", value, [value])
+                if not is_finite(value):
+                    self.masks[key] = value.clone()
+                self.sums[key] = value.to(wide(value), copy=True)
+            else:
+                self.sums[key] = value.clone()
+
+    def checked(self, state: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
+        """The state under the first one's names, checked to fit it."""
+        tables = [self.table, table_of(state)]
+        names = [self.name, name]
+        own = common_names(tables, names)[1]
+        renamed = {key: state[own[key]].detach() for key in self.table if key in own}
+        for key in self.table.keys() - renamed.keys():
+            renamed[key] = self.sums[key]
+        common_entries([self.table, table_of(renamed)], names)
+        for key, (value, why) in self.fixed.items():
+            if not torch.equal(renamed[key].to(value), value):
+                raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
+        for key, value in renamed.items():
+            others = [self.masks[key].to(value)] if key in self.masks else []
+            check_finite(f"{name}: '{key}'", value, others)
+        return renamed
 
     def with_another(self, state: Mapping[str, Tensor]) -> StateDict:
         merged: StateDict = {}
         for name, total in self.sums.items():
-            if total.is_floating_point():
+            if is_numeric(total):
                 total = (total + state[name].to(total)).div_(self.count + 1)
                 merged[name] = total.to(self.types[name])
             else:
@@ -214,13 +258,16 @@ class _RunningMean:
     def add(self, state: Mapping[str, Tensor]) -> None:
         self.count += 1
         for name, total in self.sums.items():
-            if total.is_floating_point():
+            if is_numeric(total):
                 total.add_(state[name].to(total))
+                self.types[name] = _wider(self.types[name], state[name].dtype)
 
     def mean(self) -> StateDict:
         return {
-            name: (total / self.count).to(self.types[name])
-            if total.is_floating_point()
-            else total.clone()
+            name: (total / self.count).to(self.types[name]) if is_numeric(total) else total.clone()
             for name, total in self.sums.items()
         }
+
+
+def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    return a if a == b else torch.promote_types(a, b)

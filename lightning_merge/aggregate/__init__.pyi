@@ -1,0 +1,77 @@
+from .averaging import (
+    average as average,
+)
+from .averaging import (
+    interpolate as interpolate,
+)
+from .dpp import (
+    exact_map as exact_map,
+)
+from .dpp import (
+    greedy_order as greedy_order,
+)
+from .dpp import (
+    sample_kdpp as sample_kdpp,
+)
+from .dpp import (
+    select_dpp as select_dpp,
+)
+from .dropping import dare as dare
+from .fisher import (
+    diagonal_fisher as diagonal_fisher,
+)
+from .fisher import (
+    fisher_average as fisher_average,
+)
+from .greedy_search import (
+    Trial as Trial,
+)
+from .greedy_search import (
+    greedy_soup as greedy_soup,
+)
+from .greedy_search import (
+    greedy_soup_by_counts as greedy_soup_by_counts,
+)
+from .kernel import (
+    cosine_similarity_matrix as cosine_similarity_matrix,
+)
+from .kernel import (
+    dpp_kernel as dpp_kernel,
+)
+from .kernel import (
+    relative_gain_quality as relative_gain_quality,
+)
+from .on_disk import (
+    SafetensorsState as SafetensorsState,
+)
+from .on_disk import (
+    StateOnDisk as StateOnDisk,
+)
+from .regression_mean import (
+    gram_matrices as gram_matrices,
+)
+from .regression_mean import (
+    regmean as regmean,
+)
+from .stock import model_stock as model_stock
+from .ties_merging import (
+    ties as ties,
+)
+from .ties_merging import (
+    ties_vector as ties_vector,
+)
+from .vector_arithmetic import (
+    MergedVector as MergedVector,
+)
+from .vector_arithmetic import (
+    sum_vectors as sum_vectors,
+)
+from .vector_arithmetic import (
+    task_arithmetic as task_arithmetic,
+)
+from .vector_difference import (
+    LazyTaskVector as LazyTaskVector,
+)
+from .vector_difference import (
+    task_vector as task_vector,
+)

@@ -1,0 +1,71 @@
+"""DARE: drop most entries of a task vector at random and scale up the rest.
+
+Yu et al. 2024, "Language Models are Super Mario: Absorbing Abilities from Homologous Models
+as a Free Lunch". What it returns goes into `task_arithmetic` or `ties`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_merge.aggregate.inputs import State, checked, is_numeric
+from lightning_merge.aggregate.name_weights import NameWeights, Weights
+from lightning_merge.aggregate.vector_arithmetic import check_vectors, is_running_statistic
+from lightning_merge.errors import ConfigError
+from lightning_merge.state_dicts import StateDict, check_finite
+
+
+def dare(
+    vectors: Sequence[State],
+    drop: float,
+    generator: torch.Generator | None = None,
+    weights: Weights | None = None,
+) -> list[StateDict]:
+    """Sets each entry to 0 with probability `drop`, and divides those that stay by `1 - drop`.
+
+    Every entry keeps its expected value. Running statistics are left as they are: a statistic
+    that is zero at random is no estimate of anything.
+
+    Args:
+        vectors: K task vectors with the same names, or paths of their files.
+        drop: The probability, in [0, 1).
+        generator: Where the chances come from; the vectors are gone through in their order,
+            so a seed gives the same result again. Torch's own if not given.
+        weights: K numbers that the vectors are multiplied by (running statistics are not); or K
+            numbers by regular expression, of which the first that is found in a tensor's name
+            counts.
+
+    Returns:
+        K new task vectors, in their own types.
+
+    Raises:
+        ConfigError: If there is no vector, `drop` is out of range, or the weights do not fit.
+        ArchitectureMismatchError: If names, shapes or kinds of numbers differ.
+        NonFiniteError: If an entry is NaN or infinite, or becomes so.
+    """
+    found = check_vectors(vectors)
+    if not 0 <= drop < 1:
+        raise ConfigError(f"DARE: drop {drop} is no probability below 1; choose one in [0, 1)")
+    shares = NameWeights(weights, len(found), "DARE").check_used(found[0])
+    result: list[StateDict] = []
+    for index, vector in enumerate(found):
+        kept: StateDict = {}
+        for name, value in vector.items():
+            value = value.detach()
+            check_finite(f"task vector {index}: '{name}'", value, [])
+            if is_numeric(value) and not is_running_statistic(name):
+                factor = shares.of(name)[index] / (1 - drop)
+                kept[name] = checked(name, _drop(value, drop, factor, generator))
+            else:
+                kept[name] = value.clone()
+        result.append(kept)
+    return result
+
+
+def _drop(value: Tensor, drop: float, factor: float, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else torch.device("cpu")
+    stays = (torch.rand(value.shape, generator=generator, device=device) >= drop).to(value.device)
+    # Eight bits are no type that torch multiplies in.
+    working = value.float() if value.dtype.itemsize == 1 else value
+    return working.mul(factor).mul_(stays).to(value.dtype)

@@ -1,0 +1,125 @@
+"""What every aggregate takes: state dicts, or paths of files that are read tensor by tensor."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_merge.aggregate.on_disk import StateOnDisk
+from lightning_merge.errors import NonFiniteError
+from lightning_merge.state_dicts import check_finite, is_finite, table_of
+from lightning_merge.tensor_table import Entry, common_names
+
+State = Mapping[str, Tensor] | str | Path
+"""A state dict, anything that acts like one, or the path of a file of weights."""
+
+
+def opened(state: State) -> Mapping[str, Tensor]:
+    """A state dict; that of a path stays on the disk.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    return StateOnDisk(state) if isinstance(state, str | Path) else state
+
+
+def opened_all(
+    states: Sequence[State], called: Sequence[str] | None = None
+) -> tuple[list[Mapping[str, Tensor]], list[str]]:
+    """State dicts under common names, and what to call each in an error.
+
+    Args:
+        states: State dicts or paths.
+        called: What to call those that are no paths; by their number if not given.
+
+    Raises:
+        CheckpointError: If a file cannot be read, or something is no plain tensor.
+        ArchitectureMismatchError: If a name is in one of them only.
+    """
+    names = [
+        str(state) if isinstance(state, str | Path) else called[k] if called else f"state {k}"
+        for k, state in enumerate(states)
+    ]
+    found = [opened(state) for state in states]
+    if not found:
+        return [], []
+    tables = [table_of(state) for state in found]
+    own = common_names(tables, names)
+    return [
+        state
+        if list(known.values()) == list(known) == list(table)
+        else Renamed(state, known, table)
+        for state, known, table in zip(found, own, tables, strict=True)
+    ], names
+
+
+class Renamed(Mapping[str, Tensor]):
+    """A state dict under other names.
+
+    Args:
+        state: The state dict.
+        names: Its own names by the new ones.
+        table: Its types and shapes, by its own names.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], names: Mapping[str, str], table: Mapping[str, Entry]
+    ) -> None:
+        self._state, self._names = state, names
+        self.table = {name: table[own] for name, own in names.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._state[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def checked_tensors(
+    states: Sequence[Mapping[str, Tensor]], names: Sequence[str], key: str
+) -> list[Tensor]:
+    """One tensor of each ingredient, without gradients.
+
+    Raises:
+        NonFiniteError: If one holds NaN, or an infinity that the others do not: a constant mask
+            is part of an architecture.
+    """
+    values = [state[key].detach() for state in states]
+    for value, name in zip(values, names, strict=True):
+        check_finite(f"{name}: '{key}'", value, values)
+    return values
+
+
+def is_numeric(value: Tensor) -> bool:
+    """Whether a tensor can be scaled: a floating-point or complex one."""
+    return value.is_floating_point() or value.is_complex()
+
+
+def wide(value: Tensor) -> torch.dtype:
+    """In which type a tensor is worked on: float64, complex128 for complex ones."""
+    return torch.complex128 if value.is_complex() else torch.float64
+
+
+def checked(name: str, merged: Tensor, start: Tensor | None = None) -> Tensor:
+    """A result, unless it is beyond its type's range.
+
+    Args:
+        name: The tensor's name.
+        merged: The result.
+        start: An ingredient whose infinities (a mask's) may be in it.
+
+    Raises:
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    if not is_finite(merged):
+        odd = ~torch.isfinite(merged.to(wide(merged)))
+        if start is None or not torch.equal(merged[odd], start[odd]):
+            raise NonFiniteError(
+                f"'{name}' is NaN or beyond the range of {merged.dtype}; choose a smaller scale, "
+                "check the ingredients, or convert them to float32"
+            )
+    return merged

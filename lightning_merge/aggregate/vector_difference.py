@@ -1,0 +1,77 @@
+"""What fine-tuning changed: the task vector of two networks, read and computed when wanted."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
+from lightning_merge.number_types import is_fraction
+from lightning_merge.state_dicts import StateDict, check_alike, check_finite, is_finite, table_of
+
+
+def task_vector(finetuned: State, pretrained: State) -> StateDict:
+    """`finetuned - pretrained`, for the floating-point and complex tensors.
+
+    Args:
+        finetuned: A fine-tuned network's state dict, or the path of its file.
+        pretrained: The state dict that it was fine-tuned from, or its path.
+
+    Returns:
+        The differences, in the pre-trained network's types; integers and booleans are left
+        out. Where both are the same infinity (a mask), the difference is 0.
+
+    Raises:
+        ArchitectureMismatchError: If a tensor is missing, of another shape or kind of number.
+        CheckpointError: If a file cannot be read, or a tensor is no free parameter.
+        NonFiniteError: If a tensor holds NaN, or an infinity that the other does not.
+    """
+    return dict(LazyTaskVector(finetuned, pretrained))
+
+
+class LazyTaskVector(Mapping[str, Tensor]):
+    """A task vector whose tensors are computed each time they are wanted, and not kept.
+
+    With state dicts that are read tensor by tensor (paths, or `StateOnDisk`) a merge of many
+    networks never has all of them in memory.
+
+    Args:
+        finetuned: A fine-tuned network's state dict, anything that acts like one, or a path.
+        pretrained: The state dict that it was fine-tuned from, likewise.
+
+    Attributes:
+        table: Type and shape of each tensor.
+
+    Raises:
+        MergeError: As for `task_vector`; what depends on the numbers, when they are read.
+    """
+
+    def __init__(self, finetuned: State, pretrained: State) -> None:
+        (self._finetuned, self._pretrained), self._called = opened_all(
+            [finetuned, pretrained], ["the fine-tuned network", "the pre-trained network"]
+        )
+        check_alike((self._finetuned, self._pretrained), self._called)
+        table = table_of(self._pretrained)
+        self.table = {name: entry for name, entry in table.items() if is_fraction(entry.code)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.table:
+            raise KeyError(name)
+        start = self._pretrained[name].detach()
+        end = self._finetuned[name].detach().to(start.device)
+        if end.dtype == start.dtype and start.dtype.itemsize > 1:
+            step = end - start
+        else:
+            step = (end.to(wide(start)) - start.to(wide(start))).to(start.dtype)
+        if not is_finite(step):
+            check_finite(f"{self._called[0]}: '{name}'", end, [start])
+            check_finite(f"{self._called[1]}: '{name}'", start, [end])
+            step = torch.where(end == start, torch.zeros_like(step), step)
+            checked(name, step)
+        return step
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)

@@ -1,0 +1,151 @@
+"""Safetensors files, read through a memory map and written piece by piece, without torch.
+
+Format: eight bytes with the header's length, the header (JSON), the tensors' bytes one after
+another. A header is a stranger's: nothing in it is believed that does not fit the file.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from lightning_merge.errors import CheckpointError
+from lightning_merge.number_types import SIZES, Raw, type_name
+from lightning_merge.tensor_table import Entry
+
+MOST_TENSORS = 1 << 16
+MOST_AXES = 64
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """An open file.
+
+    Attributes:
+        path: The file.
+        table: Type and shape of each tensor.
+        metadata: What its writer noted.
+    """
+
+    path: Path
+    table: dict[str, Entry]
+    metadata: dict[str, str]
+    _places: dict[str, tuple[int, int]]
+    _map: mmap.mmap | None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens a file and checks its header against it.
+
+        Raises:
+            CheckpointError: If it is missing, truncated, or no safetensors file.
+        """
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+                    raise ValueError("the header is longer than the file")
+                header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+                # Private pages: they can be written to, as tensors must be, and the file is not.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            metadata = header.pop("__metadata__", {})
+            table, places = _checked(header, 8 + length, size)
+            metadata = {str(key): str(value) for key, value in dict(metadata).items()}
+        except _ManyTensorsError as error:
+            raise CheckpointError(f"{path} {error}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} is missing, truncated or not a safetensors file; copy or save it again"
+            ) from error
+        return cls(path, table, metadata, places, mapped)
+
+    def raw(self, name: str) -> Raw:
+        """The bytes of a tensor, in the file's memory map."""
+        start, stop = self._places[name]
+        return np.frombuffer(self._map or b"", np.uint8, stop - start, start)
+
+
+class _ManyTensorsError(ValueError):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_TENSORS:
+        raise _ManyTensorsError(f"holds more than {MOST_TENSORS} tensors: split it")
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return made
+
+
+def _checked(
+    header: Mapping[str, Any], start: int, size: int
+) -> tuple[dict[str, Entry], dict[str, tuple[int, int]]]:
+    table, places = {}, {}
+    for name, described in header.items():
+        code, shape = described["dtype"], described["shape"]
+        first, last = described["data_offsets"]
+        whole = [*shape, first, last]
+        if not all(type(number) is int and number >= 0 for number in whole):
+            raise ValueError("a size is no whole number")
+        if len(shape) > MOST_AXES:
+            raise ValueError("a tensor has too many axes")
+        if code in SIZES and prod(shape) * SIZES[code] != last - first:
+            raise ValueError("a tensor's size does not fit its shape")
+        table[name] = Entry(str(code), tuple(shape))
+        places[name] = (start + first, start + last)
+    reached = start
+    for first, last in sorted(places.values()):
+        if first != reached or last < first:
+            raise ValueError("tensors overlap, or leave a gap")
+        reached = last
+    if reached != size:
+        raise ValueError("the file is shorter or longer than its header says")
+    return table, places
+
+
+def layout(
+    table: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int], int]:
+    """Where tensors lie in a new file.
+
+    Args:
+        table: Type and shape of each.
+        metadata: Notes for the header.
+
+    Returns:
+        The header as it is written, where each tensor begins, and the file's size.
+
+    Raises:
+        CheckpointError: If the format has no such type.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    places, reached = {}, 0
+    for name in in_order(table):
+        entry = table[name]
+        if entry.code in ("C32", "C128"):
+            raise CheckpointError(
+                f"'{name}' is {type_name(entry.code)}, which safetensors cannot hold; write a "
+                ".pt file"
+            )
+        places[name], reached = reached, reached + prod(entry.shape) * SIZES[entry.code]
+        offsets = [places[name], reached]
+        header[name] = {"dtype": entry.code, "shape": list(entry.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    begins = {name: start + place for name, place in places.items()}
+    return len(text).to_bytes(8, "little") + text, begins, start + reached
+
+
+def in_order(table: Mapping[str, Entry]) -> list[str]:
+    """In which order `layout` puts tensors: the largest numbers first, so that each is aligned."""
+    return sorted(table, key=lambda name: -SIZES[table[name].code])

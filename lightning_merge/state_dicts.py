@@ -1,0 +1,244 @@
+"""State dicts in memory: their tables and bytes, whether they fit, and their names."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, NonFiniteError
+from lightning_merge.number_types import CODES, SIZES, Raw, type_name
+from lightning_merge.safetensors_file import MOST_AXES
+from lightning_merge.tensor_names import is_batch_counter, matched
+from lightning_merge.tensor_table import Entry, common_entries, must_agree
+
+StateDict = dict[str, Tensor]
+
+
+def table_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """Type and shape of each tensor.
+
+    Raises:
+        CheckpointError: If something is no plain array of numbers in memory: it is named.
+    """
+    known: dict[str, Entry] | None = getattr(state, "table", None)
+    return dict(known) if known is not None else {n: entry_of(n, v) for n, v in state.items()}
+
+
+def entry_of(name: object, value: object) -> Entry:
+    """Type and shape of one tensor.
+
+    Raises:
+        CheckpointError: If it is none, or no plain array of numbers in memory.
+    """
+    if not isinstance(name, str):
+        raise CheckpointError(f"the tensor {name!r} has a name that is no text; rename it")
+    if not isinstance(value, Tensor):
+        raise CheckpointError(
+            f"'{name}' is a {type(value).__name__}, not a tensor; leave it out, or give its "
+            "tensors names of their own"
+        )
+    code = CODES.get(str(value.dtype).removeprefix("torch."))
+    wrong = None
+    if value.is_quantized:
+        wrong = "is quantised, and such numbers have no mean: dequantise() it first"
+    elif value.is_nested or value.layout != torch.strided:
+        wrong = "is sparse or nested: save it with to_dense()"
+    elif value.is_meta:
+        wrong = "has a shape but no numbers (it is on 'meta'): load the network's weights first"
+    elif code is None:
+        wrong = f"is of the packed type {value.dtype}: convert it to one of single numbers"
+    elif value.dim() > MOST_AXES:
+        wrong = f"has {value.dim()} axes, more than {MOST_AXES}: reshape it"
+    if wrong or code is None:
+        raise CheckpointError(f"'{name}' {wrong}")
+    return Entry(code, tuple(value.shape))
+
+
+def raw_of(tensor: Tensor) -> Raw:
+    """The bytes of a tensor, of shape `(n,)`; its own memory where it is contiguous and on the CPU.
+
+    A parameter that requires a gradient gives its numbers.
+    """
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    raw: Raw = plain.reshape(-1).view(torch.uint8).numpy()
+    return raw
+
+
+def tensor_of(raw: Raw, entry: Entry) -> Tensor:
+    """A tensor of bytes, sharing their memory where they are aligned.
+
+    Raises:
+        CheckpointError: If torch has no such type.
+    """
+    if entry.code not in SIZES:
+        raise CheckpointError(
+            f"a tensor is of the packed type {entry.code}: convert it to one of single numbers"
+        )
+    dtype: torch.dtype = getattr(torch, type_name(entry.code))
+    if not raw.size:
+        return torch.empty(entry.shape, dtype=dtype)
+    if raw.ctypes.data % SIZES[entry.code]:
+        raw = raw.copy()
+    return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 (hexadecimal) of a state dict: names, types, shapes and every byte."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        sha.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        sha.update(raw_of(value).data)
+    return sha.hexdigest()
+
+
+def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+    """Checks that state dicts can be merged: two or more, of one architecture, finite.
+
+    Args:
+        states: The ingredients.
+        names: What to call each of them in an error, paths as a rule.
+
+    Raises:
+        CheckpointError: If there are fewer than two, or a tensor is no free parameter.
+        ArchitectureMismatchError: If a name, shape or kind of number differs; the first one is
+            named.
+        NonFiniteError: If a tensor holds NaN, or infinity where not all hold the same.
+    """
+    if len(states) < 2:
+        only = f": there is only {names[0]}" if names else ""
+        raise CheckpointError(f"merging needs at least two checkpoints{only}; add another")
+    check_alike(states, names)
+    for key in states[0]:
+        values = [state[key] for state in states if key in state]
+        for value, name in zip(values, names, strict=False):
+            check_finite(f"{name}: '{key}'", value, values)
+
+
+def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, Entry]:
+    """Checks types, shapes, and what must be the same; the numbers' values are not looked at.
+
+    Returns:
+        What the merged network has.
+
+    Raises:
+        CheckpointError: If a tensor is no free parameter, or no plain array of numbers.
+        ArchitectureMismatchError: If a name, a shape, or what must be the same differs.
+    """
+    tables = [table_of(state) for state in states]
+    merged = common_entries(tables, names)
+    for key, entry in merged.items():
+        why = must_agree(key, entry, merged)
+        if why is None:
+            continue
+        for state, name in zip(states[1:], names[1:], strict=True):
+            if not torch.equal(state[key].cpu(), states[0][key].cpu()):
+                raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
+    return merged
+
+
+def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:
+    """Checks that a tensor holds no NaN, and infinity only where all others hold the same.
+
+    A constant mask of negative infinities is part of an architecture, not a fault.
+
+    Args:
+        where: What to call the tensor.
+        value: The tensor.
+        others: The same tensor of every ingredient; none if infinity has no place in it.
+
+    Raises:
+        NonFiniteError: If it does.
+    """
+    if is_finite(value):
+        return
+    wide = value.to(torch.complex128 if value.is_complex() else torch.float64)
+    odd = ~torch.isfinite(wide)
+    same = (
+        bool(others)
+        and not bool(torch.isnan(wide).any())
+        and all(torch.equal(wide[odd], other.to(wide)[odd]) for other in others)
+    )
+    if not same:
+        raise NonFiniteError(f"{where} holds NaN or infinity; leave this checkpoint out")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; integers never do."""
+    if not (value.is_floating_point() or value.is_complex()) or value.numel() == 0:
+        return True
+    value = value.detach()
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    if value.dtype.itemsize == 1:
+        value = value.to(torch.float32)
+    # One pass, and no memory: NaN and infinity are an extreme, or hide all others.
+    low, high = torch.aminmax(value)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def fit_names(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    name: str,
+    strict: bool = True,
+) -> StateDict:
+    """Gives a state dict the names that a module wants.
+
+    Args:
+        state: The state dict, with the module's names, those of one part of it (that of a bare
+            network, where the module keeps it under `network.`), or those of the module in a
+            wrapper (`module.`, `_orig_mod.`, `AveragedModel`).
+        expected: The module's own state dict; what in it is no tensor is passed over.
+        name: What to call `state` in an error.
+        strict: Whether everything must be there. Otherwise what is absent is the module's own.
+
+    Returns:
+        The state dict, with the module's names. A batch counter that is absent is the
+        module's, one of several tied tensors that is absent is the other's.
+
+    Raises:
+        ArchitectureMismatchError: If neither fits; the first tensor that differs is named.
+    """
+    wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    ties = _tied(wanted)
+    absent_allowed = list(ties) if strict else list(wanted)
+    found = matched(state, wanted, absent_allowed)
+    named = {key: state[own] for key, own in found.items()} if found else dict(state)
+    for key in wanted:
+        partner = next((other for other in ties.get(key, ()) if other in named), None)
+        if key in named:
+            continue
+        if partner is not None:
+            named[key] = named[partner]
+        elif found and (not strict or is_batch_counter(key)):
+            named[key] = wanted[key].detach().clone()
+    for key in [*wanted, *(key for key in named if key not in wanted)]:
+        ours, theirs = _shape(named, key), _shape(wanted, key)
+        if ours != theirs:
+            raise ArchitectureMismatchError(
+                f"{name} does not fit the network: '{key}' is {ours} in the file and {theirs} in "
+                "the network; check the model's name and its number of classes"
+            )
+    return {key: named[key] for key in wanted}
+
+
+def _tied(wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The other names of every tensor that has several."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    for name, value in wanted.items():
+        if value.numel() and not value.is_meta:
+            names.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
+    return {name: same for same in names.values() if len(same) > 1 for name in same}
+
+
+def prefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
+    """The state dict with the expected names, where only wrappers and a prefix differ."""
+    tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    found = matched(state, tensors, _tied(tensors))
+    return {key: state[own] for key, own in found.items()} if found else dict(state)
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> str:
+    return str(tuple(state[key].shape)) if key in state else "absent"

@@ -1,0 +1,151 @@
+"""A state dict that stays on the disk: types and shapes are known, numbers are read when wanted."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.errors import CheckpointError
+from lightning_merge.number_types import Raw
+from lightning_merge.safetensors_file import SafetensorsFile
+from lightning_merge.tensor_table import Entry
+from lightning_merge.torch_file import check_kind
+
+INDEX = ".index.json"
+_LARGEST_INDEX = 64 << 20
+# What the Hugging Face libraries call the network in a folder, in their order.
+_MODELS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """An open file, or several that an index joins.
+
+    Attributes:
+        path: The file or the index.
+        table: Type and shape of each tensor.
+        raw: Gives the bytes of a tensor, from a memory map where the format allows it.
+        extra: What the state dict held besides tensors, such as `_extra_state`.
+        content: The file's other entries (`hyper_parameters`, `epoch`, ...).
+        shards: The file names of a sharded network by tensor; empty for a single file.
+    """
+
+    path: Path
+    table: dict[str, Entry]
+    raw: Callable[[str], Raw]
+    extra: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+    shards: dict[str, str] = field(default_factory=dict)
+
+
+def found_file(path: str | Path) -> Path:
+    """The file that a path means: itself, or the one network in a folder.
+
+    Raises:
+        CheckpointError: If there is none, or a folder holds several.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = files_in(path)
+        if len(files) != 1:
+            what = f"{len(files)} checkpoints" if files else "no checkpoint"
+            raise CheckpointError(f"{path} is a folder with {what}; give the path of one")
+        return files[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the path of a checkpoint")
+    return path
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The networks in a folder: the one of the Hugging Face layout, or all checkpoint files."""
+    for name in _MODELS:
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted(folder.iterdir())
+    indices = [file for file in files if file.name.endswith(INDEX)]
+    whole = [f for f in files if f.suffix in SUFFIXES and f.is_file() and f.name[0] != "."]
+    shards = {folder / name for index in indices for name in set(_weight_map(index).values())}
+    return indices + [file for file in whole if file not in shards]
+
+
+def open_state(path: str | Path) -> StoredState:
+    """Opens weights of any kind without reading the numbers.
+
+    Args:
+        path: A Lightning checkpoint, a state dict, safetensors, the index of several files
+            (`model.safetensors.index.json`), or a folder that holds one of these.
+
+    Returns:
+        The open state dict.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, unsafe to read, or no state dict.
+    """
+    path = found_file(path)
+    if path.name.endswith(INDEX):
+        return _open_sharded(path)
+    if is_safetensors(path):
+        return _open_safetensors(path)
+    from lightning_merge.torch_state import open_torch_state
+
+    return open_torch_state(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is to be read as safetensors: by its ending, or by how it begins."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return begin[8:] == b"{" and begin[4:8] == bytes(4)
+
+
+def _open_safetensors(path: Path) -> StoredState:
+    check_kind(path)
+    opened = SafetensorsFile.open(path)
+    # The library's save_model notes which names it left out because their tensors are tied.
+    tied = {
+        name: kept
+        for name, kept in opened.metadata.items()
+        if kept in opened.table and name not in opened.table
+    }
+    table = opened.table | {name: opened.table[kept] for name, kept in tied.items()}
+    if not table:
+        raise CheckpointError(f"{path} holds no tensors: give a file of weights")
+    return StoredState(path, table, lambda name: opened.raw(tied.get(name, name)))
+
+
+def _open_sharded(index: Path) -> StoredState:
+    names = _weight_map(index)
+    parts: dict[str, StoredState] = {}
+    for file in dict.fromkeys(names.values()):
+        shard = index.parent / file
+        if not shard.is_file():
+            raise CheckpointError(f"{index} names '{file}', which is not there; copy all its files")
+        parts[file] = open_state(shard)
+    for name, file in names.items():
+        if name not in parts[file].table:
+            raise CheckpointError(f"{index}: '{name}' is not in {file}; copy its files again")
+    table = {name: parts[file].table[name] for name, file in names.items()}
+    return StoredState(index, table, lambda name: parts[names[name]].raw(name), shards=dict(names))
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise ValueError("too long")
+        names = json.loads(index.read_bytes())["weight_map"]
+        # A shard lies beside its index: a path to elsewhere is not followed.
+        if not names or not all(Path(file).name == file for file in names.values()):
+            raise ValueError("no plain file names")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of shards; copy or save it again") from error
+    checked: Mapping[str, str] = names
+    return checked

@@ -1,0 +1,74 @@
+"""Names of tensors: the wrappers that leave a mark in them, and which name means which."""
+
+from collections.abc import Iterable, Iterator
+
+_COMPILED, _WRAPPED, _AVERAGES = "_orig_mod", "module", "n_averaged"
+
+
+def is_batch_counter(name: str) -> bool:
+    """Whether a tensor is BatchNorm's counter, which old files lack and no result depends on."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """The names without the marks of `torch.compile`, data parallelism and `AveragedModel`.
+
+    Args:
+        names: A state dict's names.
+
+    Returns:
+        The given names by the bare ones; `n_averaged` is left out where it counts averages.
+    """
+    bare = {}
+    for name in names:
+        parts = [part for part in name.split(".") if part != _COMPILED]
+        bare[".".join(parts)] = name
+    while rest := [name for name in bare if name != _AVERAGES]:
+        if not all(name.startswith(f"{_WRAPPED}.") for name in rest):
+            break
+        bare = {name.removeprefix(f"{_WRAPPED}."): bare[name] for name in rest}
+    return bare
+
+
+def matched(
+    names: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
+) -> dict[str, str] | None:
+    """Which name stands for which, if two state dicts differ in wrappers and prefixes only.
+
+    Args:
+        names: The names that there are.
+        wanted: The names that there should be.
+        optional: Those of them that may be absent. Batch counters may be, in both.
+
+    Returns:
+        The given names by the wanted ones, in the wanted order; None if they do not fit.
+    """
+    names, wanted = list(names), list(wanted)
+    may_lack = {*optional, *filter(is_batch_counter, wanted)}
+    for theirs in _readings(wanted):
+        prefixes = dict.fromkeys(["", *(name.partition(".")[0] + "." for name in theirs)])
+        for ours in _readings(names):
+            for prefix in prefixes:
+                found = {
+                    theirs[prefix + name]: own
+                    for name, own in ours.items()
+                    if prefix + name in theirs
+                }
+                left = [n for n in ours if prefix + n not in theirs and not is_batch_counter(n)]
+                if found and not left and not set(wanted) - found.keys() - may_lack:
+                    return {name: found[name] for name in wanted if name in found}
+    return None
+
+
+def _readings(names: list[str]) -> Iterator[dict[str, str]]:
+    """The names as they are, without wrappers, and without what they all begin with."""
+    bare = unwrapped(names)
+    inner = {".".join(p for p in name.split(".") if p != _WRAPPED): bare[name] for name in bare}
+    for reading in ({name: name for name in names}, bare, inner):
+        if len(reading) < len(names) - 1:
+            # Two names became one.
+            continue
+        yield reading
+        first, dot, _ = next(iter(reading), "").partition(".")
+        if dot and all(name.startswith(first + dot) for name in reading):
+            yield {name.removeprefix(first + dot): own for name, own in reading.items()}

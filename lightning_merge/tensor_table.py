@@ -1,0 +1,181 @@
+"""What state dicts must have in common to be merged: the one place that checks it.
+
+A table says of every tensor its type and shape, wherever the numbers are: in memory, or in a
+file that is not read yet.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError
+from lightning_merge.number_types import common_type, is_complex, is_fraction, type_name
+from lightning_merge.tensor_names import is_batch_counter, matched, unwrapped
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's type and shape.
+
+    Attributes:
+        code: The type, as safetensors names it (`F32`).
+        shape: The shape.
+    """
+
+    code: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{type_name(self.code)} {self.shape}"
+
+
+Table = Mapping[str, Entry]
+
+
+def common_names(tables: Sequence[Table], names: Sequence[str]) -> list[dict[str, str]]:
+    """Under which name each ingredient has a tensor, where only wrappers or prefixes differ.
+
+    Args:
+        tables: The ingredients.
+        names: What to call each of them in an error.
+
+    Returns:
+        For each ingredient, its own names by the common ones. Those are the first one's, but
+        without the marks of wrappers where not all ingredients have the same.
+
+    Raises:
+        ArchitectureMismatchError: If a name is in one ingredient only.
+    """
+    common = list(tables[0])
+    if any(table.keys() != tables[0].keys() for table in tables):
+        # A batch counter is taken from whoever has one.
+        fullest = max(tables, key=lambda table: sum(map(is_batch_counter, table)))
+        common = list(unwrapped(fullest))
+        if len(common) < len(fullest) - 1:
+            common = list(fullest)
+    found = []
+    for table, name in zip(tables, names, strict=True):
+        own = matched(table, common)
+        if own is None:
+            _name_that_differs(tables[0], table, names[0], name)
+            own = {key: key for key in table}
+        found.append(own)
+    return found
+
+
+def _name_that_differs(first: Table, other: Table, here: str, there: str) -> None:
+    for key in [*first, *(key for key in other if key not in first)]:
+        if (key in first) != (key in other) and not is_batch_counter(key):
+            entry = first.get(key) or other[key]
+            present = (entry.shape, "absent") if key in first else ("absent", entry.shape)
+            raise ArchitectureMismatchError(
+                f"different architectures: '{key}' is {present[0]} in {here} and {present[1]} in "
+                f"{there}; {_ADVICE}"
+            )
+
+
+_ADVICE = (
+    "merge networks of one architecture, or (merge, compare) of different tasks with --heads first"
+)
+
+
+def common_entries(tables: Sequence[Table], names: Sequence[str]) -> dict[str, Entry]:
+    """Checks that tensors of the same names can be merged, and says what the result has.
+
+    Args:
+        tables: The ingredients, with the same names; batch counters may be absent in some.
+        names: What to call each of them in an error.
+
+    Returns:
+        The tensors of the merged network. A floating-point type is the widest that an
+        ingredient has, so that no order of them matters.
+
+    Raises:
+        ArchitectureMismatchError: If a name, a shape, or the kind of a type differs.
+        CheckpointError: If a tensor is no free parameter: a spectral norm's vectors, a weight
+            that is split in direction and length, a pruned one.
+    """
+    every = dict.fromkeys(key for table in tables for key in table)
+    merged = {}
+    for key in every:
+        owners = [
+            (table[key], name) for table, name in zip(tables, names, strict=True) if key in table
+        ]
+        if len(owners) < len(tables) and not is_batch_counter(key):
+            for table, name in zip(tables[1:], names[1:], strict=True):
+                _name_that_differs(tables[0], table, names[0], name)
+        first, here = owners[0]
+        for entry, there in owners[1:]:
+            if entry.shape != first.shape:
+                raise ArchitectureMismatchError(
+                    f"different architectures: '{key}' is {first.shape} in {here} and "
+                    f"{entry.shape} in {there}; {_ADVICE}"
+                )
+            if entry.code != first.code and not _mixable(entry.code, first.code):
+                raise ArchitectureMismatchError(
+                    f"'{key}' is {type_name(first.code)} in {here} and {type_name(entry.code)} in "
+                    f"{there}; convert one, so that both hold the same kind of number"
+                )
+        code = first.code
+        if is_fraction(code):
+            code = common_type([entry.code for entry, _ in owners])
+        merged[key] = Entry(code, first.shape)
+    check_free(merged)
+    return merged
+
+
+def _mixable(a: str, b: str) -> bool:
+    return is_fraction(a) and is_fraction(b) and not is_complex(a) and not is_complex(b)
+
+
+def check_free(names: Mapping[str, object]) -> None:
+    """Checks that every tensor is a free parameter, which may be averaged by itself.
+
+    Args:
+        names: The names of a network's tensors.
+
+    Raises:
+        CheckpointError: If one is not; it is named, and what to do.
+    """
+    for name in names:
+        layer, _, last = name.rpartition(".")
+        stem = name[: -len("_u")]
+        if re.search(r"(^|\.)parametrizations\.[^.]+\.original\d*$", name):
+            raise CheckpointError(
+                f"'{name}' is what a parametrization (a weight or spectral norm) makes a weight "
+                "from: it has no mean of its own; call torch.nn.utils.parametrize."
+                f"remove_parametrizations(module, '{layer.rpartition('.')[2]}') on every network, "
+                "and save again"
+            )
+        if last.endswith("_u") and f"{stem}_orig" in names:
+            raise CheckpointError(
+                f"'{name}' belongs to a spectral norm, which has no mean; call torch.nn.utils."
+                "remove_spectral_norm on every network, and save again"
+            )
+        if last.endswith("_g") and f"{stem}_v" in names and stem not in names:
+            raise CheckpointError(
+                f"'{name}' and '{stem}_v' are the length and direction of one weight, and their "
+                "means are not those of the weight; call torch.nn.utils.remove_weight_norm on "
+                "every network, and save again"
+            )
+
+
+def pruning_mask(name: str, names: Mapping[str, object]) -> bool:
+    """Whether a tensor says which entries of another were pruned; that must be the same in all."""
+    return name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in names
+
+
+def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | None:
+    """Why a tensor must be the same in all ingredients, if it must.
+
+    Counters and flags are the first ingredient's. Pruning masks and quantised weights are
+    neither numbers with a mean, nor may those of one network stand for all.
+
+    Returns:
+        What the error is to say; None for all others.
+    """
+    if pruning_mask(name, names):
+        return "is another pruning mask: call torch.nn.utils.prune.remove on every network first"
+    if entry.code in ("I8", "U8") and len(entry.shape) > 1:
+        return "holds other whole numbers, which have no mean: dequantise the networks first"
+    return None

@@ -1,0 +1,145 @@
+"""Files of `torch.save`, read without running or believing what a stranger put into them.
+
+`weights_only=True` runs no code. What is left is to be bounded: a small file must not become
+large in memory, and what is no file of weights is called by its name.
+"""
+
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.errors import CheckpointError
+from lightning_merge.safetensors_file import MOST_TENSORS
+
+# Python objects need up to 64 times the bytes that describe them.
+_LONGEST_PICKLE = 2 << 20
+_MOST_OPERATIONS = 1 << 19
+
+_OTHER_FILES = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (b"\x89HDF", "is an HDF5 file, of Keras perhaps: save the weights with torch.save"),
+    (b"\x93NUMPY", "is a NumPy array, not a state dict: save it with torch.save"),
+    (b"<!DOCTYPE", "is a web page, not a checkpoint: download the file itself"),
+    (b"<html", "is a web page, not a checkpoint: download the file itself"),
+    (b"\x1f\x8b", "is compressed: unpack it with gunzip first"),
+)
+
+
+def read_torch(path: Path, mapped: bool = False) -> Any:
+    """Reads a file of `torch.save` onto the CPU.
+
+    Args:
+        path: The file.
+        mapped: Leave the tensors on the disk, as a memory map, where the format allows it.
+
+    Returns:
+        Whatever it holds.
+
+    Raises:
+        CheckpointError: If it is truncated, of another kind, needs code to be read, or would
+            need far more memory than its size.
+    """
+    archive = check_kind(path).startswith(b"PK\x03\x04")
+    if archive:
+        _check_archive(path)
+    else:
+        _check_pickles(path)
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            # They tell of the file's making, which its reader cannot change.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
+        if name:
+            raise CheckpointError(
+                f"{path} is refused: reading it would run code ({name[1]}); save its state "
+                "dict alone, torch.save(model.state_dict(), ...)"
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint that torch can read") from error
+    except Exception as error:
+        # A file that is no pickle can fail anywhere in the unpickler, with any error.
+        raise _broken(path) from error
+
+
+def check_kind(path: Path) -> bytes:
+    """Checks that a file is none that is mistaken for weights.
+
+    Returns:
+        How it begins.
+
+    Raises:
+        CheckpointError: If it is; it is called by its name.
+    """
+    with path.open("rb") as file:
+        begin = file.read(64)
+    for magic, what in _OTHER_FILES:
+        if begin.lower().startswith(magic.lower()):
+            raise CheckpointError(f"{path} {what}")
+    return begin
+
+
+def _broken(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is not a checkpoint, or is truncated; copy or save it again")
+
+
+def _check_archive(path: Path) -> None:
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except Exception as error:
+        raise _broken(path) from error
+    names = [part.filename for part in parts]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, a program: save its weights alone, "
+            "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        raise CheckpointError(f"{path} is an archive of NumPy arrays: save it with torch.save")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise CheckpointError(
+            f"{path} is a compressed archive, not as torch.save writes it; load it where it is "
+            "trusted, and save it again"
+        )
+    if sum(part.file_size for part in parts) > size:
+        raise _broken(path)
+    if len(parts) > MOST_TENSORS:
+        raise CheckpointError(f"{path} holds more than {MOST_TENSORS} tensors: split it")
+    described = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+    if described > _LONGEST_PICKLE + size // 16:
+        raise CheckpointError(
+            f"{path} holds {described >> 20} MiB of Python objects beside its tensors; save its "
+            "state dict alone, torch.save(model.state_dict(), ...)"
+        )
+
+
+def _check_pickles(path: Path) -> None:
+    """Counts the operations of the old format, which says nowhere how long it is."""
+    left = _MOST_OPERATIONS
+    try:
+        with path.open("rb") as file:
+            # A magic number, the protocol, the machine, the content, the storages' keys.
+            for _ in range(5):
+                for _operation in pickletools.genops(file):
+                    left -= 1
+                    if not left:
+                        raise _TooLongError
+    except _TooLongError as error:
+        raise CheckpointError(
+            f"{path} holds too many Python objects; save its state dict alone, with a torch "
+            "of 1.6 or later"
+        ) from error
+    except Exception as error:
+        raise _broken(path) from error
+
+
+class _TooLongError(Exception):
+    pass

@@ -1,0 +1,129 @@
+"""The state dict in a file of `torch.save`: where it is, and whether all of it is plain tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_merge.errors import CheckpointError
+from lightning_merge.state_dicts import StateDict, entry_of, raw_of
+from lightning_merge.stored_state import StoredState
+from lightning_merge.torch_file import read_torch
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+# A weight that all layers share is many times in a state dict and once in its file.
+_MOST_TIMES, _SLACK = 32, 1 << 20
+_MOST_LOOKED_AT = 100_000
+
+
+@dataclass(frozen=True)
+class TorchState:
+    """What a file held.
+
+    Attributes:
+        tensors: The state dict's tensors.
+        extra: What else was in it.
+        content: What was beside it.
+    """
+
+    tensors: StateDict
+    extra: dict[str, Any]
+    content: dict[str, Any]
+
+
+def open_torch_state(path: Path) -> StoredState:
+    """Opens a file, leaving its numbers on the disk where its format allows that."""
+    held = read_torch_state(path, mapped=True)
+    table = {name: entry_of(name, value) for name, value in held.tensors.items()}
+    return StoredState(
+        path, table, lambda name: raw_of(held.tensors[name]), held.extra, held.content
+    )
+
+
+def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
+    """Reads a file and finds the state dict in it.
+
+    Args:
+        path: The file.
+        mapped: Leave the numbers on the disk.
+
+    Raises:
+        CheckpointError: If there is none, or something in it would be lost.
+    """
+    content = read_torch(path, mapped)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    nested = next((key for key in _NESTED if isinstance(content.get(key), Mapping)), None)
+    state = content[nested] if nested else content
+    if not nested:
+        stray = [key for key, value in state.items() if isinstance(value, Mapping)]
+        stray = [str(key) for key in stray if _holds_tensors(state[key])]
+        if stray:
+            raise CheckpointError(
+                f"{path} holds no state dict under a name that is known, only "
+                f"{', '.join(stray)}; save it alone, or under 'state_dict'"
+            )
+    tensors, extra = _sorted_out(path, state)
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors: give a Lightning checkpoint, a state dict or safetensors"
+        )
+    _check_size(path, tensors)
+    rest = {key: value for key, value in content.items() if key != nested} if nested else {}
+    return TorchState(tensors, extra, rest)
+
+
+def _sorted_out(path: Path, state: Mapping[Any, Any]) -> tuple[StateDict, dict[str, Any]]:
+    tensors: StateDict = {}
+    extra: dict[str, Any] = {}
+    for key, value in state.items():
+        name = str(key)
+        if name in tensors or name in extra:
+            raise CheckpointError(f"{path} has two entries named '{name}', a number and a text")
+        if isinstance(value, Tensor):
+            try:
+                entry_of(name, value)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+            tensors[name] = value.detach()
+        elif not name.endswith("_extra_state") and _holds_tensors(value):
+            quantised = "_packed_params" in name
+            raise CheckpointError(
+                f"{path}: '{name}' is a {type(value).__name__} with tensors in it, "
+                + (
+                    "of a quantised layer; merge the networks before they are quantised"
+                    if quantised
+                    else "not a tensor; save a flat state dict, model.state_dict()"
+                )
+            )
+        else:
+            extra[name] = value
+    return tensors, extra
+
+
+def _check_size(path: Path, tensors: StateDict) -> None:
+    most = _MOST_TIMES * path.stat().st_size + _SLACK
+    for name, value in tensors.items():
+        size = value.numel() * value.element_size()
+        most -= size
+        if most < 0 or size > value.untyped_storage().nbytes() + _SLACK:
+            raise CheckpointError(
+                f"{path}: '{name}' is far larger than the file, one number repeated perhaps; save "
+                "a clone() of it"
+            )
+
+
+def _holds_tensors(value: Any) -> bool:
+    left: list[Any] = [value]
+    seen: set[int] = set()
+    while left and len(seen) < _MOST_LOOKED_AT:
+        item = left.pop()
+        if isinstance(item, Tensor):
+            return True
+        if not isinstance(item, Mapping | list | tuple | set) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        left.extend(item.values() if isinstance(item, Mapping) else item)
+    return bool(left)

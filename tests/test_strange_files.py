@@ -1,0 +1,187 @@
+"""Files of other people, and files that are meant to do harm: one line, and soon."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import nn
+
+from lightning_merge.checkpoint import fit_names, read_checkpoint
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, MergeError
+from lightning_merge.stored_state import open_state
+
+
+def refused(path, match):
+    for read in (read_checkpoint, open_state):
+        with pytest.raises(CheckpointError, match=match) as error:
+            read(path)
+        assert str(error.value).isprintable()
+
+
+def saved(path, content, **how):
+    torch.save(content, path, **how)
+    return path
+
+
+def test_one_number_that_stands_for_a_billion(tmp_path):
+    path = saved(tmp_path / "a.pt", {"w": torch.ones(1).expand(1 << 30)})
+    refused(path, "'w' is far larger than the file")
+    rows = torch.ones(1 << 19).as_strided((1 << 12, 1 << 19), (0, 1))
+    refused(saved(tmp_path / "b.pt", {"rows": rows}), "'rows' is far larger")
+    small = saved(tmp_path / "c.pt", {"w": torch.ones(1).expand(5, 7)})
+    assert torch.equal(read_checkpoint(small).state_dict["w"], torch.ones(5, 7))
+
+
+def test_a_weight_that_twelve_layers_share_is_read(tmp_path):
+    weight = torch.randn(200, 300)
+    path = saved(tmp_path / "a.pt", {f"layer{i}.weight": weight for i in range(12)})
+    assert len(read_checkpoint(path).state_dict) == 12
+
+
+def test_compressed_archives(tmp_path):
+    plain = saved(tmp_path / "plain.pt", {"w": torch.zeros(1000)})
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "a.pt", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    refused(tmp_path / "a.pt", "compressed archive")
+
+
+def test_more_objects_than_weights(tmp_path):
+    many = {"w": torch.zeros(1), "list": list(range(700_000))}
+    refused(saved(tmp_path / "a.pt", many), "Python objects")
+    old = saved(tmp_path / "b.pt", many, _use_new_zipfile_serialization=False)
+    refused(old, "Python objects")
+    (tmp_path / "c.pt").write_bytes(b"\x80\x02" + b"]" * 3_000_000 + b".")
+    refused(tmp_path / "c.pt", "Python objects")
+    fine = {"w": torch.randn(3)}
+    path = saved(tmp_path / "d.pt", fine, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_checkpoint(path).state_dict["w"], fine["w"])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "word"),
+    [
+        (torch.eye(3).to_sparse(), "to_dense"),
+        (torch.zeros(3, device="meta"), "no numbers"),
+        (torch.zeros([1] * 66), "66 axes"),
+        (torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "packed"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "dequantise"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, tensor, word):
+    refused(saved(tmp_path / "a.pt", {"the.tensor": tensor}), f"'the.tensor'.*{word}")
+
+
+def test_tensors_inside_of_parts_do_not_vanish(tmp_path):
+    inner = {"model": {"w": torch.zeros(1), "part": {"v": torch.zeros(1)}}}
+    refused(saved(tmp_path / "a.pt", inner), "'part' is a dict with tensors")
+    listed = {"model": {"w": torch.zeros(1), "packed": [torch.zeros(1)]}}
+    refused(saved(tmp_path / "b.pt", listed), "'packed' is a list with tensors")
+    refused(saved(tmp_path / "c.pt", {2: torch.zeros(1), "2": torch.ones(1)}), "two entries")
+
+
+def test_entries_that_hold_themselves_and_each_other(tmp_path):
+    loop: dict = {}
+    loop["me"] = loop
+    deep: dict = {}
+    for _ in range(60):
+        deep = {"a": deep, "b": deep}
+    path = saved(tmp_path / "a.pt", {"w": torch.zeros(1), "loop": loop, "deep": deep})
+    assert read_checkpoint(path).extra.keys() == {"loop", "deep"}
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path):
+    path = saved(tmp_path / "a.pt", {"x\n\x1b[31m\ud800\u202e": torch.eye(2).to_sparse()})
+    refused(path, r"'x\\n\\x1b\[31m\\ud800\\u202e'")
+    assert len(str(MergeError("n" * 1_000_000))) < 2000
+
+
+@pytest.mark.parametrize(
+    ("begin", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(80), "HDF5"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_other_kinds_of_files_are_called_by_their_names(tmp_path, begin, word, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(begin)
+    refused(path, word)
+
+
+def test_a_torchscript_archive(tmp_path):
+    # As torch.jit.save lays it out.
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py", "version"):
+            archive.writestr(f"a/{name}", b"2")
+    refused(tmp_path / "a.pt", "TorchScript")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}',
+        '{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+        '{"w":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
+        '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{}}',
+        '{"w":{"dtype":"F32","shape":["1"],"data_offsets":[0,4]}}',
+        '{"w":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}',
+        '{"w":3}',
+        "[" * 100_000,
+        '{"w":{"dtype":"F32","shape":[1' + "0" * 5000 + '],"data_offsets":[0,4]}}',
+    ],
+)
+def test_headers_that_lie(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    refused(path, "not a safetensors file")
+
+
+def test_safetensors_that_tie_weights(tmp_path):
+    model = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
+    model["b"].weight = model["a"].weight
+    save_model(model, str(tmp_path / "a.safetensors"))
+    state = read_checkpoint(tmp_path / "a.safetensors").state_dict
+    assert torch.equal(state["b.weight"], model["a"].weight)
+    # Without the note, the module itself knows what is tied.
+    save_file({"a.weight": model["a"].weight.detach()}, tmp_path / "b.safetensors")
+    bare = read_checkpoint(tmp_path / "b.safetensors").state_dict
+    fitted = fit_names(bare, model.state_dict(), "b")
+    assert torch.equal(fitted["b.weight"], model["a"].weight)
+
+
+def sharded(folder, states):
+    names = {}
+    for index, state in enumerate(states):
+        save_file(state, folder / f"part{index}.safetensors")
+        names |= dict.fromkeys(state, f"part{index}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return index
+
+
+def test_sharded_networks_by_their_index_or_folder(tmp_path):
+    parts = [{"a": torch.randn(2)}, {"b": torch.randn(3), "c": torch.tensor(4)}]
+    index = sharded(tmp_path, parts)
+    for path in (index, tmp_path):
+        state = read_checkpoint(path).state_dict
+        assert all(torch.equal(state[k], v) for part in parts for k, v in part.items())
+    (tmp_path / "part1.safetensors").unlink()
+    refused(index, "part1.safetensors', which is not there")
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    refused(index, "no index of shards")
+
+
+def test_files_without_batch_counters_and_with_extra_states():
+    norm = nn.BatchNorm1d(2)
+    old = {name: value for name, value in norm.state_dict().items() if "num_batches" not in name}
+    fitted = fit_names(old, {**norm.state_dict(), "_extra_state": {"t": 1}}, "old")
+    assert fitted.keys() == norm.state_dict().keys()
+    with pytest.raises(ArchitectureMismatchError, match="'weight' is absent"):
+        fit_names({k: v for k, v in old.items() if k != "weight"}, norm.state_dict(), "old")
+    part = {k: v for k, v in old.items() if k != "weight"}
+    assert torch.equal(fit_names(part, norm.state_dict(), "x", strict=False)["weight"], norm.weight)
