@@ -13,7 +13,14 @@ from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, execute
 
 # What takes long to import is imported once; each process is a copy of that one.
-_PRELOADED = ["lightning_merge.verbs", "lightning_merge.commands.options", "sklearn.linear_model"]
+_PRELOADED = [
+    "lightning_merge.study.kinds.training",
+    "lightning_merge.study.kinds.merging",
+    "lightning_merge.study.kinds.task_merging",
+    "torch.export._trace",
+    "networkx",
+    "sklearn.linear_model",
+]
 _PATIENCE = 120
 
 

@@ -31,7 +31,6 @@ def pool_study():
         statistics_examples=64,
         recipes=[
             {"name": "Greedy", "aggregate": "GreedySoup", "recalibrate": "batchnorm"},
-            {"name": "Together", "aggregate": "GreedyLogitsEnsemble", "recalibrate": "batchnorm"},
             {
                 "name": "CCA",
                 "aggregate": "Average",
