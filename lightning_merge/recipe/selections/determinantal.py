@@ -123,7 +123,7 @@ class DPP(Selection):
 
     def _kernel(self, states: Sequence[StateDict], context: Context) -> Cached["_Kernel"]:
         # Recipes that differ in the aggregate alone share it.
-        key = ("DPP", self.pretrained, self.metric, *map(digest, states))
+        key = ("DPP", self.pretrained, self.metric, *context.names, *map(digest, states))
         return context.cache.get(key, lambda: self._measure(states, context))
 
     def _measure(self, states: Sequence[StateDict], context: Context) -> "_Kernel":
@@ -148,8 +148,9 @@ class DPP(Selection):
 
 def _too_few(usable: Sequence[int], context: Context, needed: int) -> str:
     names = ", ".join(context.names[index] for index in usable)
+    few = f"only {names}" if names else "none"
     return (
-        f"DPP: of {len(context.names)} ingredients {f'only {names}' if names else 'none'} can be used "
+        f"DPP: of {len(context.names)} ingredients {few} can be used "
         f"(better than the pre-trained network, and no copies of the others), and {needed} are "
         "needed: leave `select` out, or merge other ingredients"
     )
