@@ -59,8 +59,8 @@ def _execute(work, folder):
     execute(work, Store(folder), Session(progress=False))
 
 
-def held(store: Store, key: str):
-    """What a store holds of a piece, but for times and how it was made: (result, checkpoint)."""
+def kept(store: Store, key: str):
+    """What a store keeps of a piece, but for times and how it was made: (result, checkpoint)."""
     path = store.weights(key)
     content = read_checkpoint(path).content if path.is_file() else None
     return _timeless(read_json(store.folder / key / "result.json")["result"]), _timeless(content)

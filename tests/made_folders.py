@@ -16,7 +16,7 @@ STD = np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
 
 def normalised(image):
-    """What a network should see of an `(H, W, 3)` image of the size asked for."""
+    """What a network should see of an `(H, W, 3)` image of the size that is wanted."""
     return torch.from_numpy((image.transpose(2, 0, 1) / 255 - MEAN) / STD).float()
 
 
