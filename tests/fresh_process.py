@@ -13,7 +13,14 @@ from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, execute
 
 # What takes long to import is imported once; each process is a copy of that one.
-_PRELOADED = ["lightning_merge.verbs", "lightning_merge.commands.options", "sklearn.linear_model"]
+_PRELOADED = [
+    "lightning_merge.study.kinds.training",
+    "lightning_merge.study.kinds.merging",
+    "lightning_merge.study.kinds.task_merging",
+    "torch.export._trace",
+    "networkx",
+    "sklearn.linear_model",
+]
 _PATIENCE = 120
 
 
@@ -52,8 +59,8 @@ def _execute(work, folder):
     execute(work, Store(folder), Session(progress=False))
 
 
-def held(store: Store, key: str):
-    """What a store holds of a piece, but for times and how it was made: (result, checkpoint)."""
+def kept(store: Store, key: str):
+    """What a store keeps of a piece, but for times and how it was made: (result, checkpoint)."""
     path = store.weights(key)
     content = read_checkpoint(path).content if path.is_file() else None
     return _timeless(read_json(store.folder / key / "result.json")["result"]), _timeless(content)

@@ -57,7 +57,9 @@ def align(matching: Matching | None, context: Context) -> Alignment:
 def _aligned(
     matching: Matching, context: Context, index: int
 ) -> tuple[tuple[StateDict, MatchingChoice | None], float]:
-    key = ("aligned", identity(matching), context.digests[0], context.digests[index])
+    # The name too: a choice tells of which ingredient it is, and copies have one digest.
+    name, digests = context.names[index], context.digests
+    key = ("aligned", identity(matching), name, digests[0], digests[index])
     cached = context.cache.get(key, lambda: _align(matching, context, index))
     return cached.value, cached.seconds
 

@@ -17,6 +17,8 @@ SCHEMA = 2
 
 _WEIGHTS = "weights.ckpt"
 _RESULT = "result.json"
+# What a damaged JSON file raises when it is read, or when it does not hold what it should.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 class Store:
@@ -40,16 +42,21 @@ class Store:
         Raises:
             OutputExistsError: If an earlier or later version of this package wrote it.
         """
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+        if not any(path.is_dir() for path in self.folder.glob("*")):
             return
+        instead = "choose another --output, or remove that folder to do it again"
         try:
             found = int(read_json(self.folder / "schema.json")["schema"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             found = 1
+        except _UNREADABLE as error:
+            raise OutputExistsError(
+                f"{self.folder} holds work, and its schema.json cannot be read: {instead}"
+            ) from error
         if found != SCHEMA:
             raise OutputExistsError(
                 f"{self.folder} holds work in the format {found}, and this version goes on with "
-                f"format {SCHEMA}: choose another --output, or remove that folder to do it again"
+                f"format {SCHEMA}: {instead}"
             )
 
     def __contains__(self, key: str) -> bool:
@@ -67,7 +74,7 @@ class Store:
             held = read_json(path)
             whole = held["digest"] == _digest_of(held["result"], held["made_by"], held["files"])
             files = dict(held["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except _UNREADABLE:
             return f"{_RESULT} cannot be read"
         if not whole:
             return f"{_RESULT} was changed"

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from strangers import quiet_trainer, randomise
-from tiny_pools import CLASSES, Perceptron, Points, trained
+from tiny_contexts import CLASSES, Perceptron, Points, trained
 from torch import nn
 from torch.utils.data import DataLoader
 

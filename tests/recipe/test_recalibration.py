@@ -80,7 +80,7 @@ def test_layers_without_a_bias_cannot_hold_the_correction():
         Recipe("X", Average(), None, "repair")(context)
 
 
-def test_a_line_measures_its_parents_once(monkeypatch):
+def test_a_path_measures_its_parents_once(monkeypatch):
     from lightning_merge.recipe.recalibrations import renormalisation
 
     context = made_context()

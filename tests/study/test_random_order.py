@@ -1,7 +1,7 @@
 """A piece of work says all that it depends on: any order, any process, the same bits."""
 
 import pytest
-from fresh_process import execute_apart, held, random_order, same
+from fresh_process import execute_apart, kept, random_order, same
 
 from lightning_merge import Study, TaskStudy
 from lightning_merge.study.plan import plan
@@ -31,7 +31,6 @@ def pool_study():
         statistics_examples=64,
         recipes=[
             {"name": "Greedy", "aggregate": "GreedySoup", "recalibrate": "batchnorm"},
-            {"name": "Together", "aggregate": "GreedyLogitsEnsemble", "recalibrate": "batchnorm"},
             {
                 "name": "CCA",
                 "aggregate": "Average",
@@ -86,11 +85,11 @@ def test_pieces_alone_and_in_any_order_give_what_one_process_gives(works, kinds,
     assert {work.kind for work in works} == kinds
     together = Store(tmp_path / "together")
     run(works, together, progress=False)
-    expected = {work.key: held(together, work.key) for work in works}
+    expected = {work.key: kept(together, work.key) for work in works}
     for seed in (1, 2):
         order = random_order(works, seed)
         assert order != works
         apart = execute_apart(order, tmp_path / f"order{seed}")
         for work in works:
-            for found, wanted in zip(held(apart, work.key), expected[work.key], strict=True):
+            for found, wanted in zip(kept(apart, work.key), expected[work.key], strict=True):
                 assert same(found, wanted), f"{work.kind} '{work.name}', seed {work.seed}"

@@ -72,7 +72,8 @@ class GreedyMembers(Aggregate):
             context: What they came from; candidates are compared on its validation data.
         """
         recalibration = identity(context.recalibration)
-        key = ("greedy", self.metric, self.mode, recalibration, *map(digest, states))
+        named = (*context.names, *map(digest, states))
+        key = ("greedy", self.metric, self.mode, recalibration, *named)
         return context.cache.get(key, lambda: _Search(self, states, context).run())
 
     def _merged(self, module: LightningModule, found: Cached[GreedySearch]) -> Merged:
