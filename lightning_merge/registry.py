@@ -97,6 +97,7 @@ class Registry(Generic[T]):
             try:
                 point.load()
             except Exception as error:
+                self._loaded = False
                 raise ConfigError(
                     f"entry point '{point.name}' of lightning_merge.{self.kind} ({point.value}) "
                     f"cannot be imported: {error}; mend or remove the package that has it"

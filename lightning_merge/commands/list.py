@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 
+from rich.console import Console
 from rich.table import Table
 
 from lightning_merge.commands import options
@@ -37,4 +38,5 @@ def list(words: Sequence[str]) -> None:
     table = Table("name", "what it does", "needs", "paper", header_style="bold", box=None)
     for entry in registry:
         table.add_row(entry.name, entry.line, entry.needs, entry.paper)
-    options.console.print(table)
+    # In a file an entry is one line, however long.
+    Console(highlight=False, width=None if options.console.is_terminal else 500).print(table)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from lightning_merge.commands import options
 from lightning_merge.commands.written_figures import write_figures
 from lightning_merge.errors import ConfigError
@@ -24,33 +26,7 @@ def embedding(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
-    parser = options.figure_parser(
-        "embedding",
-        "Draws what networks make of the test images of several data sets (what their last layers "
-        "are given) in two dimensions, a panel for each network. From a folder that `tasks` wrote: "
-        "the data sets are its tasks. From checkpoints: give the data sets with --data.",
-    )
-    parser.add_argument(
-        "sources", type=str, nargs="+", help="a folder that `tasks` wrote, or checkpoints"
-    )
-    parser.add_argument(
-        "--data",
-        type=list[dict[str, Any]],
-        default=[],
-        help="for checkpoints: data modules, for example '[{class_path: MNISTDataModule, "
-        "init_args: {root: data}}, {name: another, class_path: ...}]'",
-    )
-    options.add_optional_model(parser)
-    parser.add_argument(
-        "--show",
-        type=list[str] | None,
-        default=None,
-        help="for a folder: which networks, by the names of tasks and recipes, or Pre-trained; "
-        "the pre-trained one and all merges if not given",
-    )
-    parser.add_argument("--method", choices=sorted(_METHODS), default="tsne")
-    parser.add_argument("--examples", type=int, default=200, help="test images of each set")
-    parser.add_argument("--seed", type=int, default=0, help="which images; and of t-SNE")
+    parser = _parser()
     config = options.plain(parser, parser.parse_args(words))
     options.quiet()
     sources = [Path(source) for source in config["sources"]]
@@ -84,6 +60,37 @@ def embedding(words: list[str]) -> None:
     )
     output = Path(config["output"]) if config["output"] else beside
     write_figures({"": figure}, output, config["overwrite"])
+
+
+def _parser() -> ArgumentParser:
+    parser = options.figure_parser(
+        "embedding",
+        "Draws what networks make of the test images of several data sets (what their last layers "
+        "are given) in two dimensions, a panel for each network. From a folder that `tasks` wrote: "
+        "the data sets are its tasks. From checkpoints: give the data sets with --data.",
+    )
+    parser.add_argument(
+        "sources", type=str, nargs="+", help="a folder that `tasks` wrote, or checkpoints"
+    )
+    parser.add_argument(
+        "--data",
+        type=list[dict[str, Any]],
+        default=[],
+        help="for checkpoints: data modules, for example '[{class_path: MNISTDataModule, "
+        "init_args: {root: data}}, {name: another, class_path: ...}]'",
+    )
+    options.add_optional_model(parser)
+    parser.add_argument(
+        "--show",
+        type=list[str] | None,
+        default=None,
+        help="for a folder: which networks, by the names of tasks and recipes, or Pre-trained; "
+        "the pre-trained one and all merges if not given",
+    )
+    parser.add_argument("--method", choices=sorted(_METHODS), default="tsne")
+    parser.add_argument("--examples", type=int, default=200, help="test images of each set")
+    parser.add_argument("--seed", type=int, default=0, help="which images; and of t-SNE")
+    return parser
 
 
 def _title(networks: list[str], sets: int) -> str:
