@@ -56,7 +56,7 @@ class ActivationMatching(Matching):
             is chosen for speed; what it costs in quality has not been measured on trained networks.
     """
 
-    label = "Permute"  # type: ignore[assignment]
+    label = "Permute"
 
     needs_data: ClassVar[bool] = True
 

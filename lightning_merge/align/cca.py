@@ -109,7 +109,7 @@ class CCAMatching(Matching):
         assert evaluate is not None
         return observed.state_for(choose(observed, self.candidates, evaluate, progress)[0])
 
-    label = "CCA"  # type: ignore[assignment]
+    label = "CCA"
 
     @property
     def chooses(self) -> bool:  # type: ignore[override]

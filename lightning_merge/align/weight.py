@@ -47,7 +47,7 @@ class WeightMatching(Matching):
         seed: Of the order in which groups are visited.
     """
 
-    label = "Weight matching"  # type: ignore[assignment]
+    label = "Weight matching"
 
     needs_data: ClassVar[bool] = False
 
