@@ -1,7 +1,7 @@
 """The verbs as functions: merge, compare, run_study, run_tasks; a command parses and calls one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lightning_merge.recipe.build import (
     Plain,
     build_recipe,
     instantiate_trainer,
+    spelled_out,
     trainer_maker,
 )
 from lightning_merge.recipe.context import Context, check_statistics_examples
@@ -318,7 +319,8 @@ def run_study(
     """Trains ingredients, runs recipes on them over seeds; goes on where it was stopped.
 
     Args:
-        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
+        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them; its
+            `output` and `overwrite` are the arguments of that name.
         output: The folder for results and for finished work.
         overwrite: Whether another study's results there may be written over.
         progress: Whether to show progress bars.
@@ -332,7 +334,7 @@ def run_study(
     Raises:
         MergeError: If a part of the study does not suit another, or the folder holds another one.
     """
-    config = _options(study)
+    config = _options(study, Study)
     made = Study.of_config(config)
     made.pool_sizes = made.pool_sizes or [len(made.ingredients)]
     config["pool_sizes"] = made.pool_sizes
@@ -386,7 +388,7 @@ def run_tasks(
     Raises:
         MergeError: As `run_study` does.
     """
-    config = _options(study)
+    config = _options(study, TaskStudy)
     made = TaskStudy(**config)
     check_tasks(made)
     check_statistics_examples(made.statistics_examples)
@@ -414,14 +416,48 @@ def run_tasks(
     return result
 
 
-def _options(study: Study | TaskStudy | Mapping[str, Any] | str | Path) -> Plain:
-    if isinstance(study, str | Path):
-        try:
-            found = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{study} cannot be read as YAML: {error}; give another") from error
-        return dict(found)
-    return asdict(study) if isinstance(study, Study | TaskStudy) else dict(study)
+def _options(
+    study: Study | TaskStudy | Mapping[str, Any] | str | Path, kind: type[Study | TaskStudy]
+) -> Plain:
+    """All options of a study, those that are not given at their defaults."""
+    if isinstance(study, Study | TaskStudy):
+        given = asdict(study)
+    elif isinstance(study, Mapping):
+        given = dict(study)
+    else:
+        given = _read_options(Path(study))
+    options = {one.name: one for one in fields(kind)}
+    defaults = {name: _default(one) for name, one in options.items()}
+    if kind is Study:
+        defaults |= {entry.value.option: entry.value.default for entry in sweep_kinds}
+        given |= given.pop("sweeps", {})
+        del defaults["sweeps"]
+    what = "study" if kind is Study else "tasks"
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ConfigError(
+            f"{what} has no option '{unknown[0]}': its options are {', '.join(defaults)}"
+        )
+    missing = [name for name in defaults if name not in given and defaults[name] is MISSING]
+    if missing:
+        raise ConfigError(f"{what}: `{missing[0]}` is missing")
+    return spelled_out({**defaults, **given})
+
+
+def _read_options(path: Path) -> Plain:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}; give another") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no options of a study: give a YAML file of `name: value`")
+    # A command's own, which are arguments here.
+    return {name: value for name, value in found.items() if name not in ("output", "overwrite")}
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:

@@ -11,8 +11,9 @@ from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.outcome import file_name, merge_file, network_name, reference_ensemble
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.measure.task_conditions import TaskMeasurement
+from lightning_merge.measure.task_heads import module_for
 from lightning_merge.provenance import differences, provenance
-from lightning_merge.recipe.build import Plain, build_module, build_recipe, module_of
+from lightning_merge.recipe.build import Plain, build_data, build_module, build_recipe
 from lightning_merge.report.comparison import Comparison
 from lightning_merge.report.results import Merges, StoredMerge
 from lightning_merge.report.task_results import TaskResults
@@ -111,9 +112,12 @@ def task_results(
 
 def _stored(store: Store, work: Work, path: Path) -> StoredMerge:
     def build() -> LightningModule:
-        checkpoint = read_checkpoint(store.weights(work.key))
-        model = work.settings["model"]
-        module = build_module(model) if "tasks" not in work.settings else module_of(checkpoint)
+        checkpoint, settings = read_checkpoint(store.weights(work.key)), work.settings
+        if "tasks" in settings:
+            first = next(task for task in settings["tasks"] if not task["unseen"])
+            module = module_for(settings["model"], build_data(first["data"]), checkpoint)
+        else:
+            module = build_module(settings["model"])
         module.load_state_dict(checkpoint.state_dict)
         return module
 
