@@ -256,7 +256,6 @@ def test_saving_writes_what_the_command_writes(compared, paths, tmp_path, capsys
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     with pytest.raises(OutputExistsError, match="--overwrite"):
         compared.save(saved)
-    compared.save(saved, overwrite=True)
 
 
 def test_a_saved_merge_is_that_of_the_command(networks, paths, tmp_path, capsys):
@@ -278,6 +277,32 @@ def test_a_saved_merge_is_that_of_the_command(networks, paths, tmp_path, capsys)
         merge(networks, OBJECTS[2], Points(), output=tmp_path / "saved")
     with pytest.raises(OutputExistsError):
         result.save(tmp_path / "saved")
+    (tmp_path / "saved/merged.ckpt").write_text("spoiled")
+    result.save(tmp_path / "saved", overwrite=True)
+    found = read_checkpoint(tmp_path / "saved/merged.ckpt").state_dict
+    torch.testing.assert_close(found, dict(merged.state_dict()))
+
+
+class Untyped(Learner):
+    """A network whose arguments have no types, as people write them."""
+
+    def __init__(self, norm, *, activation="relu"):
+        super().__init__(norm=norm)
+        self.activation = activation
+
+
+def test_arguments_without_types_are_passed_on(paths, networks, tmp_path, capsys):
+    model = {
+        "class_path": f"{__name__}.Untyped",
+        "init_args": {"norm": False, "activation": "rectifier"},
+    }
+    merged = merge(paths, OBJECTS[0], Points(), model=model, progress=False).merged["Mean"]
+    assert merged.activation == "rectifier"
+    words = ["merge", "--checkpoints", f"[{', '.join(map(str, paths))}]"]
+    words += ["--recipe", json.dumps(RECIPES[0]), "--model", json.dumps(model)]
+    main([*words, "--data", json.dumps(DATA), "--output", str(tmp_path / "out")])
+    state = read_checkpoint(tmp_path / "out/merged.ckpt").state_dict
+    torch.testing.assert_close(state, average(states_of(networks)))
 
 
 def test_several_numbers_of_networks(networks):
