@@ -148,9 +148,8 @@ class DPP(Selection):
 
 def _too_few(usable: Sequence[int], context: Context, needed: int) -> str:
     names = ", ".join(context.names[index] for index in usable)
-    which = f"only {names}" if names else "none"
     return (
-        f"DPP: of {len(context.names)} ingredients {which} can be used "
+        f"DPP: of {len(context.names)} ingredients {f'only {names}' if names else 'none'} can be used "
         f"(better than the pre-trained network, and no copies of the others), and {needed} are "
         "needed: leave `select` out, or merge other ingredients"
     )
