@@ -1,14 +1,11 @@
 """`run_study` and `run_tasks` as functions: planned, done piece by piece, read from the store."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from lightning_merge.checkpoint import digest, read_checkpoint
-from lightning_merge.errors import ConfigError
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.outcome import check_names
 from lightning_merge.measure.sweep import sweeps
@@ -24,6 +21,7 @@ from lightning_merge.study.folder import StudyFolder
 from lightning_merge.study.plan import Study, plan
 from lightning_merge.study.runner import OnDone, run
 from lightning_merge.study.store import Store
+from lightning_merge.study.study_options import options_of
 from lightning_merge.study.task_checks import check_task_recipe, check_work
 from lightning_merge.study.task_plan import TaskStudy, check_tasks, checkpoints_of, plan_tasks
 from lightning_merge.study.work import Work
@@ -69,7 +67,7 @@ def run_study(
     Raises:
         MergeError: If a part of the study does not suit another, or the folder holds another one.
     """
-    config = _options(study)
+    config = options_of(study, Study)
     made = Study.of_config(config)
     made.pool_sizes = made.pool_sizes or [len(made.ingredients)]
     config["pool_sizes"] = made.pool_sizes
@@ -110,7 +108,7 @@ def run_tasks(
     Raises:
         MergeError: As `run_study` does.
     """
-    config = _options(study)
+    config = options_of(study, TaskStudy)
     made = TaskStudy(**config)
     check_tasks(made)
     recipes = _recipes(made)
@@ -163,13 +161,3 @@ def _done(
     found.loggers = loggers
     found.save(folder.folder, overwrite=True)
     return found
-
-
-def _options(study: Study | TaskStudy | Mapping[str, Any] | str | Path) -> Plain:
-    if isinstance(study, str | Path):
-        try:
-            found = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{study} cannot be read as YAML: {error}; give another") from error
-        return dict(found)
-    return asdict(study) if isinstance(study, Study | TaskStudy) else dict(study)

@@ -24,7 +24,7 @@ from lightning_merge import (
     compare,
     run_study,
 )
-from lightning_merge.align.matching import matchings
+from lightning_merge.align import matchings
 from lightning_merge.cli import main
 from lightning_merge.commands.list import KINDS
 from lightning_merge.errors import ConfigError
@@ -34,7 +34,6 @@ from lightning_merge.recipe.aggregate import aggregates
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.recalibration import recalibrations
 from lightning_merge.recipe.selection import selections
-from lightning_merge.registry import Registry
 
 
 @aggregates.register(paper="Nobody 2001, On shares", needs="a share")
@@ -375,64 +374,3 @@ def test_a_name_is_for_one_thing():
     assert aggregates.get("TowardsFirst").value is TowardsFirst
     with pytest.raises(ConfigError, match=r"'Toward' is none of the aggregates: .*TowardsFirst"):
         aggregates.get("Toward")
-
-
-PACKAGE = '''
-from lightning_merge import Average
-from lightning_merge.recipe.aggregate import aggregates
-
-@aggregates.register("Halves", paper="Others 2010")
-class HalvesOfAnother(Average):
-    """From another package."""
-'''
-
-
-def install(folder, monkeypatch, value, text=PACKAGE):
-    """An installed package, whose metadata name an entry point."""
-    (folder / "another_package.py").write_text(text)
-    about = folder / "another_package-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: another-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[lightning_merge.aggregates]\nhalves = {value}\n")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(aggregates, "_loaded", False)
-    monkeypatch.setattr(aggregates, "_entries", dict(aggregates._entries))
-
-
-def test_another_packages_entry_point_is_loaded(tmp_path, monkeypatch, capsys, networks):
-    install(tmp_path, monkeypatch, "another_package:HalvesOfAnother")
-    main(["list", "aggregates"])
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if "Halves" in one]
-    assert line.split() == ["Halves", "From", "another", "package.", "Others", "2010"]
-    recipe = {"name": "Others", "aggregate": "HalvesOfAnother"}
-    result = compare(networks[:2], [recipe], Points(), progress=False)
-    mean = (networks[0].net[0].weight + networks[1].net[0].weight) / 2
-    torch.testing.assert_close(result.merged["Others"].net[0].weight, mean)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [("no_such_package:Halves", PACKAGE), ("another_package:Halves", "raise ValueError('broken')")],
-)
-def test_an_entry_point_that_cannot_be_imported_is_named(
-    tmp_path, monkeypatch, capsys, value, text
-):
-    install(tmp_path, monkeypatch, value, text)
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stopped:
-            main(["list", "aggregates"])
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"entry point 'halves' of lightning_merge.aggregates ({value})" in line
-        assert "remove the package" in line
-
-
-def test_a_registry_of_ones_own_kind():
-    """What another package does for kinds of its own."""
-    kinds: Registry[object] = Registry("own_kinds")
-    kinds.register("b", needs="much")(lambda: None)
-    kinds.register("A")(len)
-    assert [entry.name for entry in kinds] == ["A", "b"]
-    assert kinds.name_of(len) == "A"
-    assert kinds.name_of(max) == "max"
-    assert kinds.get("b").needs == "much"

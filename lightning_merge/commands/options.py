@@ -71,7 +71,7 @@ def figure_parser(figure: str, description: str) -> ArgumentParser:
 
 def add_data_and_trainer(to: ArgumentParser) -> None:
     """Adds `--data` and `--trainer`."""
-    to.add_subclass_arguments(LightningDataModule, "data", required=True)
+    to.add_subclass_arguments(LightningDataModule, "data", required=True, fail_untyped=False)
     add_trainer(to)
 
 
@@ -93,6 +93,7 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         LightningModule,
         "model",
         required=False,
+        fail_untyped=False,
         help="the ingredients' LightningModule, where the checkpoints do not say it",
     )
     to.add_argument("--seed", type=int, default=0, help="seeds whatever a merge draws")
@@ -138,12 +139,12 @@ def add_pools(to: ArgumentParser) -> None:
 
 def add_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule that is trained."""
-    to.add_subclass_arguments(LightningModule, "model", required=True)
+    to.add_subclass_arguments(LightningModule, "model", required=True, fail_untyped=False)
 
 
 def add_optional_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule of what is trained, where something is."""
-    to.add_subclass_arguments(LightningModule, "model", required=False)
+    to.add_subclass_arguments(LightningModule, "model", required=False, fail_untyped=False)
 
 
 def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def _parser() -> Any:
         LightningModule,
         "pretraining_model",
         required=False,
+        fail_untyped=False,
         help="the model while it is pre-trained, where that has another optimizer",
     )
     parser.add_argument("--training", type=dict[str, Any], default={}, help="for fine-tuning")

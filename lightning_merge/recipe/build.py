@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
@@ -44,9 +45,43 @@ def build_recipe(config: Recipe | Mapping[str, Any]) -> Recipe:
     try:
         parsed = parser.parse_object({"recipe": dict(config)})
     except ArgumentError as error:
-        raise ConfigError(f"recipe '{config.get('name')}': {error}") from error
+        raise ConfigError(f"recipe '{config.get('name')}': {_one_line(error)}") from error
     recipe: Recipe = parser.instantiate_classes(parsed)["recipe"]
     return recipe
+
+
+def spelled_out(config: Mapping[str, Any]) -> Plain:
+    """The options of a study with the parts that commands parse as they leave them.
+
+    Short names become dotted paths and defaults are written out, so that a study has the same keys
+    from Python, from a file and from the command line.
+
+    Args:
+        config: The options; others than model, data, recipes and Trainer stay as they are.
+
+    Raises:
+        ConfigError: If a part cannot be made.
+    """
+    load_parts()
+    parser = ArgumentParser(exit_on_error=False)
+    kinds = {
+        "model": LightningModule,
+        "pretraining_model": LightningModule,
+        "data": LightningDataModule,
+    }
+    for name, kind in kinds.items():
+        if config.get(name) is not None:
+            parser.add_subclass_arguments(kind, name, fail_untyped=False)
+    parser.add_argument("--recipes", type=list[Recipe])
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
+    known = {*kinds, "recipes", "trainer"}
+    given = {name: part for name, part in config.items() if name in known and part is not None}
+    try:
+        # Parsing changes what it is given.
+        parsed = parser.parse_object(copy.deepcopy(given))
+    except ArgumentError as error:
+        raise ConfigError(_one_line(error)) from error
+    return {**config, **yaml.safe_load(parser.dump(parsed, skip_none=False))}
 
 
 def load_parts() -> None:
@@ -118,17 +153,21 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
         # Parsing changes what it is given.
         settings = instantiate_trainer(copy.deepcopy(dict(config)))
     except ArgumentError as error:
-        raise ConfigError(f"Trainer: {error}") from error
+        raise ConfigError(f"Trainer: {_one_line(error)}") from error
     settings.pop("loggers")
     return trainer_maker(settings, progress)
 
 
 def _build(kind: type[T], config: Mapping[str, Any], name: str) -> T:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, name, required=True)
+    parser.add_subclass_arguments(kind, name, required=True, fail_untyped=False)
     try:
         parsed = parser.parse_object({name: dict(config)})
     except ArgumentError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"{name}: {_one_line(error)}") from error
     made: T = parser.instantiate_classes(parsed)[name]
     return made
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -86,12 +86,14 @@ def _module(
     read: Sequence[Checkpoint],
     model: LightningModule | Mapping[str, Any] | None,
 ) -> LightningModule:
+    # A network that was evaluated last would be trained with the statistics of its BatchNorm, and
+    # without dropout: in the mode of a new one it learns as those of files do.
     if isinstance(model, LightningModule):
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).train()
     if model is not None:
         return build_module(model)
     if not networks:
         raise ConfigError("there are no networks to merge: give two or more")
     if isinstance(networks[0], LightningModule):
-        return copy.deepcopy(networks[0])
+        return copy.deepcopy(networks[0]).train()
     return module_of(read[0])

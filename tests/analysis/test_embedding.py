@@ -64,7 +64,7 @@ def test_representations_are_what_the_last_layer_is_given():
         assert torch.equal(value, before[name])
 
 
-def test_what_cannot_be_drawn_is_said():
+def test_what_cannot_be_drawn_is_reported():
     with pytest.raises(ConfigError, match="7 of a, 5 of b"):
         embed({"a": torch.zeros(5, 7), "b": torch.zeros(5, 5)})
     with pytest.raises(ConfigError, match="four images"):
@@ -79,7 +79,7 @@ def test_every_point_is_drawn_in_its_sets_colour_and_no_set_on_top():
         network: {name: generator.normal(size=(40, 2)) for name in "abcdefghij"}
         for network in ("one", "two")
     }
-    # A set that one network is not asked for keeps the others' colours.
+    # A set that one network does not see keeps the others' colours.
     del panels["two"]["b"]
     figure = plot_embedding(panels, "Title", "So many of each", {"one": (0.5, 0.25)})
     colours = []

@@ -38,7 +38,7 @@ def test_as_many_images_of_each_set_under_each_network(config, tmp_path, capsys,
     for kind in ("png", "svg"):
         assert (tmp_path / f"0-embedding.{kind}").stat().st_size > 5000
     assert list(seen["panels"]) == ["0", "1"]
-    # As many as the smaller set has, not as were asked for.
+    # As many as the smaller set has, not as the option says.
     sizes = {len(points) for panel in seen["panels"].values() for points in panel.values()}
     assert len(sizes) == 1
     (count,) = sizes

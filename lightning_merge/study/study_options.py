@@ -1,0 +1,69 @@
+"""The options of a study, from whatever a user gives."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.sweep import sweeps
+from lightning_merge.recipe.build import Plain, spelled_out
+from lightning_merge.study.plan import Study
+from lightning_merge.study.task_plan import TaskStudy
+
+
+def options_of(
+    study: Study | TaskStudy | Mapping[str, Any] | str | Path, kind: type[Study | TaskStudy]
+) -> Plain:
+    """All options of a study, those that are not given at their defaults.
+
+    However a study is given, the same one has the same options, and goes on in the same folder.
+
+    Args:
+        study: A `Study` or `TaskStudy`, a mapping, or a YAML file; there `output` and
+            `overwrite`, which a command has as well, are left aside.
+        kind: Which of the two it is.
+
+    Raises:
+        ConfigError: If the file cannot be read, or an option is unknown or missing.
+    """
+    if isinstance(study, Study | TaskStudy):
+        given = asdict(study)
+    elif isinstance(study, Mapping):
+        given = dict(study)
+    else:
+        given = _read_options(Path(study))
+    options = {one.name: one for one in fields(kind)}
+    defaults = {name: _default(one) for name, one in options.items()}
+    if kind is Study:
+        defaults |= {entry.value.option: entry.value.default for entry in sweeps}
+        given |= given.pop("sweeps", {})
+        del defaults["sweeps"]
+    what = "study" if kind is Study else "tasks"
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ConfigError(
+            f"{what} has no option '{unknown[0]}': its options are {', '.join(defaults)}"
+        )
+    missing = [name for name in defaults if name not in given and defaults[name] is MISSING]
+    if missing:
+        raise ConfigError(f"{what}: `{missing[0]}` is missing")
+    return spelled_out({**defaults, **given})
+
+
+def _read_options(path: Path) -> Plain:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}; give another") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no options of a study: give a YAML file of `name: value`")
+    # A command's own, which are arguments here.
+    return {name: value for name, value in found.items() if name not in ("output", "overwrite")}
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
