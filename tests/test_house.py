@@ -1,4 +1,4 @@
-"""The rooms of the package: a file imports from its own room and from rooms below, never upwards."""
+"""The rooms of the package: a file imports from its own room and from those below it."""
 
 import ast
 from collections import Counter

@@ -12,6 +12,7 @@ from torch import nn
 from lightning_merge import Study, TaskStudy, average, run_study, run_tasks
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.study_verbs import Watcher
 
 STUDY = {
     "model": {"class_path": "tiny_contexts.Learner"},
@@ -107,7 +108,10 @@ def test_an_object_a_file_and_the_command_give_the_same(study, tmp_path, capsys)
     shown = []
     for given in (STUDY, Study(**STUDY), path, str(path)):
         again = run_study(
-            given, folder, progress=False, on_plan=lambda count, done: shown.append((count, done))
+            given,
+            folder,
+            progress=False,
+            watcher=Watcher(on_plan=lambda count, done: shown.append((count, done))),
         )
         assert rows_of(again) == rows_of(result)
     assert shown == [(8, 8)] * 4
@@ -127,7 +131,7 @@ def test_more_of_a_study_goes_on_and_another_one_is_refused(study, tmp_path):
         {**STUDY, "seeds": [0]},
         folder,
         progress=False,
-        on_done=lambda work, result, stored: seen.append((work.name, stored)),
+        watcher=Watcher(on_done=lambda work, result, stored: seen.append((work.name, stored))),
     )
     assert [name for name, stored in seen if not stored] == ["All"]
     assert rows_of(more) == rows_of(study[1])[:4]
@@ -200,7 +204,7 @@ def test_tasks_as_an_object_and_as_a_file_give_the_same(tasks, tmp_path):
             given,
             folder,
             progress=False,
-            on_done=lambda work, result, stored, done=done: done.append(stored),
+            watcher=Watcher(on_done=lambda work, result, stored, done=done: done.append(stored)),
         )
         assert all(done)
         assert rows_of(again) == rows_of(result)
