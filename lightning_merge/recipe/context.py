@@ -117,10 +117,19 @@ class Context:
         module.load_state_dict(state)
         return module
 
-    def statistics(self) -> Transferred:
-        """Training batches on the device, without augmentation if the data module offers it."""
+    def statistics(self, *, augmented: bool = False) -> Transferred:
+        """Training batches on the device, without augmentation if the data module offers it.
+
+        Args:
+            augmented: Whether to read them as they are augmented for training all the same.
+        """
         return statistics_batches_of(
-            self.data, self.module, self.device, self.statistics_examples, self.seed
+            self.data,
+            self.module,
+            self.device,
+            self.statistics_examples,
+            self.seed,
+            augmented=augmented,
         )
 
     def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
@@ -136,9 +145,9 @@ class Context:
         """
         return HeldOut(self)
 
-    def reset_batchnorm(self, module: LightningModule) -> int:
+    def reset_batchnorm(self, module: LightningModule, *, augmented: bool = False) -> int:
         """Resets a module's BatchNorm on the training images; returns how many layers it has."""
-        batches = self.statistics()
+        batches = self.statistics(augmented=augmented)
         return reset_batchnorm(module.to(self.device), batches, self.progress, seed=self.seed)
 
     def check_matching(self, matching: Matching | None) -> None:
