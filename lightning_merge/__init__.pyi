@@ -146,6 +146,9 @@ from .recipe.aggregates import (
     NPMerge as NPMerge,
 )
 from .recipe.aggregates import (
+    NPMergePairs as NPMergePairs,
+)
+from .recipe.aggregates import (
     RegMean as RegMean,
 )
 from .recipe.aggregates import (

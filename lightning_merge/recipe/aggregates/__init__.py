@@ -11,6 +11,7 @@ from lightning_merge.recipe.aggregates.output_ensembles import (
     GreedyLogitsEnsemble,
     LogitsEnsemble,
 )
+from lightning_merge.recipe.aggregates.pairwise_merges import NPMergePairs
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
@@ -30,6 +31,7 @@ __all__ = [
     "LogitsEnsemble",
     "ModelStock",
     "NPMerge",
+    "NPMergePairs",
     "RegMean",
     "TaskArithmetic",
 ]
