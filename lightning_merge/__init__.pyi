@@ -137,6 +137,9 @@ from .recipe.aggregates import (
     GreedyLogitsEnsemble as GreedyLogitsEnsemble,
 )
 from .recipe.aggregates import (
+    LearnedSoup as LearnedSoup,
+)
+from .recipe.aggregates import (
     LogitsEnsemble as LogitsEnsemble,
 )
 from .recipe.aggregates import (

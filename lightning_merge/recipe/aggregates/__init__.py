@@ -12,6 +12,7 @@ from lightning_merge.recipe.aggregates.output_ensembles import (
     LogitsEnsemble,
 )
 from lightning_merge.recipe.aggregates.pairwise_merges import NPMergePairs
+from lightning_merge.recipe.aggregates.soup_on_held_out import LearnedSoup
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
@@ -28,6 +29,7 @@ __all__ = [
     "GreedyFeaturesEnsemble",
     "GreedyLogitsEnsemble",
     "GreedySoup",
+    "LearnedSoup",
     "LogitsEnsemble",
     "ModelStock",
     "NPMerge",
