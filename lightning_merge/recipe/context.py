@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_merge.aggregate.heads import join_heads
 from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
@@ -41,6 +42,8 @@ class Context:
             wherever statistics are read: activations, BatchNorm, REPAIR; None for all.
         heads: The names of tensors that are the first ingredient's in every one, where they
             are of different tasks (`share_head`); aligning leaves them as they are.
+        joins_heads: Whether `heads` are rather parts of one head of all classes, of which each
+            ingredient has its own rows (`pad_heads`): aligned along, then put side by side.
         pretrained: What all ingredients were trained from, where that is known.
         recalibration: How the result is going to be recalibrated: a search tries its candidates
             in that state. A recipe sets it.
@@ -63,6 +66,7 @@ class Context:
     progress: bool = True
     statistics_examples: int | None = None
     heads: Sequence[str] = ()
+    joins_heads: bool = False
     pretrained: StateDict | None = None
     recalibration: "Recalibration | None" = None
     recipe: str = ""
@@ -110,6 +114,10 @@ class Context:
     def recalibrated_by(self, recalibration: "Recalibration | None", recipe: str) -> Self:
         """The context of a recipe, by name, that ends with a recalibration."""
         return self._changed(recalibration=recalibration, recipe=recipe)
+
+    def under_all_heads(self, states: Sequence[StateDict]) -> Sequence[StateDict]:
+        """Ingredients, aligned, each with the heads of all where those are to be joined."""
+        return join_heads(states, self.heads) if self.joins_heads else states
 
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""

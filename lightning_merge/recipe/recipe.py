@@ -117,10 +117,14 @@ class Recipe:
         alignment = align(self.align, context)
         seed_everything(context.seed, verbose=False)
         start = time.perf_counter()
+        states = alignment.states
+        if self.aggregate.combines != "logits":
+            # Members of an ensemble of logits answer for their own classes.
+            states = context.under_all_heads(states)
         if self.select is None:
-            made = self._merge(alignment.states, context)
+            made = self._merge(states, context)
         else:
-            made = merge_selected(self, self._merge, alignment.states, context)
+            made = merge_selected(self, self._merge, states, context)
         seconds = alignment.seconds + time.perf_counter() - start + made.seconds
         choices = (*alignment.choices, *made.choices)
         return Merged(made.module, choices, made.labelled_examples, seconds)
