@@ -111,7 +111,8 @@ def _held_out_score(context: Context, state: StateDict, seen: dict[str, Any]) ->
     """The held-out accuracy of the mean of both networks, recalibrated as suits the network."""
     first = context.states[0]
     aligned = {name: value.cpu() for name, value in state.items()}
-    module = context.build(interpolate(*context.under_all_heads([first, aligned]), 0.5))
+    both = context.under_all_heads([first, aligned])
+    module = context.build(interpolate(both[0], both[1], 0.5))
     recalibration = own_recalibration(module)
     recalibration.check(context.module, "choice of gamma")
     recalibration.prepare([first, aligned], context)(module, None)

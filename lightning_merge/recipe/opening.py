@@ -54,8 +54,8 @@ def open_context(
     read = [_read(network, number) for number, network in enumerate(networks, start=1)]
     names = [str(one.path) for one in read]
     joins = heads == "join"
-    joined = joins and model is None
-    module = _of_all_classes(read) if joined else _module(networks, read, model)
+    described = joins and model is None and read
+    module = _of_all_classes(read) if described else _module(networks, read, model)
     expected = module.state_dict()
     own = [prefixed(one.state_dict, expected) for one in read]
     if joins:
@@ -91,14 +91,16 @@ def _read(network: Network, number: int) -> Checkpoint:
 
 
 def _of_all_classes(read: Sequence[Checkpoint]) -> LightningModule:
-    counts = [one.hyper_parameters.get("num_classes") for one in read]
-    for one, count in zip(read, counts, strict=True):
+    total = 0
+    for one in read:
+        count = one.hyper_parameters.get("num_classes")
         if not isinstance(count, int):
             raise ConfigError(
                 f"heads: join wants a network of all classes, and {one.path} does not say how many "
                 "it has: give the model of all of them, with --model and --model.init_args..."
             )
-    described = {**read[0].hyper_parameters, "num_classes": sum(counts)} if read else {}
+        total += count
+    described = {**read[0].hyper_parameters, "num_classes": total}
     return module_of(Checkpoint(Path("heads: join"), {}, {"hyper_parameters": described}))
 
 
