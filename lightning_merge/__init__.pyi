@@ -137,6 +137,9 @@ from .recipe.aggregates import (
     GreedyLogitsEnsemble as GreedyLogitsEnsemble,
 )
 from .recipe.aggregates import (
+    LearnedSoup as LearnedSoup,
+)
+from .recipe.aggregates import (
     LogitsEnsemble as LogitsEnsemble,
 )
 from .recipe.aggregates import (
@@ -144,6 +147,9 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     NPMerge as NPMerge,
+)
+from .recipe.aggregates import (
+    NPMergePairs as NPMergePairs,
 )
 from .recipe.aggregates import (
     RegMean as RegMean,

@@ -99,7 +99,8 @@ def merge(
         trainer: The Trainer's arguments.
         seed: Seeds whatever the merge draws.
         heads: For ingredients of different tasks: `first` gives all of them the first one's
-            head, a regular expression the tensors whose names it matches.
+            head, a regular expression the tensors whose names it matches. `join` makes one
+            network of all classes: bodies merged, heads side by side in the networks' order.
         statistics_examples: How many training examples to read statistics from; None for all.
         output: A folder to save the result in; None for none.
         overwrite: Whether a result in that folder may be written over.

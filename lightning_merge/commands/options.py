@@ -102,7 +102,8 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         type=str | None,
         default=None,
         help="for ingredients of different tasks: `first` gives all of them the first one's head "
-        "(the layer whose shapes differ), a regular expression the tensors whose names it matches",
+        "(the layer whose shapes differ), a regular expression the tensors whose names it matches; "
+        "`join` gives the merge the heads of all, side by side in the ingredients' order",
     )
 
 
@@ -171,10 +172,10 @@ def plan_printer(title: str) -> Callable[[int, int], None]:
 
 
 def print_heads(context: Context) -> None:
-    """Prints which tensors are the first ingredient's in all of them, if any are."""
+    """Prints which tensors are the first ingredient's in all of them, or joined, if any are."""
     if context.heads:
-        kept = ", ".join(context.heads)
-        console.print(f"  kept from the first ingredient: {kept}", soft_wrap=True)
+        what = "side by side" if context.joins_heads else "kept from the first ingredient"
+        console.print(f"  {what}: {', '.join(context.heads)}", soft_wrap=True)
 
 
 def print_written(folder: str) -> None:

@@ -75,7 +75,8 @@ def _align(
         lambda: PermutationSpec.from_model(first, example_inputs(batches, device)),
     ).value
     # A head of another task must not say which units correspond.
-    headless = {**state, **{head: torch.zeros_like(state[head]) for head in context.heads}}
+    shared = () if context.joins_heads else context.heads
+    headless = {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
     seen: dict[str, Any] = {}
 
     def score(candidate: StateDict) -> float:
@@ -91,7 +92,7 @@ def _align(
             progress=context.progress,
         )
     aligned = {name: value.cpu() for name, value in found.state.items()}
-    heads = {head: context.states[0][head] for head in context.heads}
+    heads = {head: context.states[0][head] for head in shared}
     choice = None
     if found.choice is not None and seen:
         chosen = dict(found.choice)
@@ -110,7 +111,8 @@ def _held_out_score(context: Context, state: StateDict, seen: dict[str, Any]) ->
     """The held-out accuracy of the mean of both networks, recalibrated as suits the network."""
     first = context.states[0]
     aligned = {name: value.cpu() for name, value in state.items()}
-    module = context.build(interpolate(first, aligned, 0.5))
+    both = context.under_all_heads([first, aligned])
+    module = context.build(interpolate(both[0], both[1], 0.5))
     recalibration = own_recalibration(module)
     recalibration.check(context.module, "choice of gamma")
     recalibration.prepare([first, aligned], context)(module, None)

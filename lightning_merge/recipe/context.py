@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_merge.aggregate.heads import join_heads
 from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
@@ -41,6 +42,8 @@ class Context:
             wherever statistics are read: activations, BatchNorm, REPAIR; None for all.
         heads: The names of tensors that are the first ingredient's in every one, where they
             are of different tasks (`share_head`); aligning leaves them as they are.
+        joins_heads: Whether `heads` are rather parts of one head of all classes, of which each
+            ingredient has its own rows (`pad_heads`): aligned along, then put side by side.
         pretrained: What all ingredients were trained from, where that is known.
         recalibration: How the result is going to be recalibrated: a search tries its candidates
             in that state. A recipe sets it.
@@ -63,6 +66,7 @@ class Context:
     progress: bool = True
     statistics_examples: int | None = None
     heads: Sequence[str] = ()
+    joins_heads: bool = False
     pretrained: StateDict | None = None
     recalibration: "Recalibration | None" = None
     recipe: str = ""
@@ -111,16 +115,29 @@ class Context:
         """The context of a recipe, by name, that ends with a recalibration."""
         return self._changed(recalibration=recalibration, recipe=recipe)
 
+    def under_all_heads(self, states: Sequence[StateDict]) -> Sequence[StateDict]:
+        """Ingredients, aligned, each with the heads of all where those are to be joined."""
+        return join_heads(states, self.heads) if self.joins_heads else states
+
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""
         module = copy.deepcopy(self.module)
         module.load_state_dict(state)
         return module
 
-    def statistics(self) -> Transferred:
-        """Training batches on the device, without augmentation if the data module offers it."""
+    def statistics(self, *, augmented: bool = False) -> Transferred:
+        """Training batches on the device, without augmentation if the data module offers it.
+
+        Args:
+            augmented: Whether to read them as they are augmented for training all the same.
+        """
         return statistics_batches_of(
-            self.data, self.module, self.device, self.statistics_examples, self.seed
+            self.data,
+            self.module,
+            self.device,
+            self.statistics_examples,
+            self.seed,
+            augmented=augmented,
         )
 
     def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
@@ -136,9 +153,9 @@ class Context:
         """
         return HeldOut(self)
 
-    def reset_batchnorm(self, module: LightningModule) -> int:
+    def reset_batchnorm(self, module: LightningModule, *, augmented: bool = False) -> int:
         """Resets a module's BatchNorm on the training images; returns how many layers it has."""
-        batches = self.statistics()
+        batches = self.statistics(augmented=augmented)
         return reset_batchnorm(module.to(self.device), batches, self.progress, seed=self.seed)
 
     def check_matching(self, matching: Matching | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_merge.aggregate.heads import share_head
+from lightning_merge.aggregate.heads import pad_heads, share_head
 from lightning_merge.checkpoint import (
     Checkpoint,
     StateDict,
@@ -19,6 +19,7 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
 )
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.described_module import module_of
@@ -43,8 +44,8 @@ def open_context(
         trainer: Makes Trainers.
         model: The ingredients' LightningModule, or its `class_path` and `init_args`; None for
             what the first network is, or its checkpoint says.
-        heads: Which tensors are the first ingredient's in all of them (`share_head`); None for
-            none.
+        heads: Which tensors are the first ingredient's in all of them (`share_head`); `join` for
+            the heads of all side by side (`pad_heads`); None for none.
         **settings: `seed`, `statistics_examples` and `progress` of `Context`.
 
     Raises:
@@ -52,10 +53,15 @@ def open_context(
     """
     read = [_read(network, number) for number, network in enumerate(networks, start=1)]
     names = [str(one.path) for one in read]
-    module = _module(networks, read, model)
+    joins = heads == "join"
+    described = joins and model is None and read
+    module = _of_all_classes(read) if described else _module(networks, read, model)
     expected = module.state_dict()
     own = [prefixed(one.state_dict, expected) for one in read]
-    shared, kept = share_head(own, names, heads) if heads else (own, [])
+    if joins:
+        shared, kept = pad_heads(own, names, expected)
+    else:
+        shared, kept = share_head(own, names, heads) if heads else (own, [])
     check_ingredients(shared, names)
     states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
     return Context(
@@ -65,6 +71,7 @@ def open_context(
         data if isinstance(data, LightningDataModule) else build_data(data),
         trainer,
         heads=kept,
+        joins_heads=joins,
         # Of what the files hold, not of what sharing a head made of them.
         given_digests=[digest(state) for state in own],
         **settings,
@@ -78,7 +85,23 @@ def _read(network: Network, number: int) -> Checkpoint:
         network.state_dict() if isinstance(network, nn.Module) else network
     )
     copied: StateDict = {name: value.detach().cpu().clone() for name, value in state.items()}
-    return Checkpoint(Path(f"network {number}"), copied)
+    # Of a class of this package, from which a module of more classes can be made.
+    known = {"hyper_parameters": network.hparams} if type(network) is ImageClassifier else {}
+    return Checkpoint(Path(f"network {number}"), copied, known)
+
+
+def _of_all_classes(read: Sequence[Checkpoint]) -> LightningModule:
+    total = 0
+    for one in read:
+        count = one.hyper_parameters.get("num_classes")
+        if not isinstance(count, int):
+            raise ConfigError(
+                f"heads: join wants a network of all classes, and {one.path} does not say how many "
+                "it has: give the model of all of them, with --model and --model.init_args..."
+            )
+        total += count
+    described = {**read[0].hyper_parameters, "num_classes": total}
+    return module_of(Checkpoint(Path("heads: join"), {}, {"hyper_parameters": described}))
 
 
 def _module(

@@ -46,7 +46,7 @@ def pretrained_state(pretrained: str | None, context: Context, what: str) -> Sta
         return context.pretrained
     expected = context.module.state_dict()
     state = prefixed(read_checkpoint(pretrained).state_dict, expected)
-    heads = {name: context.states[0][name] for name in context.heads}
+    heads = {name: context.under_all_heads(context.states)[0][name] for name in context.heads}
     return fit_names({**state, **heads}, expected, pretrained)
 
 

@@ -29,7 +29,8 @@ class Recipe:
         aggregate: How aligned ingredients are combined, for example `Average` or `NPMerge`.
         align: How the others are aligned to the first one, for example
             `ActivationMatching`; None leaves them as they are.
-        recalibrate: `batchnorm` resets BatchNorm statistics on the training images; `repair`
+        recalibrate: `batchnorm` resets BatchNorm statistics on the training images
+            (`batchnorm-augmented`: as they are augmented for training); `repair`
             (REPAIR, for a weighted mean of networks without BatchNorm) gives the units the
             means and deviations that they have in the ingredients; None leaves what
             aggregation gave. Or a `Recalibration` of your own.
@@ -70,7 +71,8 @@ class Recipe:
                 raise ConfigError(
                     f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at the "
                     f"ingredients' statistics, weighted as their mean is, and {kind} has no such "
-                    "weights: use `aggregate: Average`, or leave `recalibrate` out"
+                    "weights: use `aggregate: Average` with one weight for each ingredient or with "
+                    "none, or leave `recalibrate` out"
                 )
         if self.aggregate.from_pretrained and self.align is not None:
             raise ConfigError(
@@ -115,10 +117,14 @@ class Recipe:
         alignment = align(self.align, context)
         seed_everything(context.seed, verbose=False)
         start = time.perf_counter()
+        states = alignment.states
+        if self.aggregate.combines != "logits":
+            # Members of an ensemble of logits answer for their own classes.
+            states = context.under_all_heads(states)
         if self.select is None:
-            made = self._merge(alignment.states, context)
+            made = self._merge(states, context)
         else:
-            made = merge_selected(self, self._merge, alignment.states, context)
+            made = merge_selected(self, self._merge, states, context)
         seconds = alignment.seconds + time.perf_counter() - start + made.seconds
         choices = (*alignment.choices, *made.choices)
         return Merged(made.module, choices, made.labelled_examples, seconds)

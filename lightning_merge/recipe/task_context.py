@@ -185,15 +185,21 @@ class TaskContext(Context):
             )
         return module
 
-    def statistics_of(self, task: TaskData) -> Transferred:
+    def statistics_of(self, task: TaskData, *, augmented: bool = False) -> Transferred:
         """One task's training batches; `statistics_examples` of them, if that is given."""
         return statistics_batches_of(
-            task.data, task.module, self.device, self.statistics_examples, self.seed
+            task.data,
+            task.module,
+            self.device,
+            self.statistics_examples,
+            self.seed,
+            augmented=augmented,
         )
 
-    def statistics(self) -> Transferred:
+    def statistics(self, *, augmented: bool = False) -> Transferred:
         """The training batches of all seen tasks, of each task as many examples as it has."""
-        mixed = _Mixed([self.statistics_of(task) for task in self.seen], self.seed)
+        parts = [self.statistics_of(task, augmented=augmented) for task in self.seen]
+        mixed = _Mixed(parts, self.seed)
         # Each task's own hooks have been applied by then.
         return Transferred(mixed, LightningModule(), None, self.device)
 

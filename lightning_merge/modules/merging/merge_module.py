@@ -77,8 +77,8 @@ class MergeModule(LearnedWeights):
     Args:
         module: Any LightningModule with automatic optimization; its weights are replaced.
         checkpoints: Two or more ingredients: paths, or state dicts with the module's names.
-        granularity: How many alphas there are: one for the `model` or one a `layer` (a
-            learned soup), one a `channel` or one a `parameter` (NP Merge).
+        granularity: How many alphas there are: one for the `model` or one a `layer` (as a
+            learned soup has), one a `channel` or one a `parameter` (NP Merge).
         matching: How the others are aligned to A, on the module's own training data, when
             training starts; under DDP each rank reads its share of the batches. None if the
             ingredients are aligned already.

@@ -11,6 +11,8 @@ from lightning_merge.recipe.aggregates.output_ensembles import (
     GreedyLogitsEnsemble,
     LogitsEnsemble,
 )
+from lightning_merge.recipe.aggregates.pairwise_merges import NPMergePairs
+from lightning_merge.recipe.aggregates.soup_on_held_out import LearnedSoup
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
@@ -27,9 +29,11 @@ __all__ = [
     "GreedyFeaturesEnsemble",
     "GreedyLogitsEnsemble",
     "GreedySoup",
+    "LearnedSoup",
     "LogitsEnsemble",
     "ModelStock",
     "NPMerge",
+    "NPMergePairs",
     "RegMean",
     "TaskArithmetic",
 ]

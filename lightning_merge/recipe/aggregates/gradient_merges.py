@@ -1,4 +1,4 @@
-"""Merges that take gradients: NP Merge, learned soups, fine-tuning of the average."""
+"""Merges that learn from training data: NP Merge, fine-tuning of the average."""
 
 from collections.abc import Sequence
 
@@ -35,17 +35,19 @@ class FineTune(Aggregate):
         """A module with the fine-tuned weights."""
         module = context.build(average(states))
         setattr(module, "configure_optimizers", lambda: self.optimizer(module.parameters()))  # noqa: B010
-        examples = _fit(module, self.max_epochs, context)
+        examples = fit_quietly(module, self.max_epochs, context)
         del module.__dict__["configure_optimizers"]
         return Merged(module, labelled_examples=examples)
 
 
 @aggregates.register(paper="Orozco Camacho et al. 2024, NP Merge", needs="labelled training data")
 class NPMerge(Aggregate):
-    """One learned alpha for each parameter (NP Merge, Eq. 2); fewer give a learned soup.
+    """One learned alpha for each parameter (NP Merge, Eq. 2), or for each layer or model.
 
     More than two ingredients are merged jointly: each has an alpha, and a softmax over them is
-    in the sigmoid's place.
+    in the sigmoid's place; `NPMergePairs` merges them two at a time, as the paper does. With one
+    alpha for the model or a layer this has the parameters of a learned soup, learned from
+    training data; its authors' own way, on held-out data, is `LearnedSoup`.
 
     Args:
         granularity: One alpha for the `model`, one a `layer`, `channel` or `parameter`.
@@ -77,10 +79,11 @@ class NPMerge(Aggregate):
             alpha=self.alpha,
             optimizer=self.optimizer,
         )
-        return Merged(module, labelled_examples=_fit(module, self.max_epochs, context))
+        return Merged(module, labelled_examples=fit_quietly(module, self.max_epochs, context))
 
 
-def _fit(module: LightningModule, max_epochs: int, context: Context) -> int:
+def fit_quietly(module: LightningModule, max_epochs: int, context: Context) -> int:
+    """Fits a module on the context's training data; returns how many an epoch has."""
     examples = fit(module, context.data, context.trainer(max_epochs=max_epochs))
     module.eval()
     return examples

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_merge.aggregate import LazyTaskVector, MergedVector, dare, sum_vectors, ties_vector
+from lightning_merge.aggregate.name_weights import NameWeights
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
@@ -18,10 +19,12 @@ from lightning_merge.recipe.recalibration import recalibrate_with
 from lightning_merge.recipe.scale_choice import choose_scale
 
 Scale = float | Literal["search"]
+Shares = list[float] | dict[str, list[float]]
 
 # 0.0 to 1.0, as in "Quality and Diversity Both Matters When Merging Models".
 _CANDIDATES = [step / 10 for step in range(11)]
-
+# 0.8 to 2.5, as TIES' authors search (README of their code).
+_AUTHORS = [step / 10 for step in range(8, 26)]
 
 _NEEDS = "the pre-trained network; held-out labels where the scale is searched"
 
@@ -36,9 +39,11 @@ class _OfTaskVectors(Aggregate):
         candidates: list[float] | None = None,
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
+        weights: Shares | None = None,
     ) -> None:
         self.pretrained = pretrained
         self.scale = scale
+        self.weights = weights
         self.candidates = _CANDIDATES if candidates is None else candidates
         if not self.candidates:
             raise ConfigError(f"{type(self).__name__}: there are no candidates; give some numbers")
@@ -54,6 +59,19 @@ class _OfTaskVectors(Aggregate):
         check_pretrained(self.pretrained, context, type(self).__name__)
         if self.scale == "search":
             context.held_out()
+
+    def check_count(self, count: int) -> None:
+        """Checks that there is a weight for each ingredient.
+
+        Raises:
+            ConfigError: If not.
+        """
+        NameWeights(self.weights, count, type(self).__name__)
+
+    @property
+    def fits_any_count(self) -> bool:
+        """Whether no weights were given."""
+        return self.weights is None
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the merged weights.
@@ -100,6 +118,9 @@ class TaskArithmetic(_OfTaskVectors):
         metric: What the search compares: accuracy if not given; otherwise the name of a metric
             that the module's validation logs (`val_auroc`).
         mode: Whether more (`max`) or less (`min`) of `metric` is better.
+        weights: A factor for each task vector; or, by regular expression, factors for the
+            tensors in whose names it is found, the first that is (`{"^layer4": [1.0, 0.5]}`).
+            All are 1 if not given.
     """
 
     label = "TaskArithmetic"
@@ -107,7 +128,7 @@ class TaskArithmetic(_OfTaskVectors):
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """The sum."""
         del context
-        return sum_vectors(vectors)
+        return sum_vectors(vectors, self.weights)
 
 
 @aggregates.register(paper="Yadav et al. 2023, TIES-Merging", needs=_NEEDS)
@@ -120,9 +141,14 @@ class TIES(_OfTaskVectors):
         pretrained: As for `TaskArithmetic`.
         density: The share of each vector that is kept, in (0, 1].
         scale: As for `TaskArithmetic`; 1 is the paper's own choice without held-out data.
-        candidates: As for `TaskArithmetic`.
+        candidates: As for `TaskArithmetic`; `authors` for those of the authors' code, 0.8, 0.9,
+            ..., 2.5.
         metric: As for `TaskArithmetic`.
         mode: As for `TaskArithmetic`.
+        merge: `mean` of the entries that agree in sign, as in the paper, or their `sum` (the
+            authors' `dis-sum`).
+        weights: As for `TaskArithmetic`, from 0 on: factors of the trimmed vectors, before signs
+            are elected.
     """
 
     label = "TIES"
@@ -132,17 +158,21 @@ class TIES(_OfTaskVectors):
         pretrained: str | None = None,
         density: float = 0.2,
         scale: Scale = "search",
-        candidates: list[float] | None = None,
+        candidates: list[float] | Literal["authors"] | None = None,
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
+        merge: Literal["mean", "sum"] = "mean",
+        weights: Shares | None = None,
     ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
+        tried = _AUTHORS if candidates == "authors" else candidates
+        super().__init__(pretrained, scale, tried, metric, mode, weights)
         self.density = density
+        self.merge = merge
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
-        """The disjoint mean of the trimmed vectors."""
+        """The disjoint mean, or sum, of the trimmed vectors."""
         del context
-        return ties_vector(vectors, self.density)
+        return ties_vector(vectors, self.density, self.merge, self.weights)
 
 
 @aggregates.register(paper="Yu et al. 2024, DARE", needs=_NEEDS)
@@ -160,6 +190,8 @@ class DARE(_OfTaskVectors):
         candidates: As for `TaskArithmetic`.
         metric: As for `TaskArithmetic`.
         mode: As for `TaskArithmetic`.
+        merge: As for `TIES`, where there is a `density`.
+        weights: As for `TaskArithmetic`.
     """
 
     label = "DARE"
@@ -173,12 +205,17 @@ class DARE(_OfTaskVectors):
         candidates: list[float] | None = None,
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
+        merge: Literal["mean", "sum"] = "mean",
+        weights: Shares | None = None,
     ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
+        super().__init__(pretrained, scale, candidates, metric, mode, weights)
         self.drop = drop
         self.density = density
+        self.merge = merge
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """The sum, or the TIES merge, of what was not dropped."""
         kept = dare(vectors, self.drop, torch.Generator().manual_seed(context.seed))
-        return sum_vectors(kept) if self.density is None else ties_vector(kept, self.density)
+        if self.density is None:
+            return sum_vectors(kept, self.weights)
+        return ties_vector(kept, self.density, self.merge, self.weights)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lightning_merge.aggregate import average
+from lightning_merge.aggregate.name_weights import NameWeights
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.context import Context
 
@@ -14,11 +14,23 @@ class Average(Aggregate):
     """The mean of all ingredients (uniform soup), or a weighted one (NP Merge, Eq. 1).
 
     Args:
-        weights: One number for each ingredient, divided by their sum; equal if not given.
+        weights: One number for each ingredient, divided by their sum; equal if not given. Or,
+            by regular expression, such numbers for the tensors in whose names it is found, the
+            first that is (`{"^layer4": [0.9, 0.1]}`); the other tensors' are equal.
     """
 
-    def __init__(self, weights: list[float] | None = None) -> None:
+    def __init__(self, weights: list[float] | dict[str, list[float]] | None = None) -> None:
         self.weights = weights
+
+    def check(self, context: Context) -> None:
+        """Checks that weights by regular expression are for tensors that there are.
+
+        Raises:
+            ConfigError: If not.
+        """
+        if isinstance(self.weights, dict):
+            count = len(context.states)
+            NameWeights(self.weights, count, "Average").check_used(context.module.state_dict())
 
     def check_count(self, count: int) -> None:
         """Checks that there is a weight for each ingredient.
@@ -26,14 +38,11 @@ class Average(Aggregate):
         Raises:
             ConfigError: If not.
         """
-        if self.weights is not None and len(self.weights) != count:
-            raise ConfigError(
-                f"Average: {len(self.weights)} weights for {count} ingredients: give one for each"
-            )
+        NameWeights(self.weights, count, "Average").check_means()
 
-    def weights_of_mean(self, count: int) -> list[float]:
-        """The weights; equal ones if none were given."""
-        return self.weights or [1.0] * count
+    def weights_of_mean(self, count: int) -> list[float] | None:
+        """The weights; equal ones if none were given, None if tensors have their own."""
+        return None if isinstance(self.weights, dict) else self.weights or [1.0] * count
 
     @property
     def fits_any_count(self) -> bool:

@@ -18,9 +18,17 @@ from lightning_merge.recipe.recalibration import (
 
 @recalibrations.register("batchnorm", paper="Jordan et al. 2023, REPAIR", needs="BatchNorm")
 class StatisticsReset(Recalibration):
-    """Resets BatchNorm statistics to those of the merged network on the training images."""
+    """Resets BatchNorm statistics to those of the merged network on the training images.
+
+    Args:
+        augmented: Whether the images are read as they are augmented for training, and not, where
+            the data module offers that, without augmentation.
+    """
 
     label = "reset"
+
+    def __init__(self, augmented: bool = False) -> None:
+        self.augmented = augmented
 
     def check(self, module: nn.Module, recipe: str) -> None:
         """Checks that there are statistics.
@@ -40,6 +48,18 @@ class StatisticsReset(Recalibration):
 
         def reset(module: LightningModule, weights: Sequence[float] | None = None) -> None:
             del weights
-            context.reset_batchnorm(module)
+            context.reset_batchnorm(module, augmented=self.augmented)
 
         return reset
+
+
+@recalibrations.register(
+    "batchnorm-augmented", paper="Jordan et al. 2023, REPAIR", needs="BatchNorm"
+)
+class AugmentedReset(StatisticsReset):
+    """Resets BatchNorm statistics on the training images as training augments them."""
+
+    label = "augmented reset"
+
+    def __init__(self) -> None:
+        super().__init__(augmented=True)
