@@ -69,7 +69,9 @@ def _to_disk(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes `text` as UTF-8, whole or not at all."""
-    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    # Names may come from a stranger's file, and need not be Unicode.
+    content = text.encode("utf-8", "backslashreplace")
+    return write_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: str | Path, value: Any) -> Path:
