@@ -292,7 +292,9 @@ class Tally:
 
     def add_finding(self, kind: str, fault: str, text: str, number: int) -> None:
         """One more."""
-        known = self.findings.setdefault(f"{kind}: {text.split(': ')[1]}", [kind, fault, text, number, 0])
+        known = self.findings.setdefault(
+            f"{kind}: {text.split(': ')[1]}", [kind, fault, text, number, 0]
+        )
         known[4] += 1
 
 

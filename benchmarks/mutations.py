@@ -1,4 +1,4 @@
-"""Ways to damage a file: bits, bytes, spans, and values that a format's own checks do not notice."""
+"""Ways to damage a file: bits, bytes, spans, and values that a format's checks do not notice."""
 
 import io
 import json

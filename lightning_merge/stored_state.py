@@ -144,7 +144,9 @@ def _weight_map(index: Path) -> Mapping[str, str]:
             raise ValueError("too long")
         names = json.loads(index.read_bytes())["weight_map"]
         # A shard lies beside its index: a path to elsewhere is not followed.
-        plain = (Path(file).name == file and len(os.fsencode(file)) < 256 for file in names.values())
+        plain = (
+            Path(file).name == file and len(os.fsencode(file)) < 256 for file in names.values()
+        )
         if not names or not all(plain):
             raise ValueError("no plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

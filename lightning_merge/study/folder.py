@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import claim_folder, lock_folder, read_json, sweep, write_json
+from lightning_merge.files import claim_folder, read_json, sweep, write_json
+from lightning_merge.folder_lock import lock_folder
 from lightning_merge.recipe.build import Plain
 from lightning_merge.study.plan import determining
 from lightning_merge.study.store import Store
@@ -43,6 +44,10 @@ class StudyFolder:
             OutputExistsError: If another process works there.
         """
         with lock_folder(self.folder):
+            merges = self.folder / "merges"
+            for folder in (*self.store.folder.glob("*/"), merges, *merges.rglob("*/")):
+                sweep(folder)
+            sweep(self.store.folder)
             sweep(self.folder)
             yield
 
