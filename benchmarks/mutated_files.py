@@ -123,7 +123,7 @@ def _read_study(path: Path, draw: random.Random) -> None:
     from lightning_merge.study.folder import StudyFolder
 
     folder = StudyFolder(path.parent, path.name, ("title",))
-    folder.claim({"title": "Study", "seeds": [0, 1], "recipes": [], "trainer": {}}, (), False)
+    folder.claim(json.loads(study_files()[path.name]) | {"seeds": [0, 1]}, (), False)
 
 
 def _read_store(path: Path, draw: random.Random) -> None:
@@ -143,6 +143,7 @@ def _read_store(path: Path, draw: random.Random) -> None:
 def _read_tasks(path: Path, draw: random.Random) -> None:
     from lightning_merge.commands.plot import plot
 
+    # The networks are missing, so that no file can be read to the end.
     plot(["embedding", str(path.parent), "--output", str(path.parent / "drawn")])
 
 
@@ -182,7 +183,7 @@ def kinds() -> list[Kind]:
     pictures: dict[str, dict[str, bytes]] = {}
     for name, content in images().items():
         pictures.setdefault(name.rpartition(".")[2], {})[name] = content
-    weights = _read_weights
+    weights, tasks = _read_weights, task_files()
     return [
         Kind("state dict (zip)", archives, inside_archive, weights, 14, {}),
         Kind("state dict (legacy)", legacy, None, weights, 8, {}),
@@ -196,7 +197,7 @@ def kinds() -> list[Kind]:
         Kind("store's results", results_files("store"), inside_json, _read_store, 6, {}),
         Kind("CSV lists", label_lists(), None, _read_lists, 4, label_lists()),
         Kind("study.json", study_files(), inside_json, _read_study, 4, {}),
-        Kind("tasks.json", task_files(), inside_json, _read_tasks, 2, {}),
+        Kind("tasks.json, its results.json", tasks, inside_json, _read_tasks, 2, tasks),
         Kind("results.json (plot)", results_files("plot"), inside_json, _read_results, 1, {}),
         Kind("result.json (export)", results_files("merge"), inside_json, _read_card, 1, whole),
     ]

@@ -178,7 +178,7 @@ def study_files() -> dict[str, bytes]:
 
 
 def task_files() -> dict[str, bytes]:
-    """What `tasks` notes of itself."""
+    """What `tasks` notes of itself, and its results."""
     data = {"class_path": "DigitsDataModule"}
     content = {
         "title": "Tasks",
@@ -187,7 +187,14 @@ def task_files() -> dict[str, bytes]:
         "recipes": [{"name": "Mean", "aggregate": "Average"}],
         "model": {"class_path": "ImageClassifier"},
     }
-    return {"tasks.json": json.dumps(content).encode()}
+    results = {
+        "ingredients": {"0" * 16: {"task": "Pre-trained", "seed": 0, "digest": "1" * 64}},
+        "methods": [{"method": "Mean", "kind": "merge", "seed": 0, "seconds": 1.0}],
+    }
+    return {
+        "tasks.json": json.dumps(content).encode(),
+        "results.json": json.dumps(results).encode(),
+    }
 
 
 def label_lists() -> dict[str, bytes]:

@@ -19,6 +19,9 @@ _OPENS = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
     *("pretrained_model_args", "pretrained_filter_fn", "checkpoint_path", "cache_dir"),
 )
+# Where a configuration names classes, and of which packages it may without being trusted.
+_NAME_CLASSES = ("class_path", "optimizer", "lr_scheduler")
+_OWN = ("lightning_merge.", "torch.optim.", "torchmetrics.")
 _TIMES, _SLACK = 4, 64 << 20
 _TENSORS_TIMES, _MORE_TENSORS = 8, 10_000
 _MAKES: tuple[Callable[..., Tensor], ...] = (
@@ -56,6 +59,31 @@ def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> Non
             f"{path} has '{opens[0]}' among its model_kwargs, so that weights would be fetched or "
             f"opened because a file says so: {instead}"
         )
+
+
+def check_classes(path: object, value: Any, instead: str) -> None:
+    """Checks that a configuration from a file names classes of this package, or of torch, only.
+
+    Args:
+        path: The file, as an error names it.
+        value: The configuration: nested, with `class_path` and `init_args`.
+        instead: What an error advises.
+
+    Raises:
+        ConfigError: If another module would be imported because of it.
+    """
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            named = key in _NAME_CLASSES and isinstance(one, str)
+            if named and "." in one and not one.startswith(_OWN):
+                raise ConfigError(
+                    f"{path} names the class '{one[:80]}', which is not imported because a file "
+                    f"says so: {instead}"
+                )
+            check_classes(path, one, instead)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            check_classes(path, one, instead)
 
 
 @contextmanager
