@@ -147,15 +147,18 @@ def _of_tasks(
             if one["seed"] == seed
         }
         merges = {
-            str(one["method"]): folder / "merges" / f"seed{seed}" / f"{file_name(one['method'])}.ckpt"
+            str(one["method"]): folder
+            / "merges"
+            / f"seed{seed}"
+            / f"{file_name(one['method'])}.ckpt"
             for one in results["methods"]
             if one["kind"] == "merge" and one["seed"] == seed
         }
         known |= {name: path for name, path in merges.items() if path.is_file()}
         sets = {task["name"]: study.data(task["data"], seed) for task in study.tasks}
         if not trust:
-            made = [study.model, list(sets.values())]
-            check_classes(folder / "tasks.json", made, "add --trust if the folder is your own")
+            named = [study.model, list(sets.values())]
+            check_classes(folder / "tasks.json", named, "add --trust if the folder is your own")
     except MergeError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
