@@ -127,7 +127,7 @@ def killed_at(commands: Commands, words, seconds: float) -> int:
 def outcome(output: Path):
     """What a study leaves: its results without times, and the bits of every merge."""
     results = _timeless(json.loads((output / "results.json").read_text()))
-    for name in ("made_by", "command", "versions", "device", "time"):
+    for name in ("made_by", "command", "commit", "versions", "platform", "device", "time"):
         results.pop(name, None)
     merges = {}
     for path in sorted((output / "merges").rglob("*.ckpt")):

@@ -161,7 +161,7 @@ def _of_tasks(
             check_classes(folder / "tasks.json", named, "add --trust if the folder is your own")
     except MergeError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{folder}: its tasks.json or results.json is damaged ({type(error).__name__}: "
             f"{error}); run the same `tasks` command again, which writes them"
