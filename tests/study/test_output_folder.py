@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from strangers import Stranger
 
 from lightning_merge.checkpoint import write_checkpoint
@@ -155,7 +156,7 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(tmp_path):
     for result in ({"ingredients": 3}, {"config": "x"}, {"measurement": [1]}):
         with pytest.raises(ConfigError, match="--result"):
             export(path, tmp_path / "out", result)
-    numbers = {"state_dict": {"w": state["net.0.weight"].to(__import__("torch").complex64)}}
+    numbers = {"state_dict": {"w": state["net.0.weight"].to(torch.complex128)}}
     other = write_checkpoint(tmp_path / "b.ckpt", numbers)
     with pytest.raises(CheckpointError, match="safetensors cannot hold"):
         export(other, tmp_path / "out")
