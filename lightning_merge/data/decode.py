@@ -23,7 +23,7 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _LONG = 10
 # An image of more pixels than the first must have a byte of the file for each so many: without
 # compression it would be many times the file.
-_MANY_PIXELS, _PIXELS_A_BYTE = 3 << 22, 200
+_MANY_PIXELS, _PIXELS_A_BYTE = 1 << 23, 200
 # How many pixels are brought to 8 bits at once.
 _AT_ONCE = 1 << 20
 

@@ -97,8 +97,7 @@ def _ready(data: LightningDataModule) -> LightningDataModule:
 
 
 def _size(name: str, data: LightningDataModule) -> int:
-    loader = data.test_dataloader()
     try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError) as error:
+        return len(data.test_dataloader().dataset)
+    except (AttributeError, TypeError, MisconfigurationException) as error:
         raise ConfigError(f"data set '{name}' does not say how many test images it has") from error
