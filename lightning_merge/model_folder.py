@@ -135,7 +135,9 @@ def _timm_network(read: Checkpoint) -> Any:
     name = said.get("model")
     if not isinstance(name, str) or not timm.is_model(name):
         return None
-    arguments = {key: said[key] for key in ("num_classes", "in_chans") if key in said}
+    arguments: dict[str, Any] = {
+        key: said[key] for key in ("num_classes", "in_chans") if key in said
+    }
     more = said.get("model_kwargs") or {}
     check_arguments(read.path, {"model": name, "model_kwargs": more, **arguments}, _INSTEAD)
     with bounded(read.path, read.state_dict, _INSTEAD):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_merge.analysis.representations import Embedding, Method, embed, representations
 from lightning_merge.checkpoint import read_checkpoint
