@@ -60,7 +60,10 @@ class Checkpoint:
     @property
     def hyper_parameters(self) -> dict[str, Any]:
         """What the Lightning module saved of its own arguments; empty if nothing."""
-        return dict(self.content.get("hyper_parameters") or {})
+        found = self.content.get("hyper_parameters")
+        return (
+            {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+        )
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

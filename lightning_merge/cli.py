@@ -1,6 +1,8 @@
 """The command line: Lightning's own commands on any module, and ours for merging."""
 
 import errno
+import logging
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 2 for what the user can mend (one line on standard error),
-            with status 0 after `--help`.
+            with status 0 after `--help`, with status 130 after an interrupt.
     """
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
@@ -62,8 +64,14 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             known = ", ".join((*_LIGHTNING, *_OURS))
             raise MergeError(f"'{command}' is no command: choose {known}")
-    except KeyboardInterrupt as error:
-        print(f"lightning_merge {command}: interrupted; the same command goes on", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning's Trainer makes a SystemExit of an interrupt.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(
+            error.__context__, KeyboardInterrupt
+        ):
+            raise
+        more = "; the same command goes on" if command in ("study", "tasks") else ""
+        print(f"lightning_merge {command}: interrupted{more}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
         mendable = _mendable(error) or _of_disk(error)
@@ -74,13 +82,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _of_disk(error: BaseException) -> MergeError | None:
-    """What the file system refused, in words."""
+    """What the file system, or torch's reader of files, refused, in words."""
     # torch's writer has an error of its own for a full disk.
     full = "file write failed" in str(error) or "PytorchStreamWriter" in str(error)
     if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         name = getattr(error, "filename", None)
         where = f"{name}: " if name else ""
         return MergeError(f"{where}the disk is full; make room, or choose another --output")
+    if isinstance(error, pickle.UnpicklingError):
+        return MergeError(
+            "the checkpoint holds more than weights and plain values, and reading that could run "
+            "code; give another one, or one saved without it"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return MergeError(f"{error.filename}: {error.strerror}; choose another path")
     return None
@@ -103,6 +116,11 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
     from lightning_merge.short_errors import ShortErrors
+
+    # What an interrupt leads to is one line, and said by `main`.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "KeyboardInterrupt" not in record.getMessage()
+    )
 
     class KeepConfig(SaveConfigCallback):
         """Writes `config.yaml` where a logger gives each run a folder, and to W&B."""
@@ -152,8 +170,6 @@ def _check_resumable(path: str | None) -> None:
     Raises:
         CheckpointError: If the file is missing, or torch cannot read it at all.
     """
-    import pickle
-
     import torch
 
     from lightning_merge.errors import CheckpointError

@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from lightning_merge.errors import OutputExistsError
 
 _numbers = itertools.count()
+_PARTIAL = re.compile(r"\.(\d+)-.*\.partial(\..*)?$")
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -43,6 +46,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         if not stat.S_ISREG(there.st_mode):
             raise OutputExistsError(f"{path} is there and is no file; choose another path")
         mode = stat.S_IMODE(there.st_mode)
+    made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f".{os.getpid()}-{next(_numbers)}.partial{place.suffix[:32]}")
     try:
@@ -51,7 +55,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             partial.chmod(mode)
         _to_disk(partial)
         os.replace(partial, place)
-        _to_disk(place.parent)
+        for folder in (place.parent, *(one.parent for one in made)):
+            _to_disk(folder)
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -69,7 +74,9 @@ def _to_disk(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes `text` as UTF-8, whole or not at all."""
-    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    # Names may come from a stranger's file, and need not be Unicode.
+    content = text.encode("utf-8", "backslashreplace")
+    return write_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -111,8 +118,36 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return write_text(path, text.getvalue())
 
 
+def sweep(folder: str | Path) -> None:
+    """Removes what processes that were killed have left half written in a folder."""
+    for path in Path(folder).glob(".*-*.partial*"):
+        found = _PARTIAL.match(path.name)
+        if found is None or _lives(int(found[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process has this number now."""
+    if process == os.getpid():
+        # Left by an earlier one of the same number: this one has yet to write.
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) -> Path:
     """Makes an output folder, and refuses one that holds results already.
+
+    Half-written files of processes that were killed are removed from it.
 
     Args:
         folder: The folder that results will be written to.
@@ -135,4 +170,5 @@ def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) ->
             f"{folder} already holds {held[0]}: choose another --output, or add --overwrite"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     return folder

@@ -1,5 +1,6 @@
 """Merged networks for others: safetensors, what timm loads, and a card that says what it is."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,13 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
     write_safetensors,
 )
-from lightning_merge.errors import ArchitectureMismatchError
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.files import claim_folder, write_text, write_whole
+from lightning_merge.safetensors_file import layout
+from lightning_merge.state_dicts import table_of
+from lightning_merge.untrusted import bounded, check_arguments
 
+_INSTEAD = "export its state dict alone, saved with torch.save"
 _FILES = ("model.safetensors", "config.json", "README.md")
 
 
@@ -44,18 +49,29 @@ def export(
         The folder, with `model.safetensors`, `README.md` and, for timm, `config.json`.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read.
+        CheckpointError: If the checkpoint cannot be read, or safetensors cannot hold its numbers.
         ArchitectureMismatchError: If its weights do not fit the network that it names.
+        ConfigError: If its hyper-parameters are not those of a network, or `result` is damaged.
         OutputExistsError: If the folder holds an export already.
     """
     read = read_checkpoint(checkpoint)
-    folder = claim_folder(output, _FILES, overwrite)
     network = _timm_network(read)
+    if network is None:
+        layout(table_of(read.state_dict), {})
+    try:
+        card = model_card(read, result or {}, network is not None)
+    except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the card of {read.path} cannot be written, its notes or result.json are damaged "
+            f"({type(error).__name__}: {error}): give --result the file as `merge` wrote it"
+        ) from error
+    # All is read and known to fit before anything is written.
+    folder = claim_folder(output, _FILES, overwrite)
     if network is None:
         write_safetensors(folder / "model.safetensors", read.state_dict)
     else:
         _write_timm(folder, network, read.hyper_parameters)
-    write_text(folder / "README.md", model_card(read, result or {}, network is not None))
+    write_text(folder / "README.md", card)
     return folder
 
 
@@ -119,8 +135,13 @@ def _timm_network(read: Checkpoint) -> Any:
     name = said.get("model")
     if not isinstance(name, str) or not timm.is_model(name):
         return None
-    arguments = {key: said[key] for key in ("num_classes", "in_chans") if key in said}
-    network = timm.create_model(name, **arguments, **(said.get("model_kwargs") or {}))
+    arguments: dict[str, Any] = {
+        key: said[key] for key in ("num_classes", "in_chans") if key in said
+    }
+    more = said.get("model_kwargs") or {}
+    check_arguments(read.path, {"model": name, "model_kwargs": more, **arguments}, _INSTEAD)
+    with bounded(read.path, read.state_dict, _INSTEAD):
+        network = timm.create_model(name, **arguments, **more)
     prefix = next((key.split(".")[0] + "." for key in read.state_dict if "." in key), "")
     own: StateDict = {
         key.removeprefix(prefix): value
@@ -145,7 +166,7 @@ def _write_timm(folder: Path, network: Any, said: Mapping[str, Any]) -> None:
     arguments = dict(said.get("model_kwargs") or {})
     if said.get("in_chans", 3) != 3:
         arguments["in_chans"] = said["in_chans"]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as made:
+    with tempfile.TemporaryDirectory(".partial", f".{os.getpid()}-", folder) as made:
         save_for_hf(network, made, model_args=arguments, safe_serialization=True)
         for name in ("model.safetensors", "config.json"):
             whole = Path(made) / name

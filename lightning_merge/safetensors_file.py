@@ -96,6 +96,9 @@ def _checked(
         whole = [*shape, first, last]
         if not all(type(number) is int and number >= 0 for number in whole):
             raise ValueError("a size is no whole number")
+        # Of no numbers at all, sizes may be anything: none that torch could not hold.
+        if any(number >= 1 << 62 for number in whole) or prod(filter(None, shape)) >= 1 << 62:
+            raise ValueError("a size is too large")
         if len(shape) > MOST_AXES:
             raise ValueError("a tensor has too many axes")
         if code in SIZES and prod(shape) * SIZES[code] != last - first:

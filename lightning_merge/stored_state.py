@@ -1,6 +1,7 @@
 """A state dict that stays on the disk: types and shapes are known, numbers are read when wanted."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,10 @@ def _weight_map(index: Path) -> Mapping[str, str]:
             raise ValueError("too long")
         names = json.loads(index.read_bytes())["weight_map"]
         # A shard lies beside its index: a path to elsewhere is not followed.
-        if not names or not all(Path(file).name == file for file in names.values()):
+        plain = (
+            Path(file).name == file and len(os.fsencode(file)) < 256 for file in names.values()
+        )
+        if not names or not all(plain):
             raise ValueError("no plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of shards; copy or save it again") from error

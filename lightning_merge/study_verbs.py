@@ -145,19 +145,20 @@ def _done(
     watcher: Watcher,
 ) -> R:
     """What a study gives when all of its work is done, saved in its folder."""
-    store = folder.store
-    store.check_schema()
-    loggers = instantiate_trainer(config.get("trainer") or {}).pop("loggers")
-    done = sum(work.key in store for work in works)
-    if done < len(works):
-        check()
-    folder.claim(config, WRITTEN, overwrite)
-    for logger in loggers:
-        log_config(logger, config)
-    if watcher.on_plan is not None:
-        watcher.on_plan(len(works), done)
-    run(works, store, watcher.on_done, progress)
-    found = results(works, store, watcher.command)
-    found.loggers = loggers
-    found.save(folder.folder, overwrite=True)
-    return found
+    with folder.alone():
+        store = folder.store
+        store.check_schema()
+        loggers = instantiate_trainer(config.get("trainer") or {}).pop("loggers")
+        done = sum(work.key in store for work in works)
+        if done < len(works):
+            check()
+        folder.claim(config, WRITTEN, overwrite)
+        for logger in loggers:
+            log_config(logger, config)
+        if watcher.on_plan is not None:
+            watcher.on_plan(len(works), done)
+        run(works, store, watcher.on_done, progress)
+        found = results(works, store, watcher.command)
+        found.loggers = loggers
+        found.save(folder.folder, overwrite=True)
+        return found

@@ -132,6 +132,8 @@ def test_a_torchscript_archive(tmp_path):
         '{"w":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}',
         '{"w":3}',
         "[" * 100_000,
+        '{"w":{"dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]}}',
+        '{"w":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}',
         '{"w":{"dtype":"F32","shape":[1' + "0" * 5000 + '],"data_offsets":[0,4]}}',
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.commands.written_figures import write_figures
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.files import read_json
 from lightning_merge.plots.figure import Figures, Stored, figures
 
@@ -68,11 +68,20 @@ def plot(words: list[str]) -> None:
     read = _of_merge if kind.source == "checkpoint" else _results
     results = [read(source) for source in chosen.source]
     labels = _labels(chosen.source, results, chosen.labels) if kind.several else [""]
-    drawn = kind.draw(Stored(results, chosen.title, labels))
-    if not drawn:
-        raise ConfigError(f"{first} {kind.lacking}")
     path = chosen.output or first.with_name(f"{first.stem}-{chosen.figure}")
-    write_figures(_endings(chosen.figure, drawn), path, chosen.overwrite)
+    try:
+        drawn = kind.draw(Stored(results, chosen.title, labels))
+        if not drawn:
+            raise ConfigError(f"{first} {kind.lacking}")
+        write_figures(_endings(chosen.figure, drawn), path, chosen.overwrite)
+    except (MergeError, OSError):
+        raise
+    except Exception as error:
+        # A damaged file, or a stranger's, may hold anything anywhere.
+        raise ConfigError(
+            f"{first} does not hold what {chosen.figure} is drawn from, or is damaged "
+            f"({type(error).__name__}: {error}): give the file as it was written"
+        ) from error
 
 
 def _endings(figure: str, drawn: Figures) -> Figures:
@@ -83,8 +92,8 @@ def _endings(figure: str, drawn: Figures) -> Figures:
 
 
 def _of_merge(source: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_checkpoint(source).content.get("lightning_merge", {})
-    return found
+    found = read_checkpoint(source).content.get("lightning_merge")
+    return found if isinstance(found, dict) else {}
 
 
 def _labels(
@@ -107,7 +116,9 @@ def _results(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise ConfigError(f"{source}: no such file; give the results.json of compare or study")
     try:
-        found: dict[str, Any] = read_json(source)
-    except ValueError as error:
+        found = read_json(source)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not JSON: give the results.json of a run") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{source} holds no results: give the results.json of a run")
     return found

@@ -7,12 +7,14 @@ from jsonargparse import ArgumentParser
 
 from lightning_merge.commands import options
 from lightning_merge.commands.written_figures import write_figures
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.files import read_json
 from lightning_merge.measure.embedded_sets import TaskStatistics, embedded_sets
 from lightning_merge.measure.outcome import file_name
 from lightning_merge.plots import plot_embedding
+from lightning_merge.recipe.build import Plain
 from lightning_merge.study.task_plan import PRETRAINED, TaskStudy
+from lightning_merge.untrusted import check_classes
 
 _METHODS = {"pca": "principal components", "tsne": "t-SNE"}
 
@@ -37,9 +39,8 @@ def embedding(words: list[str]) -> None:
         raise ConfigError("--show chooses among the networks of a folder that `tasks` wrote")
     statistics = None
     if folder is not None:
-        networks, study = _of_tasks(folder, config["show"])
+        networks, sets, study = _of_tasks(folder, config["show"], config["trust"])
         model, seed = study.model, study.seeds[0]
-        sets = {task["name"]: study.data(task["data"], seed) for task in study.tasks}
         if study.task_statistics:
             statistics = TaskStatistics(study.statistics_examples, seed)
     else:
@@ -87,6 +88,12 @@ def _parser() -> ArgumentParser:
         help="for a folder: which networks, by the names of tasks and recipes, or Pre-trained; "
         "the pre-trained one and all merges if not given",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="for a folder of your own: import the classes that its tasks.json names, where they "
+        "are not this package's",
+    )
     parser.add_argument("--method", choices=sorted(_METHODS), default="tsne")
     parser.add_argument("--examples", type=int, default=200, help="test images of each set")
     parser.add_argument("--seed", type=int, default=0, help="which images; and of t-SNE")
@@ -125,23 +132,40 @@ def _named(data: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return named
 
 
-def _of_tasks(folder: Path, show: list[str] | None) -> tuple[dict[str, Path], TaskStudy]:
-    """The networks of the first repetition, and the study."""
+def _of_tasks(
+    folder: Path, show: list[str] | None, trust: bool
+) -> tuple[dict[str, Path], dict[str, Plain], TaskStudy]:
+    """The networks and the data sets of the first repetition, and the study."""
     if not (folder / "tasks.json").is_file() or not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} is no folder that `tasks` wrote: give one, or checkpoints")
-    study = TaskStudy(**read_json(folder / "tasks.json"))
-    results, seed = read_json(folder / "results.json"), study.seeds[0]
-    known = {
-        one["task"]: folder / "runs" / key / "weights.ckpt"
-        for key, one in results["ingredients"].items()
-        if one["seed"] == seed
-    }
-    merges = {
-        one["method"]: folder / "merges" / f"seed{seed}" / f"{file_name(one['method'])}.ckpt"
-        for one in results["methods"]
-        if one["kind"] == "merge" and one["seed"] == seed
-    }
-    known |= {name: path for name, path in merges.items() if path.is_file()}
+    try:
+        study = TaskStudy(**read_json(folder / "tasks.json"))
+        results, seed = read_json(folder / "results.json"), study.seeds[0]
+        known = {
+            str(one["task"]): folder / "runs" / key / "weights.ckpt"
+            for key, one in results["ingredients"].items()
+            if one["seed"] == seed
+        }
+        merges = {
+            str(one["method"]): folder
+            / "merges"
+            / f"seed{seed}"
+            / f"{file_name(one['method'])}.ckpt"
+            for one in results["methods"]
+            if one["kind"] == "merge" and one["seed"] == seed
+        }
+        known |= {name: path for name, path in merges.items() if path.is_file()}
+        sets = {task["name"]: study.data(task["data"], seed) for task in study.tasks}
+        if not trust:
+            named = [study.model, list(sets.values())]
+            check_classes(folder / "tasks.json", named, "add --trust if the folder is your own")
+    except MergeError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{folder}: its tasks.json or results.json is damaged ({type(error).__name__}: "
+            f"{error}); run the same `tasks` command again, which writes them"
+        ) from error
     shown = show or [PRETRAINED, *(name for name in merges if name in known)]
     strange = [name for name in shown if name not in known]
     if strange or len(set(shown)) < len(shown):
@@ -149,4 +173,4 @@ def _of_tasks(folder: Path, show: list[str] | None) -> tuple[dict[str, Path], Ta
             f"--show names {strange[0] if strange else 'a network twice'}: choose among "
             f"{', '.join(known)}"
         )
-    return {name: known[name] for name in shown}, study
+    return {name: known[name] for name in shown}, sets, study

@@ -1,5 +1,6 @@
 """One image file as a viewer shows it, in 8 bits, cut and resized."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
@@ -20,6 +21,9 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 # How many times longer than wide an image may be to be resized whole.
 _LONG = 10
+# An image of more pixels than the first must have a byte of the file for each so many: without
+# compression it would be many times the file.
+_MANY_PIXELS, _PIXELS_A_BYTE = 1 << 23, 200
 # How many pixels are brought to 8 bits at once.
 _AT_ONCE = 1 << 20
 
@@ -68,6 +72,7 @@ def decode(file: str | IO[bytes], name: str, size: int, channels: int) -> Tensor
             # Pillow would have another program run it.
             if opened.format == "EPS":
                 raise ValueError("PostScript is a program")
+            _check_size(opened, file)
             square = _cut(_flat(opened, channels), size)
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{shown} is missing: unpack the data set again") from error
@@ -81,6 +86,20 @@ def decode(file: str | IO[bytes], name: str, size: int, channels: int) -> Tensor
         ) from error
     pixels = torch.from_numpy(np.array(square))
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _check_size(opened: "Image", file: str | IO[bytes]) -> None:
+    pixels = opened.width * opened.height
+    if pixels <= _MANY_PIXELS:
+        return
+    if isinstance(file, str):
+        size = os.stat(file).st_size
+    else:
+        here = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(here)
+    if pixels > _PIXELS_A_BYTE * size:
+        raise ValueError(f"{opened.width} x {opened.height} pixels in a file of {size} bytes")
 
 
 def check_images(size: int, channels: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_merge.analysis.representations import Embedding, Method, embed, representations
 from lightning_merge.checkpoint import read_checkpoint
@@ -97,8 +98,7 @@ def _ready(data: LightningDataModule) -> LightningDataModule:
 
 
 def _size(name: str, data: LightningDataModule) -> int:
-    loader = data.test_dataloader()
     try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError) as error:
+        return len(data.test_dataloader().dataset)
+    except (AttributeError, TypeError, MisconfigurationException) as error:
         raise ConfigError(f"data set '{name}' does not say how many test images it has") from error

@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lightning_merge.checkpoint import Checkpoint
-from lightning_merge.errors import ConfigError, MergeError
+from lightning_merge.errors import ConfigError
 from lightning_merge.modules import CLIPClassifier, ImageClassifier
+from lightning_merge.untrusted import bounded, check_arguments
 
 _OWN: Mapping[str, type[LightningModule]] = {
     "ImageClassifier": ImageClassifier,
@@ -57,29 +58,11 @@ def module_of(checkpoint: Checkpoint) -> LightningModule:
     if isinstance(given.get("metrics"), list):
         # Others are named by the path of their class.
         given["metrics"] = [name for name in given["metrics"] if isinstance(name, str)]
-    for name, value in given.items():
-        if not _is_plain(value):
-            raise ConfigError(
-                f"{path}: its hyper-parameter '{name}' is no plain value, and files are not "
-                f"trusted with more: {_SAY}"
-            )
-    model = given.get("model")
-    if isinstance(model, str) and ":" in model:
-        raise ConfigError(
-            f"{path} names the network '{model[:80]}', which would be fetched from a hub or "
-            f"folder because a file says so: {_SAY}"
-        )
+    check_arguments(path, given, _SAY)
     if "pretrained" in given:
         given["pretrained"] = None if kind is CLIPClassifier else False
-    try:
+    with bounded(path, checkpoint.state_dict, _SAY):
         return kind(**given)
-    except MergeError:
-        raise
-    except Exception as error:
-        first = str(error).partition("\n")[0][:200]
-        raise ConfigError(
-            f"{path}: no {kind.__name__} can be made of its hyper-parameters ({first}): {_SAY}"
-        ) from error
 
 
 def _own_class(saved: Mapping[str, Any], path: object) -> type[LightningModule]:
@@ -93,14 +76,6 @@ def _own_class(saved: Mapping[str, Any], path: object) -> type[LightningModule]:
             f"says so: {_SAY}"
         )
     return _OWN[name]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _with_article(name: str) -> str:

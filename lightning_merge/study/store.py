@@ -18,7 +18,7 @@ SCHEMA = 2
 _WEIGHTS = "weights.ckpt"
 _RESULT = "result.json"
 # What a damaged JSON file raises when it is read, or when it does not hold what it should.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 
 class Store:

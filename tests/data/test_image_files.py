@@ -22,6 +22,7 @@ from lightning_merge.data import (
     Normalisation,
     OfficialSplits,
 )
+from lightning_merge.data.decode import UnreadableImageError, decode
 
 
 @pytest.mark.parametrize(
@@ -163,3 +164,13 @@ def test_strange_names_are_read_and_named_in_one_printable_line(tmp_path, name):
     assert message.isprintable()
     message.encode("utf-8")
     assert str(tmp_path) in message
+
+
+def test_an_image_that_is_far_larger_than_its_file_is_refused(tmp_path):
+    Image.new("1", (6000, 3000)).save(tmp_path / "blank.png")
+    with open(tmp_path / "blank.png", "rb") as opened:
+        for file in (str(tmp_path / "blank.png"), opened):
+            with pytest.raises(UnreadableImageError, match="6000 x 3000 pixels in a file of"):
+                decode(file, "blank.png", 8, 1)
+    Image.new("1", (3000, 2000)).save(tmp_path / "smaller.png")
+    assert decode(str(tmp_path / "smaller.png"), "smaller.png", 8, 1).shape == (1, 8, 8)

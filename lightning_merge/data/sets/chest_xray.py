@@ -78,12 +78,13 @@ class ChestXrayDataModule(ClassificationDataModule):
 
         def take(names: list[str]) -> LabelledImages:
             try:
-                targets = torch.stack([findings[name] for name in names])
+                found = [findings[name] for name in names]
             except KeyError as error:
                 raise DataError(
                     f"{self._table()} does not name {one_line(error)}: replace it by that of "
                     f"{SOURCE}"
                 ) from error
+            targets = torch.stack(found) if found else torch.zeros(0, len(LABELS))
             paths = [files[name] for name in names]
             return LabelledImages(ImageFiles(paths, self.image_size, 1), targets)
 

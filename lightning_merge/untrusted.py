@@ -1,0 +1,137 @@
+"""What a stranger's file says of a network, before one is made of it.
+
+Nothing is imported, fetched or opened because a file says so, and a small file makes no large
+network.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_merge.errors import ConfigError, MergeError
+
+# Of timm.create_model: where weights are fetched or opened.
+_OPENS = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    *("pretrained_model_args", "pretrained_filter_fn", "checkpoint_path", "cache_dir"),
+)
+# Where a configuration names classes, and of which packages it may without being trusted.
+_NAME_CLASSES = ("class_path", "optimizer", "lr_scheduler")
+_OWN = ("lightning_merge.", "torch.optim.", "torchmetrics.")
+_TIMES, _SLACK = 4, 64 << 20
+_TENSORS_TIMES, _MORE_TENSORS = 8, 10_000
+_MAKES: tuple[Callable[..., Tensor], ...] = (
+    *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn),
+    *(torch.arange, torch.linspace, torch.tensor, torch.eye),
+)
+
+
+def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> None:
+    """Checks that a network's arguments are plain values that open nothing.
+
+    Args:
+        path: The file, as an error names it.
+        given: The arguments: `model` (timm's name), `model_kwargs` and others.
+        instead: What an error advises.
+
+    Raises:
+        ConfigError: If one is no plain value, or makes timm fetch or open something.
+    """
+    for name, value in given.items():
+        if not _is_plain(value):
+            raise ConfigError(
+                f"{path}: its hyper-parameter '{name}' is no plain value, and files are not "
+                f"trusted with more: {instead}"
+            )
+    model, more = given.get("model"), given.get("model_kwargs")
+    if isinstance(model, str) and ":" in model:
+        raise ConfigError(
+            f"{path} names the network '{model[:80]}', which would be fetched from a hub or "
+            f"folder because a file says so: {instead}"
+        )
+    opens = [name for name in _OPENS if isinstance(more, Mapping) and more.get(name)]
+    if opens:
+        raise ConfigError(
+            f"{path} has '{opens[0]}' among its model_kwargs, so that weights would be fetched or "
+            f"opened because a file says so: {instead}"
+        )
+
+
+def check_classes(path: object, value: Any, instead: str) -> None:
+    """Checks that a configuration from a file names classes of this package, or of torch, only.
+
+    Args:
+        path: The file, as an error names it.
+        value: The configuration: nested, with `class_path` and `init_args`.
+        instead: What an error advises.
+
+    Raises:
+        ConfigError: If another module would be imported because of it.
+    """
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            named = key in _NAME_CLASSES and isinstance(one, str)
+            if named and "." in one and not one.startswith(_OWN):
+                raise ConfigError(
+                    f"{path} names the class '{one[:80]}', which is not imported because a file "
+                    f"says so: {instead}"
+                )
+            check_classes(path, one, instead)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            check_classes(path, one, instead)
+
+
+@contextmanager
+def bounded(path: object, state: Mapping[str, Tensor], instead: str) -> Iterator[None]:
+    """While a network is made that a file describes: it must be no larger than the file's tensors.
+
+    Args:
+        path: The file, as an error names it.
+        state: Its tensors.
+        instead: What an error advises.
+
+    Raises:
+        ConfigError: If the network becomes far larger, or cannot be made.
+    """
+    held = sum(value.numel() * value.element_size() for value in state.values())
+    limit = _Limit(_TIMES * held + _SLACK, _TENSORS_TIMES * len(state) + _MORE_TENSORS)
+    try:
+        with limit:
+            yield
+    except MergeError:
+        raise
+    except Exception as error:
+        first = str(error).partition("\n")[0][:200]
+        raise ConfigError(
+            f"{path}: no network can be made of its hyper-parameters ({first}): {instead}"
+        ) from error
+
+
+class _Limit(TorchFunctionMode):
+    """Counts what is allocated, and stops before it is filled."""
+
+    def __init__(self, most_bytes: int, most_tensors: int) -> None:
+        super().__init__()
+        self.bytes, self.tensors = most_bytes, most_tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _MAKES:
+            self.bytes -= made.numel() * made.element_size()
+            self.tensors -= 1
+            if self.bytes < 0 or self.tensors < 0:
+                raise MemoryError("it would be far larger than the file's own tensors")
+        return made
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
