@@ -12,6 +12,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder, write_json
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.one_batch import check_one_batch
 from lightning_merge.measure.outcome import (
     Outcome,
     check_names,
@@ -134,6 +135,7 @@ def merge(
         statistics_examples=statistics_examples,
         progress=progress,
     )
+    check_one_batch(context)
     if on_context is not None:
         on_context(context)
     outcome = run_recipe(built, context)
@@ -233,6 +235,7 @@ def compare(
         statistics_examples=statistics_examples,
         progress=progress,
     )
+    check_one_batch(context)
     if on_context is not None:
         on_context(context)
     for size in sizes:
