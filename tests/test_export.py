@@ -204,7 +204,7 @@ def _unprepared():
 
     data = DigitsDataModule(held_out=0.0, augment=False)
     data.setup()
-    data.train_set.normalisation = Normalisation((0.0,), (1.0,))
+    data.normalisation = Normalisation((0.0,), (1.0,))
     return data.statistics_dataloader()
 
 
