@@ -161,7 +161,7 @@ def _lightning(words: list[str] | None) -> None:
             _check_resumable(self.config[self.subcommand].get("ckpt_path"))
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer: Any = super().instantiate_trainer(**kwargs)
             trainer.callbacks.append(FirstBatch())
             return trainer
 

@@ -218,4 +218,4 @@ def test_a_checkpoint_that_says_nothing_of_its_images(tmp_path, model):
     assert not {"mean", "std", "crop_pct", "interpolation", "tag", "license"} & prepared.keys()
     assert prepared.get("input_size") == ([3, 32, 32] if kwargs else None)
     assert "is not known" in (folder / "README.md").read_text()
-    timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.randn(1, 3, 32, 32))
+    timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(torch.randn(1, 3, 32, 32))

@@ -71,8 +71,13 @@ class Comparison(Results):
 
     def figures(self) -> dict[str, "Figure"]:
         """Every registered figure that the results have the measurements for."""
-        held = {"summary": self.summary, "alphas": self.alphas, "alphas_of": self.alphas_of}
-        held |= {**self.details, **self.swept}
+        held: Plain = {
+            "summary": self.summary,
+            "alphas": self.alphas,
+            "alphas_of": self.alphas_of,
+            **self.details,
+            **self.swept,
+        }
         stored = Stored([held], self.title, in_report=True)
         drawn: dict[str, Figure] = {}
         for entry in figures:
