@@ -30,6 +30,12 @@ Train, align and merge image classifiers.
 """
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
+# Where Lightning reads the Trainer's settings.
+_SETTINGS = (
+    "lightning.pytorch.trainer.connectors",
+    "lightning.pytorch.accelerators",
+    "lightning.fabric",
+)
 _OURS = ("merge", "compare", "study", "tasks", "average", "export", "plot", "list")
 
 
@@ -74,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lightning_merge {command}: interrupted{more}", file=sys.stderr)
         raise SystemExit(130) from error
     except Exception as error:
-        mendable = _mendable(error) or _of_disk(error)
+        mendable = _mendable(error) or _of_disk(error) or _of_trainer(error)
         if mendable is None:
             raise
         print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
@@ -107,15 +113,38 @@ def _mendable(error: BaseException | None) -> MergeError | None:
     return error
 
 
+def _of_trainer(error: BaseException) -> MergeError | None:
+    """What Lightning refused of the Trainer's settings or of the module, in words."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MisconfigurationException) or (
+            isinstance(found, ValueError | TypeError) and _raised_in(found).startswith(_SETTINGS)
+        ):
+            return MergeError(f"Trainer: {' '.join(str(found).split())}")
+        found = found.__cause__
+    return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The name of the module that raised an error."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
+
+
 def _lightning(words: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
     # This import also makes the short names of our classes work as `class_path`.
+    from lightning_merge.callbacks.first_batch import FirstBatch
     from lightning_merge.commands.options import plain
+    from lightning_merge.commands.short_errors import ShortErrors
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
-    from lightning_merge.short_errors import ShortErrors
 
     # What an interrupt leads to is one line, and said by `main`.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -148,6 +177,11 @@ def _lightning(words: list[str] | None) -> None:
 
         def before_instantiate_classes(self) -> None:
             _check_resumable(self.config[self.subcommand].get("ckpt_path"))
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+            trainer.callbacks.append(FirstBatch())
+            return trainer
 
     CLI(
         LightningModule,

@@ -1,7 +1,5 @@
 """Merged networks for others: safetensors, what timm loads, and a card that says what it is."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from lightning_merge.checkpoint import (
     write_safetensors,
 )
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
-from lightning_merge.files import claim_folder, write_text, write_whole
+from lightning_merge.files import claim_folder, write_json, write_text
+from lightning_merge.preprocessing import preprocessing_of
 from lightning_merge.safetensors_file import layout
 from lightning_merge.state_dicts import table_of
 from lightning_merge.untrusted import bounded, check_arguments
@@ -35,8 +34,9 @@ def export(
 
     Where the checkpoint says which network of timm it holds (`ImageClassifier`'s do), the
     folder is one that `timm.create_model("local-dir:FOLDER")` loads; those that this package
-    registers want `import lightning_merge.networks` first. Of any other checkpoint the
-    weights are written under their own names.
+    registers want `import lightning_merge.networks` first. How images are prepared is what the
+    checkpoint says of its data module; where it says nothing, neither does the folder. Of any
+    other checkpoint the weights are written under their own names.
 
     Args:
         checkpoint: A checkpoint, merged or not.
@@ -70,7 +70,8 @@ def export(
     if network is None:
         write_safetensors(folder / "model.safetensors", read.state_dict)
     else:
-        _write_timm(folder, network, read.hyper_parameters)
+        write_safetensors(folder / "model.safetensors", network.state_dict())
+        write_json(folder / "config.json", _timm_config(network, read))
     write_text(folder / "README.md", card)
     return folder
 
@@ -102,8 +103,11 @@ def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) ->
         first = "import lightning_merge.networks\n" if ours else ""
         parts.append(
             f"```python\nimport timm\n{first}"
-            'network = timm.create_model("local-dir:FOLDER", pretrained=True)\n```'
+            'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+            "transform = timm.data.create_transform(\n"
+            "    **timm.data.resolve_data_config(model=network)\n)\n```"
         )
+    parts.append(_images(preprocessing_of(checkpoint.content)))
     ingredients = result.get("ingredients") or _numbered(checkpoint)
     if ingredients:
         rows = [f"| {one} | `{sha}` |" for one, sha in ingredients.items()]
@@ -160,17 +164,53 @@ def _timm_network(read: Checkpoint) -> Any:
     return network
 
 
-def _write_timm(folder: Path, network: Any, said: Mapping[str, Any]) -> None:
-    from timm.models import save_for_hf
-
+def _timm_config(network: Any, read: Checkpoint) -> dict[str, Any]:
+    # Not timm's `save_for_hf`: it hands on where timm's own weights of this architecture came
+    # from, their license, and how images were prepared for those.
+    said, of_architecture = read.hyper_parameters, network.pretrained_cfg
     arguments = dict(said.get("model_kwargs") or {})
     if said.get("in_chans", 3) != 3:
         arguments["in_chans"] = said["in_chans"]
-    with tempfile.TemporaryDirectory(".partial", f".{os.getpid()}-", folder) as made:
-        save_for_hf(network, made, model_args=arguments, safe_serialization=True)
-        for name in ("model.safetensors", "config.json"):
-            whole = Path(made) / name
-            write_whole(folder / name, whole.replace)
+    prepared = preprocessing_of(read.content) or {}
+    if not prepared and of_architecture.get("fixed_input_size"):
+        size = arguments.get("img_size") or of_architecture["input_size"][1:]
+        height, width = (size, size) if isinstance(size, int) else size
+        prepared = {"input_size": [said.get("in_chans", 3), height, width]}
+    layers = ("fixed_input_size", "first_conv", "classifier")
+    return {
+        "architecture": of_architecture["architecture"],
+        "num_classes": network.num_classes,
+        "num_features": network.num_features,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            **{name: of_architecture[name] for name in layers if name in of_architecture},
+            "custom_load": False,
+            "num_classes": network.num_classes,
+            **prepared,
+            **({"crop_mode": "center"} if "crop_pct" in prepared else {}),
+        },
+    }
+
+
+def _images(prepared: dict[str, Any] | None) -> str:
+    if prepared is None:
+        return (
+            "## Images\n\nHow images were prepared for this network is not known: its checkpoint "
+            "does not say. `timm.data.resolve_data_config` then gives numbers of its own, which "
+            "are not those of the training."
+        )
+    channels, height, width = prepared["input_size"]
+    rows = {
+        "size": f"{height} x {width} pixels",
+        "channels": "1 (grey, `Image.convert('L')`)" if channels == 1 else str(channels),
+        **{name: value for name, value in prepared.items() if name != "input_size"},
+    }
+    lines = [f"| {name.replace('_', ' ')} | {_plain(value)} |" for name, value in rows.items()]
+    return "\n".join(["## Images", "", "| | |", "| --- | --- |", *lines])
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _numbered(checkpoint: Checkpoint) -> dict[str, str]:

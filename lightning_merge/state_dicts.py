@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, NonFiniteError
 from lightning_merge.number_types import CODES, SIZES, Raw, type_name
@@ -228,7 +229,8 @@ def _tied(wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """The other names of every tensor that has several."""
     names: dict[tuple[object, ...], list[str]] = {}
     for name, value in wanted.items():
-        if value.numel() and not value.is_meta:
+        # A lazy layer's weights have neither a size nor a place yet.
+        if not is_lazy(value) and value.numel() and not value.is_meta:
             names.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
     return {name: same for same in names.values() if len(same) > 1 for name in same}
 

@@ -12,6 +12,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder, write_json
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.one_batch import check_one_batch
 from lightning_merge.measure.outcome import (
     Outcome,
     check_names,
@@ -23,6 +24,7 @@ from lightning_merge.measure.outcome import (
 )
 from lightning_merge.measure.sweep import Sweep, chosen_sweeps
 from lightning_merge.measure.sweep import sweeps as sweep_kinds
+from lightning_merge.plots.alpha_histograms import alphas_of
 from lightning_merge.provenance import provenance
 from lightning_merge.recipe.build import (
     Plain,
@@ -135,6 +137,7 @@ def merge(
         statistics_examples=statistics_examples,
         progress=progress,
     )
+    check_one_batch(context)
     if on_context is not None:
         on_context(context)
     outcome = run_recipe(built, context)
@@ -147,6 +150,7 @@ def merge(
         made_by=provenance(command),
         details=details,
         alphas=outcome.alphas,
+        alphas_of=_among(outcome),
         outcome=outcome,
         held={
             "config": details["config"],
@@ -234,6 +238,7 @@ def compare(
         statistics_examples=statistics_examples,
         progress=progress,
     )
+    check_one_batch(context)
     if on_context is not None:
         on_context(context)
     for size in sizes:
@@ -255,13 +260,15 @@ def compare(
         add(row)
     contents: dict[tuple[str, int], Plain | None] = {}
     alphas: StateDict | None = None
+    among = 2
     stored: dict[str, StoredMerge] = {}
     for size in sizes:
         for recipe in built:
             outcome = run_recipe(recipe, context.first(size))
             add(outcome.measurement)
             contents[recipe.name, size] = outcome.content
-            alphas = outcome.alphas or alphas
+            if outcome.alphas:
+                alphas, among = outcome.alphas, _among(outcome)
             name = recipe.name + (f", {size} ingredients" if len(sizes) > 1 else "")
             if outcome.content is not None:
                 one = _in_memory(context, outcome, merge_file(recipe.name, size, sizes))
@@ -289,12 +296,17 @@ def compare(
         details=details,
         swept=swept,
         alphas=alphas,
+        alphas_of=among,
         loggers=loggers,
     )
     if folder is not None:
         keep_only(folder, {folder / "merges" / one.path for one in stored.values()})
         result.write(folder)
     return result
+
+
+def _among(outcome: Outcome) -> int:
+    return alphas_of((outcome.content or {}).get("lightning_merge", {}))
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:

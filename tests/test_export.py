@@ -1,18 +1,30 @@
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
+from lightning.pytorch import Trainer
 from made_checkpoints import write_ingredient
+from PIL import Image
 from strangers import Stranger, randomise
 
 import lightning_merge.networks  # noqa: F401
-from lightning_merge import ImageClassifier, MergeModule
+from lightning_merge import DigitsDataModule, ImageClassifier, MergeModule, merge
 from lightning_merge.checkpoint import digest, read_checkpoint, write_checkpoint
 from lightning_merge.cli import main
 from lightning_merge.errors import ArchitectureMismatchError, OutputExistsError
 from lightning_merge.model_folder import export
 
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 NETWORKS = [
     {"model": "resnet20_cifar", "in_chans": 1, "model_kwargs": {"width": 2}},
     {"model": "vgg11_bn_cifar", "num_classes": 7, "in_chans": 3},
@@ -98,3 +110,112 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
         main(["export", str(tmp_path / "none.ckpt"), "--output", str(tmp_path / "x")])
     assert stopped.value.code == 2
     assert "no such file" in capsys.readouterr().err
+
+
+# What a stranger has: timm, Pillow, the folder, and images as files.
+ALONE = """
+import json, sys
+from pathlib import Path
+import timm, torch
+from PIL import Image
+
+folder, images = map(Path, sys.argv[1:])
+network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+config = timm.data.resolve_data_config(model=network)
+transform = timm.data.create_transform(**config)
+mode = "L" if config["input_size"][0] == 1 else "RGB"
+files = sorted(images.rglob("*.png"))
+batch = torch.stack([transform(Image.open(file).convert(mode)) for file in files])
+labels = torch.tensor([int(file.parent.name) for file in files])
+with torch.no_grad():
+    right = network(batch).argmax(1) == labels
+assert "lightning_merge" not in sys.modules
+print(json.dumps({
+    "accuracy": right.double().mean().item(),
+    "names": network.pretrained_cfg["label_names"],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory):
+    """Two networks trained on grey images of 8 x 8, as Lightning's Trainer saves them."""
+    folder = tmp_path_factory.mktemp("trained")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        module = ImageClassifier("test_resnet", in_chans=1)
+        trainer = Trainer(max_epochs=2, limit_val_batches=0, **QUIET)
+        trainer.fit(module, datamodule=DigitsDataModule(batch_size=32, augment=False))
+        trainer.save_checkpoint(folder / f"{seed}.ckpt")
+    return folder
+
+
+def test_timm_alone_prepares_images_as_the_card_measured_them(tmp_path, ingredients):
+    paths = [ingredients / f"{seed}.ckpt" for seed in range(2)]
+    data = DigitsDataModule(split_seed=1)
+    merge(
+        paths,
+        {
+            "name": "soup",
+            "aggregate": {"class_path": "Average", "init_args": {"weights": [0.9, 0.1]}},
+        },
+        data,
+        trainer={"accelerator": "cpu"},
+        output=tmp_path / "merged",
+        progress=False,
+    )
+    main(["export", str(tmp_path / "merged/merged.ckpt"), "--output", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    measured = float(re.search(r"\| accuracy \| ([\d.]+) \|", card)[1])
+    assert measured > 0.3
+    _write_images(tmp_path / "images", data)
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "out"), str(tmp_path / "images")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["accuracy"] == pytest.approx(measured, abs=1e-6)
+    assert found["names"] == list("0123456789")
+
+
+def _write_images(folder, data):
+    source, order = data.test_set.source, data.test_set.indices
+    for number in range(len(data.test_set)):
+        at = torch.tensor([number if order is None else order[number]])
+        label = folder / str(int(source.targets[at]))
+        label.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.images[at][0, 0].numpy()).save(label / f"{number}.png")
+
+
+def test_the_folder_claims_nothing_of_timms_own_weights(tmp_path, ingredients):
+    folder = export(ingredients / "0.ckpt", tmp_path / "out")
+    stored = json.loads((folder / "config.json").read_text())
+    prepared = stored["pretrained_cfg"]
+    assert prepared["input_size"] == [1, 8, 8]
+    pixels = torch.cat([batch[0] for batch in _unprepared()]).double()
+    assert prepared["mean"] == pytest.approx([pixels.mean().item()], abs=1e-6)
+    assert prepared["std"] == pytest.approx([pixels.std(correction=0).item()], abs=1e-6)
+    assert prepared["crop_pct"] == 1.0
+    assert prepared["num_classes"] == stored["num_classes"] == 10
+    foreign = {"tag", "license", "paper_ids", "paper_name", "url", "hf_hub_id", "origin_url"}
+    assert not foreign & (stored.keys() | prepared.keys())
+
+
+def _unprepared():
+    from lightning_merge.data.normalisation import Normalisation
+
+    data = DigitsDataModule(held_out=0.0, augment=False)
+    data.setup()
+    data.normalisation = Normalisation((0.0,), (1.0,))
+    return data.statistics_dataloader()
+
+
+@pytest.mark.parametrize("model", ["resnet10t", "test_vit"])
+def test_a_checkpoint_that_says_nothing_of_its_images(tmp_path, model):
+    given = {"model": model, "in_chans": 3, "num_classes": 4}
+    kwargs = {"img_size": 32} if model == "test_vit" else {}
+    path = write_ingredient(tmp_path / "a.ckpt", 1, **given, model_kwargs=kwargs)
+    folder = export(path, tmp_path / "out")
+    prepared = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert not {"mean", "std", "crop_pct", "interpolation", "tag", "license"} & prepared.keys()
+    assert prepared.get("input_size") == ([3, 32, 32] if kwargs else None)
+    assert "is not known" in (folder / "README.md").read_text()
+    timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(torch.randn(1, 3, 32, 32))

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 import lightning_merge
@@ -14,3 +17,15 @@ def test_every_public_name_is_there_and_documented(name):
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="averge"):
         lightning_merge.averge  # noqa: B018
+
+
+def test_a_user_has_the_real_types(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from lightning_merge import MergeModule\nreveal_type(MergeModule)\n"
+        "from lightning_merge import NoSuchName\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "merge_module.MergeModule" in done.stdout
+    assert 'has no attribute "NoSuchName"' in done.stdout
+    assert set(lightning_merge.__all__) <= set(dir(lightning_merge))

@@ -28,7 +28,7 @@ def compare(words: list[str]) -> None:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Comparison")
     options.add_data_and_trainer(parser)
-    config = options.plain(parser, parser.parse_args(words))
+    config = options.plain(parser, parser.parse_args(options.with_checkpoints(words)))
     options.quiet()
     swept = {entry.value.option: config[entry.value.option] for entry in sweeps}
     folder = config["output"]

@@ -1,8 +1,8 @@
 """`export`: a checkpoint as safetensors, as timm loads it, with a model card."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
+from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json
 from lightning_merge.model_folder import export as export_checkpoint
@@ -17,7 +17,7 @@ def export(words: list[str]) -> None:
     Raises:
         MergeError: If the user can mend it.
     """
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="python -m lightning_merge export",
         description="Writes a folder that timm.create_model('local-dir:FOLDER') loads, with a "
         "model card; of networks that are not timm's, the weights as safetensors.",

@@ -1,6 +1,5 @@
 """`list`: what there is of a kind, a line each."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_merge.commands import options
+from lightning_merge.commands.short_errors import PlainParser
 
 KINDS = {
     "aggregates": "lightning_merge.recipe.aggregate",
@@ -27,7 +27,7 @@ def list(words: Sequence[str]) -> None:
     Args:
         words: The command line after `list`.
     """
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="python -m lightning_merge list",
         description="Lists what recipes, figures and studies can name, with those that other "
         "packages register.",

@@ -23,7 +23,7 @@ def merge(words: list[str]) -> None:
     parser.add_argument("--recipe", type=Recipe, required=True)
     options.add_statistics(parser)
     options.add_data_and_trainer(parser)
-    config = options.plain(parser, parser.parse_args(words))
+    config = options.plain(parser, parser.parse_args(options.with_checkpoints(words)))
     options.quiet()
     folder, overwrite = config["output"], config["overwrite"]
     result = run_merge(

@@ -1,8 +1,11 @@
 """What the commands' parsers share, and how quiet Lightning is meanwhile."""
 
+import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from glob import glob, has_magic
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,10 +18,11 @@ import lightning_merge.callbacks
 import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks  # noqa: F401
+from lightning_merge.commands.short_errors import ShortErrors
+from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.build import load_parts
 from lightning_merge.recipe.context import Context
-from lightning_merge.short_errors import ShortErrors
 
 load_parts()
 
@@ -87,7 +91,8 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         "--checkpoints",
         type=list[str],
         required=True,
-        help="the ingredients, for example '[a.ckpt, b.ckpt]'; the first is aligned to",
+        help="the ingredients: '[a.ckpt, b.ckpt]', a.ckpt,b.ckpt, several words, or a pattern "
+        "such as 'runs/*.ckpt'; the others are aligned to the first",
     )
     to.add_subclass_arguments(
         LightningModule,
@@ -105,6 +110,49 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         "(the layer whose shapes differ), a regular expression the tensors whose names it matches; "
         "`join` gives the merge the heads of all, side by side in the ingredients' order",
     )
+
+
+def with_checkpoints(words: Sequence[str]) -> list[str]:
+    """The words of a command, with `--checkpoints` as one list of files.
+
+    Args:
+        words: Where `--checkpoints` may be a list in brackets, several words, names joined by
+            commas, or patterns such as `runs/*.ckpt`, which stand for the files in the order of
+            their names.
+
+    Raises:
+        ConfigError: If no file is named as a pattern says.
+    """
+    made: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if name != "--checkpoints":
+            made.append(word)
+            continue
+        given = [value] if equals else []
+        while left and not left[0].startswith("-"):
+            given.append(left.pop(0))
+        paths = [path for one in given for path in _listed(one)]
+        made += [name, json.dumps([file for path in paths for file in _matching(path)])]
+    return made
+
+
+def _listed(word: str) -> list[str]:
+    if Path(word).exists():
+        return [word]
+    inside = word.strip().removeprefix("[").removesuffix("]")
+    return [path.strip().strip("'\"") for path in inside.split(",") if path.strip()]
+
+
+def _matching(path: str) -> list[str]:
+    if Path(path).exists() or not has_magic(path):
+        return [path]
+    found = sorted(glob(path, recursive=True))
+    if not found:
+        raise ConfigError(f"--checkpoints {path}: no file is named so; give another pattern")
+    return found
 
 
 def add_statistics(to: ArgumentParser) -> None:

@@ -1,12 +1,12 @@
 """`plot`: figures from stored results and checkpoints."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.commands.written_figures import write_figures
 from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.files import read_json
@@ -37,7 +37,7 @@ def plot(words: list[str]) -> None:
         commands = import_module(f"lightning_merge.commands.{_OF_NETWORKS[words[0]]}")
         getattr(commands, words[0])(words[1:])
         return
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="python -m lightning_merge plot",
         description="Draws figures from what merge, compare and study stored.",
     )

@@ -11,6 +11,7 @@ from lightning.pytorch import __version__ as lightning_version
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.measurement import AVERAGE, Measurement, measure
+from lightning_merge.preprocessing import KEY, preprocessing_of
 from lightning_merge.recipe.aggregate import Merged
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
@@ -104,10 +105,10 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
         context: What it was made of.
 
     Returns:
-        A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with the
-        recipe's name, the ingredients' hashes and the alphas (if any) under
-        `lightning_merge`: those of the first ingredient, and where there are more than two,
-        `other_alphas`, a list of those of the others.
+        A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with how
+        the data module prepares images, and with the recipe's name, the ingredients' hashes and
+        the alphas (if any) under `lightning_merge`: those of the first ingredient, and where
+        there are more than two, `other_alphas`, a list of those of the others.
     """
     module = made.module
     state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
@@ -122,6 +123,7 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
         origin["alphas"] = first
         if others:
             origin["other_alphas"] = others
+    prepared = preprocessing_of(context.data)
     return {
         "epoch": 0,
         "global_step": 0,
@@ -129,6 +131,7 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
         "state_dict": state,
         "hyper_parameters": dict(context.module.hparams),
         "lightning_merge": origin,
+        **({} if prepared is None else {KEY: prepared}),
     }
 
 

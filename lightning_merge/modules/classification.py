@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_merge.modules.metrics import MetricChoice, classification_metrics
 from lightning_merge.modules.per_class import Task
+from lightning_merge.preprocessing import KEY, preprocessing_of
 
 
 class ClassificationModule(LightningModule):
@@ -117,6 +118,13 @@ class ClassificationModule(LightningModule):
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": self.schedule}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds how the data module prepares images, where it says so."""
+        super().on_save_checkpoint(checkpoint)
+        prepared = preprocessing_of(getattr(self._trainer, "datamodule", None))
+        if prepared is not None:
+            checkpoint[KEY] = prepared
 
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         images, targets = batch

@@ -1,6 +1,7 @@
 """How the learned alphas are distributed, layer by layer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,11 +21,15 @@ from lightning_merge.plots.style import style
 def alphas(stored: Stored) -> Figures:
     """Learned merge coefficients (alphas) by layer."""
     found = stored.first.get("alphas")
+    if not found:
+        return {}
     title = stored.heading("learned alphas by layer")
-    return {"alphas": plot_alphas(found, title)} if found else {}
+    return {"alphas": plot_alphas(found, title, count=alphas_of(stored.first))}
 
 
-def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -> Figure:
+def plot_alphas(
+    alphas: Mapping[str, Tensor], title: str = "", bins: int = 60, count: int = 2
+) -> Figure:
     """Draws a histogram of the alphas of each layer, one ridge above the other.
 
     Args:
@@ -32,6 +37,8 @@ def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -
             Tensors with one axis (biases, norms) are drawn together as one ridge.
         title: What to head the figure with.
         bins: How many bins between the smallest and the largest alpha.
+        count: How many ingredients were merged: these are the alphas of the first one, and with
+            `1 / count` everywhere the merge is their mean.
 
     Returns:
         The figure; the first layer on top, each ridge scaled to its own highest bin, with
@@ -49,8 +56,9 @@ def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -
     if vectors:
         ridges["biases and norms"] = np.concatenate([_values(vector) for vector in vectors])
     everything = np.concatenate(list(ridges.values()))
-    reach = max(float(np.quantile(np.abs(everything - 0.5), 0.999)), 0.02) * 1.05
-    edges = np.linspace(0.5 - reach, 0.5 + reach, bins + 1)
+    mean_of_all = 1 / count
+    reach = max(float(np.quantile(np.abs(everything - mean_of_all), 0.999)), 0.02) * 1.05
+    edges = np.linspace(mean_of_all - reach, mean_of_all + reach, bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     with style():
         import matplotlib as mpl
@@ -69,16 +77,32 @@ def plot_alphas(alphas: Mapping[str, Tensor], title: str = "", bins: int = 60) -
             axes.plot(
                 [mean, mean], [base, base + 0.45], color="black", lw=1.2, zorder=len(ridges) + 3
             )
-        axes.axvline(0.5, color="#888888", lw=0.8, ls="--", zorder=1)
+        axes.axvline(mean_of_all, color="#888888", lw=0.8, ls="--", zorder=1)
         axes.set_yticks(np.arange(len(ridges), 0, -1), list(ridges), fontsize=7)
         axes.set_ylim(0.8, len(ridges) + height + 0.3)
         axes.set_xlim(edges[0], edges[-1])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("α   (0: all B,  0.5: their mean,  1: all A)")
+        if count == 2:
+            axes.set_xlabel("α   (0: all B,  0.5: their mean,  1: all A)")
+        else:
+            axes.set_xlabel(
+                f"α of the first of {count} ingredients   (0: none of it,  1/{count}: the mean of "
+                "all,  1: it alone)"
+            )
         axes.set_title(title or "Learned alphas by layer")
     return figure
+
+
+def alphas_of(of: Mapping[str, Any]) -> int:
+    """Among how many ingredients alphas divide a parameter, by what stands beside them.
+
+    Of more than two ingredients each has alphas of its own.
+    """
+    if "alphas_of" in of:
+        return int(of["alphas_of"])
+    return 1 + max(len(of.get("other_alphas") or of.get("others") or ()), 1)
 
 
 def _values(alpha: Tensor) -> np.ndarray:

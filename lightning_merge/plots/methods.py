@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import SIZE, Figures, Stored, figure, pool_sizes
-from lightning_merge.plots.style import BLUE, GREEN, GREY, ORANGE, style
+from lightning_merge.plots.style import BLUE, GREY, ORANGE, style
 
 _COLOURS = {"ingredient": GREY, "merge": BLUE, "ensemble": ORANGE}
 
@@ -32,17 +32,15 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
         title: What to head the figure with.
 
     Returns:
-        The figure; ingredients in grey, merges in blue (the best in green), ensembles in
-        orange.
+        The figure; ingredients in grey, merges in blue, ensembles in orange. None is marked as
+        the best: these are test accuracies, and nothing is to be chosen by them.
     """
     rows = [row for row in summary if row.get("accuracy") is not None]
-    merges = [row for row in rows if row["kind"] == "merge"]
-    best = max(merges, key=lambda row: row["accuracy"])["method"] if merges else None
     with style():
         figure = Figure(figsize=(6.8, 0.9 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for position, row in enumerate(reversed(rows)):
-            colour = GREEN if row["method"] == best else _COLOURS.get(row["kind"], GREY)
+            colour = _COLOURS.get(row["kind"], GREY)
             axes.plot([0, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
             axes.errorbar(
                 row["accuracy"],

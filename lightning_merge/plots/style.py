@@ -83,10 +83,12 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     Returns:
         The two files.
     """
-    return [
-        write_whole(file, lambda partial: figure.savefig(partial, bbox_inches="tight"))
-        for file in files(path)
-    ]
+    # Resolution and fonts are read when a file is written, not when the figure is made.
+    with style():
+        return [
+            write_whole(file, lambda partial: figure.savefig(partial, bbox_inches="tight"))
+            for file in files(path)
+        ]
 
 
 def files(path: str | Path) -> list[Path]:

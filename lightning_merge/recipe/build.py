@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_merge.align import matchings
 from lightning_merge.callbacks.fit_progress import FitProgress
@@ -121,7 +122,8 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
         progress: Whether a fit shows its progress.
 
     Returns:
-        A function whose keyword arguments override `settings`.
+        A function whose keyword arguments override `settings`. It raises ConfigError if Lightning
+        refuses them, or if they are for several devices; of `auto` it takes one.
     """
     kept = {name: value for name, value in settings.items() if value is not None}
     kept.pop("logger", None)
@@ -138,9 +140,26 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
             # Callbacks have a state, and each run is one of its own.
             callbacks=[*copy.deepcopy(own), *([FitProgress()] if progress else [])],
         )
-        return Trainer(**arguments)
+        return _on_one_device(arguments)
 
     return make
+
+
+def _on_one_device(arguments: Plain) -> Trainer:
+    # Over several processes every one would make and write each merge, and a test set that they
+    # divide is filled up with examples that then count twice.
+    if arguments.get("devices") in (None, "auto", -1, "-1"):
+        arguments["devices"] = 1
+    try:
+        trainer = Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"Trainer: {' '.join(str(error).split())}") from error
+    if trainer.world_size > 1:
+        raise ConfigError(
+            f"Trainer: merges are made and tested on one device, not {trainer.world_size}: set "
+            "devices and num_nodes to 1 (`fit` trains on several)"
+        )
+    return trainer
 
 
 def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[..., Trainer]:

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lightning_merge.batches import inputs_of
+from lightning_merge.callbacks.first_batch import FirstBatch
 
 
 def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
@@ -19,7 +20,7 @@ def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) ->
         How many labelled examples an epoch has.
     """
     counter = _Counter()
-    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    trainer.callbacks += [FirstBatch(), counter]  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=data)
     return counter.trained

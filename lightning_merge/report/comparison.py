@@ -39,6 +39,7 @@ class Comparison(Results):
         details: What else `results.json` is to hold: configuration, ingredients' hashes.
         swept: The measurements of each sweep, of all seeds, under the sweep's key.
         alphas: Learned alphas by parameter name, of the last merge that has some.
+        alphas_of: Among how many ingredients they divide each parameter.
         differing: In what the pieces of a study differ (`differences`).
         loggers: Where tables and figures are sent as well.
     """
@@ -50,6 +51,7 @@ class Comparison(Results):
     details: Plain = field(default_factory=dict)
     swept: Mapping[str, Sequence[Plain]] = field(default_factory=dict)
     alphas: StateDict | None = None
+    alphas_of: int = 2
     differing: Sequence[str] = ()
     loggers: Sequence["Logger"] = ()
 
@@ -69,7 +71,13 @@ class Comparison(Results):
 
     def figures(self) -> dict[str, "Figure"]:
         """Every registered figure that the results have the measurements for."""
-        held = {"summary": self.summary, "alphas": self.alphas, **self.details, **self.swept}
+        held: Plain = {
+            "summary": self.summary,
+            "alphas": self.alphas,
+            "alphas_of": self.alphas_of,
+            **self.details,
+            **self.swept,
+        }
         stored = Stored([held], self.title, in_report=True)
         drawn: dict[str, Figure] = {}
         for entry in figures:

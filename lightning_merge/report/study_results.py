@@ -12,6 +12,7 @@ from lightning_merge.measure.outcome import file_name, merge_file, network_name,
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.measure.task_heads import module_with_own_head
+from lightning_merge.plots.alpha_histograms import alphas_of
 from lightning_merge.provenance import differences, provenance
 from lightning_merge.recipe.build import Plain, build_module, build_recipe
 from lightning_merge.report.comparison import Comparison
@@ -38,14 +39,15 @@ def study_results(
     results = {work.key: store.result(work.key) for work in works}
     merges = [w for w in works if w.kind == "merge" and store.weights(w.key).is_file()]
     several = len(study.pool_sizes) > 1
-    stored, alphas = {}, None
+    stored, alphas, among = {}, None, 2
     for work in merges:
         size = len(work.settings["names"])
         name = f"{work.name}{f', {size} ingredients' if several else ''}, seed {work.seed}"
         path = Path(f"seed{work.seed}") / merge_file(work.name, size, study.pool_sizes)
         stored[name] = _stored(store, work, path)
         held = read_checkpoint(store.weights(work.key)).content.get("lightning_merge", {})
-        alphas = held.get("alphas", alphas)
+        if held.get("alphas"):
+            alphas, among = held["alphas"], alphas_of(held)
     details = {
         "config": config,
         "network": network_name(build_module(study.model)),
@@ -73,6 +75,7 @@ def study_results(
         details=details,
         swept=swept,
         alphas=alphas,
+        alphas_of=among,
         differing=_differing(works, store),
     )
 

@@ -65,15 +65,14 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     of = ["models"] if len(sizes) > 1 else []
     for column in [*of, *shown, "seconds", "parameters", "MFLOPs"]:
         table.add_column(column, justify="right", no_wrap=True)
-    best = _best(summary)
+    # None is marked as the best: these are test accuracies, and nothing is to be chosen by them.
     for row in summary:
         cells = [_models(row)] if of else []
         if of and row["method"] == AVERAGE:
             table.add_section()
         cells += [_number(row, column) for column in shown]
-        style = "bold green" if any(row is one for one in best) else None
         cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
-        table.add_row(row["method"], *cells, style=style)
+        table.add_row(row["method"], *cells)
     if any(row.get("flops") is not None for row in summary):
         table.caption = "MFLOPs: for one image; a multiply-add counts as two"
         table.caption_justify = "left"
@@ -120,15 +119,6 @@ def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
         column
         for column in ["accuracy", *columns]
         if any(row.get(column) is not None for row in summary)
-    ]
-
-
-def _best(summary: Sequence[Row]) -> list[Row]:
-    """The best merge of each number of ingredients."""
-    merges = [row for row in summary if row["kind"] == "merge" and row.get("accuracy") is not None]
-    return [
-        max((row for row in merges if row.get(SIZE) == size), key=lambda row: row["accuracy"])
-        for size in pool_sizes(merges)
     ]
 
 

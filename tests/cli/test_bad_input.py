@@ -156,3 +156,49 @@ def test_a_mistyped_option_is_reported_in_a_few_lines(capsys, words):
     said = capsys.readouterr().err.splitlines()
     assert len(said) <= 8
     assert any(word in "\n".join(said) for word in ("chekpoints", "nowhere.yaml", "max_epochz"))
+
+
+QUICK = ["--data", "DigitsDataModule", "--recipe", "{name: mean, aggregate: Average}"]
+
+
+def quick(capsys, tmp_path, good, *words):
+    paths = f"[{good[0]}, {good[1]}]"
+    base = ["merge", *QUICK, "--checkpoints", paths, "--output", str(tmp_path / "out")]
+    return fails(capsys, [*base, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--trainer.max_ep", "1"), "--trainer.max_epochs"),
+        (("--trainer.devices", "two"), "devices"),
+        (("--trainer.accelerator", "no_such"), "accelerator"),
+        (("--trainer.accelerator", "cpu", "--trainer.devices", "2"), "one device"),
+        (("--data", "DigitDataModule"), "did you mean DigitsDataModule"),
+        (("--data", "DigitsDataModule", "--data.channels", "3"), "in_chans"),
+        (("--checkpoints", "none-*.ckpt"), "no file is named so"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_made(capsys, tmp_path, good, words, said):
+    assert said in quick(capsys, tmp_path, good, *words)
+    assert not (tmp_path / "out" / "merged.ckpt").exists()
+
+
+@pytest.mark.parametrize("classes", [2, 20])
+def test_networks_of_other_classes_than_the_data(capsys, tmp_path, classes):
+    made = [write_ingredient(tmp_path / f"{k}.ckpt", k, num_classes=classes) for k in range(2)]
+    line = quick(capsys, tmp_path, made)
+    assert f"num_classes {classes}" in line
+    assert "set num_classes to 10" in line
+
+
+def test_checkpoints_as_words_commas_and_patterns(tmp_path, monkeypatch):
+    from lightning_merge.commands.options import with_checkpoints
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.ckpt", "a.ckpt", "c,d.ckpt"):
+        Path(name).touch()
+    wanted = ["--checkpoints", '["a.ckpt", "b.ckpt"]', "--seed", "1"]
+    for given in (["a.ckpt", "b.ckpt"], ["a.ckpt,b.ckpt"], ["[a.ckpt, 'b.ckpt']"], ["?.ckpt"]):
+        assert with_checkpoints(["--checkpoints", *given, "--seed", "1"]) == wanted
+    assert with_checkpoints(["--checkpoints=c,d.ckpt"])[1] == '["c,d.ckpt"]'

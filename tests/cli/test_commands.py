@@ -69,8 +69,9 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         return real(recipe, context)
 
     monkeypatch.setattr(merging, "run_recipe", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         main([*STUDY, "--output", str(tmp_path / "parts")])
+    assert stopped.value.code == 130
     assert not (tmp_path / "parts/results.csv").exists()
 
     def trained(*args, **kwargs):

@@ -200,3 +200,33 @@ def test_kernels_are_on_one_scale_and_say_which_are_alike(tmp_path):
     assert "most alike: 2 and 5 (1.00)" in titles
     files = save(figure, tmp_path / "kernels")
     assert [file.suffix for file in files] == [".png", ".svg"]
+
+
+def test_the_alphas_of_three_ingredients_have_their_mean_at_a_third():
+    from lightning_merge.plots.alpha_histograms import alphas
+    from lightning_merge.plots.figure import Stored
+
+    third = {"network.a.weight": torch.full((4, 5), 1 / 3)}
+    held = {"alphas": third, "other_alphas": [third, third]}
+    (axes,) = alphas(Stored([held]))["alphas"].axes
+    dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [pytest.approx(1 / 3)]
+    assert "B" not in axes.get_xlabel()
+    (axes,) = alphas(Stored([{"alphas": third}]))["alphas"].axes
+    assert [x.get_xdata()[0] for x in axes.lines if x.get_linestyle() == "--"] == [0.5]
+
+
+def test_files_have_the_resolution_and_the_text_of_the_style(tmp_path):
+    from PIL import Image
+
+    png, svg = save(plot_pools(summary()), tmp_path / "figure")
+    with Image.open(png) as opened:
+        assert opened.info["dpi"][0] == pytest.approx(200, abs=0.5)
+    assert "<text" in svg.read_text()
+
+
+def test_no_method_is_marked_by_its_test_accuracy():
+    from lightning_merge.plots.methods import plot_methods
+
+    (axes,) = plot_methods([row("a", "merge", 0.9), row("b", "merge", 0.5)]).axes
+    assert len({line.get_color() for line in axes.lines}) == 1

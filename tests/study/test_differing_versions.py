@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lightning_merge import provenance, run_study, run_tasks
+from lightning_merge.study_verbs import Watcher
 
 
 def study(seeds, recipes):
@@ -64,7 +65,7 @@ def test_pieces_of_other_versions_are_named(verb, options, tmp_path, monkeypatch
         options([0], [mean, reset]),
         tmp_path,
         progress=False,
-        on_done=lambda work, _, stored: done.append(work.name) if not stored else None,
+        watcher=Watcher(on_done=lambda work, _, stored: stored or done.append(work.name)),
     )
     assert done == ["Reset"]
     report, results = written(tmp_path)

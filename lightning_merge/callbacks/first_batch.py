@@ -1,0 +1,103 @@
+"""Data that do not fit a module, found at the first batch and not after an epoch."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.batches import inputs_of
+from lightning_merge.errors import ConfigError
+
+
+class FirstBatch(Callback):
+    """Checks the first batch of every stage against what the module says of itself.
+
+    A module with too many outputs would be trained and tested without a word; one with too few,
+    or for other images, fails somewhere inside torch.
+
+    Raises:
+        ConfigError: If the module's `num_classes` or `in_chans` are not those of the data.
+    """
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Checks the first one."""
+        self._check(trainer, pl_module, batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Checks the first one."""
+        del args
+        self._check(trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Checks the first one."""
+        del args
+        self._check(trainer, pl_module, batch, batch_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Checks the first one."""
+        del args
+        self._check(trainer, pl_module, batch, batch_idx)
+
+    def _check(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        if index == 0:
+            check_batch(module, getattr(trainer, "datamodule", None), batch)
+
+
+def check_batch(module: LightningModule, data: object, batch: Any) -> None:
+    """Checks that a batch can be what a module was made for.
+
+    Args:
+        module: Says `num_classes` and `in_chans` among its hyper-parameters; what it does not
+            say is not checked.
+        data: The data module, which may say `num_classes` and `task`; None where there is none.
+        batch: As the data give it.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    said, name = dict(module.hparams), _plain_name(module)
+    classes, channels = said.get("num_classes"), said.get("in_chans")
+    source = "the data" if data is None else type(data).__name__
+    images = inputs_of(batch)
+    if isinstance(channels, int) and images.dim() == 4 and images.shape[1] != channels:
+        raise ConfigError(
+            f"{name} has in_chans {channels}, and the images of {source} have {images.shape[1]} "
+            f"channels: set in_chans to {images.shape[1]}, or change the data's channels"
+        )
+    if not isinstance(classes, int):
+        return
+    there = getattr(data, "num_classes", None)
+    # Two classes have one logit or two.
+    fitting = {1, 2} if getattr(data, "task", None) == "binary" else {there}
+    if isinstance(there, int) and classes not in fitting:
+        raise ConfigError(
+            f"{name} has num_classes {classes}, and {source} has {there}: set num_classes to "
+            f"{there}, or give the data that it was trained on"
+        )
+    largest = _largest_class(batch)
+    if largest is not None and largest >= max(classes, 2):
+        raise ConfigError(
+            f"{name} has num_classes {classes}, and {source} has a class {largest} (counted from "
+            f"0): set num_classes to {largest + 1} or more"
+        )
+
+
+def _largest_class(batch: Any) -> int | None:
+    targets = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or not len(targets):
+        return None
+    whole = not targets.is_floating_point() and targets.dtype != torch.bool
+    return int(targets.max()) if whole else None
+
+
+def _plain_name(module: LightningModule) -> str:
+    return str(module.hparams.get("model") or type(module).__name__)

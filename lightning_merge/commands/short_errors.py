@@ -1,0 +1,97 @@
+"""Short error messages of a command line, for parsers of jsonargparse and argparse."""
+
+import argparse
+import re
+import sys
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+# What jsonargparse says of types and of other ways to write a value, around what is wrong.
+_AROUND = re.compile(
+    r"(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Unable to load config|"
+    r"Expected a path but|Expected a <class 'NoneType'>|Not a valid subclass of|"
+    r"Subclass types expect|a class path \(str\)|a dict with|a dict without|$)"
+)
+_NO_CLASS = re.compile(
+    r"(?:Expected a dot import path string: |No \S+ attribute )(?P<name>\w+)$", re.MULTILINE
+)
+_KEY = re.compile(r"Parser key \"([^\"]+)\"")
+
+
+class ShortErrors:
+    """Mixed into a parser: options are written out, and an error is one line."""
+
+    prog: str
+    exit_on_error: bool
+    _option_string_actions: dict[str, Any]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and exits with status 2; raises where errors are to be raised."""
+        if not self.exit_on_error:
+            parent: Any = super()
+            parent.error(message, ex)
+        text = f"{self._without_options()}: {brief(message)}{self._nearest(message)}"
+        print(f"{text} (--help lists the options)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _without_options(self) -> str:
+        return self.prog.replace(" [options]", "")
+
+    def _nearest(self, message: str) -> str:
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # argparse looks here for options that begin so: one typed too short would silently
+        # change another one, and mean something else in a later version.
+        parent: Any = super()
+        found: list[Any] = parent._get_option_tuples(option_string)
+        given = option_string.split("=", 1)[0]
+        full = sorted({one[1] for one in found if one[1].startswith(given) and one[1] != given})
+        if given.startswith("--") and full:
+            self.error(f"there is no option {given}: write {' or '.join(full[:3])}")
+        return found
+
+
+class PlainParser(ShortErrors, argparse.ArgumentParser):
+    """argparse's parser, brief about what is wrong."""
+
+
+def brief(message: str) -> str:
+    """What jsonargparse says is wrong, in one line, without the types that would be right.
+
+    A class that is not there is named with those of this package that are written alike.
+    """
+    missing = _NO_CLASS.search(message)
+    if missing is not None:
+        keys = _KEY.findall(message)
+        where = f"{keys[-1]}: " if keys else ""
+        names = _names()
+        if missing["name"] in names:
+            return f"{where}'{missing['name']}' is a class of another kind: give one of this kind"
+        near = get_close_matches(missing["name"], names, 2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give its full path"
+        return f"{where}there is no class '{missing['name']}': {hint}"
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if not _AROUND.match(line)]
+    text = " ".join(kept or lines)
+    return re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+
+
+def _names() -> list[str]:
+    from lightning.pytorch import callbacks, loggers
+
+    import lightning_merge
+    from lightning_merge.align import matchings
+    from lightning_merge.recipe.aggregate import aggregates
+    from lightning_merge.recipe.recalibration import recalibrations
+    from lightning_merge.recipe.selection import selections
+
+    registered = [
+        entry.name
+        for registry in (aggregates, matchings, recalibrations, selections)
+        for entry in registry
+    ]
+    public = [name for name in dir(lightning_merge) if not name.startswith("_")]
+    return [*dict.fromkeys([*public, *registered, *callbacks.__all__, *loggers.__all__])]
