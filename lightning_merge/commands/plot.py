@@ -37,28 +37,7 @@ def plot(words: list[str]) -> None:
         commands = import_module(f"lightning_merge.commands.{_OF_NETWORKS[words[0]]}")
         getattr(commands, words[0])(words[1:])
         return
-    parser = PlainParser(
-        prog="python -m lightning_merge plot",
-        description="Draws figures from what merge, compare and study stored.",
-    )
-    parser.add_argument(
-        "figure",
-        choices=[entry.name for entry in figures],
-        help="which figure; those that are drawn from networks have options of their own, see plot "
-        "templates --help",
-    )
-    parser.add_argument(
-        "source",
-        type=Path,
-        nargs="+",
-        help="alphas: a merged checkpoint; bars, gap: one results.json or several (one for each "
-        "architecture); the others: a results.json",
-    )
-    parser.add_argument("--labels", nargs="+", help="bars, gap: what to call each results.json")
-    parser.add_argument("--output", type=Path, help="the figure's path; beside the source if none")
-    parser.add_argument("--title", default="")
-    parser.add_argument("--overwrite", action="store_true", help="write over existing files")
-    chosen = parser.parse_args(words)
+    chosen = _parser().parse_args(words)
     kind = figures.get(chosen.figure).value
     if len(chosen.source) > 1 and not kind.several:
         raise ConfigError(
@@ -82,6 +61,31 @@ def plot(words: list[str]) -> None:
             f"{first} does not hold what {chosen.figure} is drawn from, or is damaged "
             f"({type(error).__name__}: {error}): give the file as it was written"
         ) from error
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="python -m lightning_merge plot",
+        description="Draws figures from what merge, compare and study stored.",
+    )
+    parser.add_argument(
+        "figure",
+        choices=[entry.name for entry in figures],
+        help="which figure; those that are drawn from networks have options of their own, see plot "
+        "templates --help",
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        help="alphas: a merged checkpoint; bars, gap: one results.json or several (one for each "
+        "architecture); the others: a results.json",
+    )
+    parser.add_argument("--labels", nargs="+", help="bars, gap: what to call each results.json")
+    parser.add_argument("--output", type=Path, help="the figure's path; beside the source if none")
+    parser.add_argument("--title", default="")
+    parser.add_argument("--overwrite", action="store_true", help="write over existing files")
+    return parser
 
 
 def _endings(figure: str, drawn: Figures) -> Figures:

@@ -62,7 +62,10 @@ def data_options(name, tmp_path, request):
     if data["class_path"] in WRITERS:
         WRITERS[data["class_path"]](tmp_path)
         # Processes that load take longer to start than these few images to read.
-        return ["--data.init_args.root", str(tmp_path), "--data.init_args.num_workers", "0"]
+        words = ["--data.init_args.root", str(tmp_path), "--data.init_args.num_workers", "0"]
+        if data["class_path"] == "ImageFolderDataModule":
+            words += ["--model.init_args.num_classes", "2"]
+        return words
     return ["--data.init_args.root", str(request.getfixturevalue("cifar"))]
 
 

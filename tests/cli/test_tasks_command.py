@@ -237,7 +237,7 @@ def test_what_is_wrong_is_reported_in_a_line(config, tmp_path, capsys, change, s
                     }
                 ]
             },
-            "1 weights (0.5) for 2 networks",
+            "1 weights (1) for 2 networks",
         ),
         ({"training": {"max_epoch": 1}}, "max_epoch"),
         (

@@ -88,7 +88,7 @@ def test_soups_are_made_of_it(kind, tmp_path, caplog):
     greedy, last = GreedySoup("acc", dirpath=tmp_path / "g"), LastEpochsSoup(2, tmp_path / "l")
     torch.manual_seed(0)
     trainer = quiet_trainer(max_epochs=3, callbacks=[greedy, last])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "lightning.pytorch"):
         trainer.fit(kind(), numbers(), numbers())
     for soup in (greedy, last):
         loaded = kind()
@@ -108,7 +108,7 @@ def test_soups_are_made_of_it(kind, tmp_path, caplog):
     paths = trained(kind, tmp_path)
     late = GreedySoup("acc", checkpoints=paths, dirpath=tmp_path / "v")
     caplog.clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "lightning.pytorch"):
         quiet_trainer(callbacks=[late]).validate(kind(), numbers(), verbose=False)
     assert len([one for one in caplog.messages if one.startswith("GreedySoup: averaged")]) == 1
     written, before = (read_checkpoint(soup.best_path).state_dict for soup in (late, greedy))
