@@ -34,7 +34,7 @@ def flops(module: nn.Module, example: Tensor) -> int:
 
 
 def parameters_at_inference(module: nn.Module) -> int:
-    """How many numbers must be held to predict; the alphas of a merge are not among them."""
+    """How many numbers prediction needs; the alphas of a merge are not among them."""
     return sum(
         parameter.numel() for name, parameter in module.named_parameters() if name != "alpha_logits"
     )

@@ -59,7 +59,11 @@ def embedded_sets(
     """
     if examples < 2:
         raise ConfigError("--examples is 2 or more")
-    ready = {name: _ready(build_data(config)) for name, config in sets.items()}
+    ready = {name: build_data(config) for name, config in sets.items()}
+    for data in ready.values():
+        data.prepare_data()
+        data.setup("fit")
+        data.setup("test")
     count = min([examples, *(_size(name, data) for name, data in ready.items())])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
@@ -81,19 +85,11 @@ def _with_statistics(
     statistics: TaskStatistics | None,
     device: torch.device,
 ) -> LightningModule:
-    """The module as a study tests it on a task."""
     if statistics is None:
         return module
     own = copy.deepcopy(module).to(device)
     reset_on_training_data(own, data, device, statistics.examples, statistics.seed)
     return own
-
-
-def _ready(data: LightningDataModule) -> LightningDataModule:
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    return data
 
 
 def _size(name: str, data: LightningDataModule) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_merge.batches import inputs_of
 from lightning_merge.measure.cost import flops, parameters_at_inference
+from lightning_merge.recipe.counting import counting
 
 AVERAGE = "Ingredients' average"
 
@@ -22,7 +22,7 @@ class Measurement:
     Attributes:
         method: The recipe's name, or the ingredient's.
         kind: `ingredient`, `merge` (one network) or `ensemble` (several).
-        accuracy: The share of test examples that are classified rightly; None if the
+        accuracy: The share of test examples that are classified correctly; None if the
             module reports none.
         seconds: What making it took: alignment, aggregation, recalibration; for an
             ingredient, its training; None if that is not known.
@@ -32,7 +32,7 @@ class Measurement:
         train_examples: How many labelled examples were learned from; 0 if none, None if that
             is not known.
         flops: The operations of one prediction (a multiply-add is two); None if the module
-            cannot be asked by its input alone.
+            cannot be called with its input alone.
         pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
         chosen: What was chosen on held-out data on the way, in words.
@@ -95,8 +95,8 @@ def measure(
     Returns:
         The measurement.
     """
-    counter = _Counter()
-    metrics = _test(module, data, trainer, counter)
+    with counting(trainer) as seen:
+        metrics = _tested(module, data, trainer)
     return Measurement(
         method=method,
         kind=kind,
@@ -104,9 +104,9 @@ def measure(
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
-        test_examples=counter.tested,
+        test_examples=seen.count,
         train_examples=train_examples,
-        flops=_flops(module, counter.example),
+        flops=_flops(module, seen.example),
         metrics=metrics,
     )
 
@@ -125,21 +125,21 @@ def evaluate(
         The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is
         `accuracy`), and how many examples they stand on.
     """
-    counter = _Counter()
-    return _test(module, data, trainer, counter), counter.tested
+    with counting(trainer) as seen:
+        metrics = _tested(module, data, trainer)
+    return metrics, seen.count
 
 
-def _test(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer, counter: "_Counter"
+def _tested(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer
 ) -> dict[str, float]:
-    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):
         results = trainer.test(module, datamodule=data, verbose=False)
-    trainer.callbacks.remove(counter)  # type: ignore[attr-defined]
-    found: dict[str, float] = {}
-    for metrics in results:
-        for name, value in metrics.items():
-            found[name.removeprefix("test_").removeprefix("test/")] = float(value)
+    found = {
+        name.removeprefix("test_").removeprefix("test/"): float(value)
+        for metrics in results
+        for name, value in metrics.items()
+    }
     if "acc" in found and "accuracy" not in found:
         found["accuracy"] = found.pop("acc")
     return found
@@ -153,19 +153,3 @@ def _flops(module: LightningModule, example: Tensor | None) -> int | None:
     except (NotImplementedError, TypeError):
         # A module that has no `forward`, or one that wants more than the input.
         return None
-
-
-class _Counter(Callback):
-    """Counts the examples that the loop really saw, and keeps one."""
-
-    def __init__(self) -> None:
-        self.tested = 0
-        self.example: Tensor | None = None
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        del trainer, pl_module, outputs, args
-        inputs = inputs_of(batch)
-        self.tested += len(inputs)
-        self.example = inputs[:1]

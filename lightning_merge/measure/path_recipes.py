@@ -1,4 +1,4 @@
-"""Which interpolation paths a list of recipes calls for."""
+"""Which interpolation paths to measure for a list of recipes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

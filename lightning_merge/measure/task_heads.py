@@ -14,11 +14,7 @@ from lightning_merge.recipe.described_module import module_of
 
 
 def reads_text(config: Mapping[str, Any] | None) -> bool:
-    """Whether the heads of a model's tasks are made of text, as a `CLIPClassifier`'s are.
-
-    Args:
-        config: `class_path` and `init_args` of the model; None where it is not given.
-    """
+    """Whether the heads of a model's tasks are made of text, as a `CLIPClassifier`'s are."""
     folder, _, name = str((config or {}).get("class_path", "")).rpartition(".")
     try:
         found = getattr(import_module(folder or "lightning_merge.modules"), name, None)
@@ -33,7 +29,7 @@ def module_for(
     """A module with as many classes as the data have; its weights do not matter.
 
     Args:
-        config: `class_path` and `init_args`; None for what the checkpoint says.
+        config: `class_path` and `init_args`; None for what the checkpoint describes.
         data: The data module.
         checkpoint: What is to be loaded, if something is.
 
@@ -54,10 +50,6 @@ def module_for(
 
 def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> LightningModule:
     """A checkpoint's network, with the head that it has, of whatever task.
-
-    Args:
-        checkpoint: The checkpoint.
-        model: `class_path` and `init_args` of its module; None for what it says itself.
 
     Raises:
         MergeError: If the module cannot be made, or the weights do not fit.
@@ -116,10 +108,10 @@ def module_to_train(
 
 
 def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
-    """Checks that a task's own prompts can be read, and by whom.
+    """Checks that a task's own prompts are sentences, and the model has a text tower.
 
     Raises:
-        ConfigError: If the model has no text tower, or they are no sentences.
+        ConfigError: If not.
     """
     given = task.get("prompts")
     if given is None:
@@ -137,10 +129,10 @@ def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
 
 
 def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:
-    """Checks that images come as a network declares that it was trained with them.
+    """Checks that images have the size, channels and normalisation that a network declares.
 
     Raises:
-        ConfigError: If size, channels or normalisation are others.
+        ConfigError: If not.
     """
     wanted = getattr(module, "image_size", None)
     if wanted is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """What an aggregate, or a whole recipe, has made.
+    """The result of an aggregate, or of a whole recipe.
 
     Attributes:
         module: A module that `Trainer.test` takes.

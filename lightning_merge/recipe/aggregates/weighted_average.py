@@ -21,11 +21,7 @@ class Average(Aggregate):
         self.weights = weights
 
     def check_count(self, count: int) -> None:
-        """Checks that there is a weight for each ingredient.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there is a weight for each ingredient."""
         if self.weights is not None and len(self.weights) != count:
             raise ConfigError(
                 f"Average: {len(self.weights)} weights for {count} ingredients: give one for each"
