@@ -45,12 +45,12 @@ def representations(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What a network's last layer is given for some test images.
+    """The inputs of a network's last layer for some test images.
 
     Args:
         module: The network; it stays as it is.
         data: A data module that is set up to test.
-        examples: How many images, drawn at random.
+        examples: How many images, drawn at random by the seed.
         seed: Determines which.
         device: Where to compute.
 

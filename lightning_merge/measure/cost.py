@@ -19,9 +19,6 @@ def flops(module: nn.Module, example: Tensor) -> int:
     Args:
         module: A network of one input; an ensemble counts with all its members.
         example: Images `(N, C, H, W)` or any other input, of which the first one is used.
-
-    Returns:
-        The operations for one image.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -45,11 +45,11 @@ def embedded_sets(
     Args:
         networks: Checkpoints, by what to call them.
         sets: The data modules' configurations, by what to call them.
-        model: The networks' module, as configuration; None for what the checkpoints say.
+        model: The networks' module, as configuration; None for what the checkpoints describe.
         method: `pca` or `tsne`.
         examples: How many test images of each set, if there are so many in all of them.
         seed: Which images; and of t-SNE.
-        statistics: Where each set is seen with BatchNorm statistics of its own.
+        statistics: Gives each set BatchNorm statistics of its own; None for the networks' own.
 
     Returns:
         The embeddings by network, and how many images of each set they show.

@@ -24,7 +24,7 @@ class Measurement:
         kind: `ingredient`, `merge` (one network) or `ensemble` (several).
         accuracy: The share of test examples that are classified correctly; None if the
             module reports none.
-        seconds: What making it took: alignment, aggregation, recalibration; for an
+        seconds: How long making it took: alignment, aggregation, recalibration; for an
             ingredient, its training; None if that is not known.
         parameters: How many parameters there are at inference.
         seed: The seed of the ingredients and of the merge.
@@ -35,7 +35,7 @@ class Measurement:
             cannot be called with its input alone.
         pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
-        chosen: What was chosen on held-out data on the way, in words.
+        chosen: What was chosen on held-out data, in words.
     """
 
     method: str
@@ -82,18 +82,14 @@ def measure(
     """Tests a module, and counts its parameters and operations.
 
     Args:
-        module: The module; its `test_step` says what is measured.
+        module: The module; its `test_step` determines what is measured.
         data: Gives the test set.
         trainer: Runs the test.
-        method: The row's name.
+        method: As in `Measurement`, like the arguments that follow.
         kind: `ingredient`, `merge` or `ensemble`.
-        seconds: What making the module took; None if that is not known.
-        seed: The seed that the row belongs to.
-        train_examples: How many labelled examples the module was made with; None if that
-            is not known.
-
-    Returns:
-        The measurement.
+        seconds: None if not known.
+        seed: The repetition's.
+        train_examples: None if not known.
     """
     with counting(trainer) as seen:
         metrics = _tested(module, data, trainer)
@@ -115,11 +111,6 @@ def evaluate(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
 ) -> tuple[dict[str, float], int]:
     """Tests a module.
-
-    Args:
-        module: The module.
-        data: Gives the test set.
-        trainer: Runs the test.
 
     Returns:
         The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is

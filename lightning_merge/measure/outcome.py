@@ -107,12 +107,7 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
 
 
 def content_of(module: LightningModule, described_by: LightningModule) -> dict[str, Any]:
-    """A checkpoint as Lightning would write it, of a module that no Trainer has saved.
-
-    Args:
-        module: Has the weights.
-        described_by: Has the hyper-parameters.
-    """
+    """A checkpoint as Lightning would write it: a module's weights, another's hyper-parameters."""
     return {
         "epoch": 0,
         "global_step": 0,

@@ -26,7 +26,7 @@ class Sweep(ABC):
         option: The option's name; a value that is empty or 0 leaves the sweep out.
         type: The option's type.
         default: The option's default.
-        help: What the option does.
+        help: The option's help.
         key: Under which name results hold the measurements.
         title: What to call the piece of work.
         reads_merges: Whether it needs the weights that the recipes have merged.
@@ -72,16 +72,12 @@ class Sweep(ABC):
 
         Args:
             context: The ingredients and their data.
-            settings: What `settings` gave.
+            settings: As `settings` gave them.
             weights: Gives merged weights, where the sweep reads them.
         """
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-        """Tables for the report, a list of cells a line, the headings first.
-
-        Args:
-            found: The measurements of all seeds.
-        """
+        """Tables for the report (rows of cells, headings first) of the results of all seeds."""
         del found
         return []
 

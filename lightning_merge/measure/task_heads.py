@@ -31,7 +31,7 @@ def module_for(
     Args:
         config: `class_path` and `init_args`; None for what the checkpoint describes.
         data: The data module.
-        checkpoint: What is to be loaded, if something is.
+        checkpoint: What is going to be loaded, if anything is.
 
     Raises:
         ConfigError: If the model cannot be made.
@@ -67,7 +67,7 @@ def starting_module(config: Plain, data: LightningDataModule) -> LightningModule
     """The module with its own pre-trained weights, and any head.
 
     Raises:
-        ConfigError: If the weights cannot be had.
+        ConfigError: If the weights cannot be loaded.
     """
     arguments = _arguments(config, data)
     if reads_text(config):

@@ -26,7 +26,7 @@ class Alignment:
     Attributes:
         states: Their state dicts.
         seconds: What aligning them took, whether for this recipe or an earlier one.
-        choices: What was chosen on the way, on held-out data.
+        choices: What was chosen on held-out data.
     """
 
     states: Sequence[StateDict]

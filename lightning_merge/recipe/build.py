@@ -56,14 +56,9 @@ def load_parts() -> None:
 
 
 def instantiate_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The Trainer's arguments with callbacks made, and the loggers beside them.
+    """The Trainer's arguments that are set, from plain configuration, with callbacks made.
 
-    Args:
-        settings: The Trainer's arguments as plain configuration.
-
-    Returns:
-        Those that are set; `logger` is taken out, and `loggers` is a list, empty where
-        none was chosen.
+    `logger` is taken out, and `loggers` is a list, empty where none was chosen.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
@@ -82,11 +77,8 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
     They write no logs and no checkpoints of their own: a study stores what it finishes.
 
     Args:
-        settings: The Trainer's arguments; `logger` is left out.
+        settings: The Trainer's arguments, which the function's own override; `logger` is left out.
         progress: Whether a fit shows its progress.
-
-    Returns:
-        A function whose keyword arguments override `settings`.
     """
     kept = {name: value for name, value in settings.items() if value is not None}
     kept.pop("logger", None)

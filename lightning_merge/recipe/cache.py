@@ -41,12 +41,7 @@ class Cache:
     _found: dict[tuple[Hashable, ...], Cached[Any]] = field(default_factory=dict)
 
     def get(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> Cached[T]:
-        """The value under a key, computed if it is not there.
-
-        Args:
-            key: All that the value depends on.
-            compute: Called without arguments where the value is missing.
-        """
+        """The value under a key (all that it depends on), computed if it is not there."""
         if key in self._found:
             known: Cached[T] = self._found[key]
             return Cached(known.value, known.seconds, known.seconds)

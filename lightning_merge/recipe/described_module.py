@@ -20,20 +20,14 @@ _SAY = "say what it is of with --model your.module.Class and its --model.init_ar
 
 
 def module_of(checkpoint: Checkpoint) -> LightningModule:
-    """The module that a Lightning checkpoint's hyper-parameters describe.
+    """The module that a Lightning checkpoint's hyper-parameters describe, with initial weights.
 
-    A file is a stranger's: only this package's own classes are made from what it says, with
-    plain values as arguments. Nothing is imported because a file names it, and nothing goes to
-    the network.
-
-    Args:
-        checkpoint: The checkpoint.
-
-    Returns:
-        The module, with initial weights.
+    A file is a stranger's: only this package's own classes are made from what it describes, with
+    plain values as arguments. Nothing is imported because a file names it, and nothing is fetched
+    from the internet.
 
     Raises:
-        ConfigError: If the checkpoint says nothing of its module, or describes another class or a
+        ConfigError: If the checkpoint does not describe its module, or describes another class or a
             network that would have to be fetched.
     """
     saved, path = checkpoint.hyper_parameters, checkpoint.path

@@ -8,11 +8,6 @@ from lightning_merge.recipe.counting import counting
 def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
     """Fits a module without validation: nothing is chosen by it here, and it costs time.
 
-    Args:
-        module: The module.
-        data: Gives the training set.
-        trainer: Runs the fit, for as many epochs as it was made for.
-
     Returns:
         How many labelled examples an epoch has.
     """

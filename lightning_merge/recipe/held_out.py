@@ -32,14 +32,11 @@ def are_classes(targets: Tensor) -> bool:
 
 
 def are_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """Which predictions are right: of the largest logit, or of one logit whether it is positive.
+    """Which predictions are right: `(B,)` booleans.
 
     Args:
-        logits: `(B, C)`, or one for each example.
+        logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
         targets: `(B,)` classes.
-
-    Returns:
-        Booleans `(B,)`.
     """
     one = logits.numel() == len(targets)
     predicted = (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
@@ -48,9 +45,6 @@ def are_right(logits: Tensor, targets: Tensor) -> Tensor:
 
 class HeldOut:
     """A context's validation data.
-
-    Args:
-        context: Gives the data module, the device and the Trainer's precision.
 
     Raises:
         ConfigError: If there are no validation data in one loader.
@@ -95,12 +89,7 @@ class HeldOut:
             yield are_right(logits, batch[1].flatten()).cpu()
 
     def score(self, module: LightningModule, metric: str | None = None) -> float:
-        """How good a module is.
-
-        Args:
-            module: The module.
-            metric: The name of a metric that its validation logs; if not given, the share of
-                examples that it classifies correctly.
+        """The share of examples that a module classifies correctly, or a metric that it logs.
 
         Raises:
             ConfigError: If the validation does not log the metric.
@@ -181,13 +170,8 @@ class Score(NamedTuple):
 def validate(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> Score:
     """The score of a module on the validation data, however many loaders they are in.
 
-    Args:
-        module: The module; its `validation_step` determines what is measured.
-        data: Gives the validation data.
-        trainer: Runs the validation.
-
     Raises:
-        ConfigError: If the module reports neither accuracy nor loss.
+        ConfigError: If its `validation_step` logs neither accuracy nor loss.
     """
     metrics: dict[str, float] = {}
     with counting(trainer) as seen:

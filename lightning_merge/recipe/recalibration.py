@@ -38,23 +38,14 @@ class Recalibration(ABC):
     def check(self, module: nn.Module, recipe: str) -> None:
         """Checks that a network has the layers that this is for, before anything is computed.
 
-        Args:
-            module: The network; its weights do not matter.
-            recipe: The recipe's name, for messages.
-
         Raises:
-            ConfigError: If not.
+            ConfigError: If not; it names the recipe.
         """
         del module, recipe
 
     @abstractmethod
     def prepare(self, states: Sequence[StateDict], context: "Context") -> Recalibrate:
-        """A function that recalibrates merges of the same ingredients, with any shares.
-
-        Args:
-            states: The ingredients as they are merged, aligned.
-            context: What they came from.
-        """
+        """A function that recalibrates merges of these (aligned) ingredients, with any shares."""
 
 
 recalibrations: Registry[type[Recalibration]] = Registry(

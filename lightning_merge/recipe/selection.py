@@ -40,7 +40,7 @@ class Selection(ABC):
     """Proposes which ingredients to merge.
 
     Attributes:
-        metric: The validation's metric that it goes by; accuracy if None.
+        metric: The validation's metric that it is judged by; accuracy if None.
         sign: 1 if more of it is better, -1 if less.
     """
 
@@ -57,11 +57,7 @@ class Selection(ABC):
 
     @abstractmethod
     def propose(self, states: Sequence[StateDict], context: Context) -> Proposal:
-        """The subsets to merge, each of two ingredients or more.
-
-        Args:
-            states: The aligned ingredients.
-            context: What they came from.
+        """The subsets of the aligned ingredients to merge, each of two or more.
 
         Raises:
             SelectionError: If too few ingredients can be used.
@@ -77,16 +73,13 @@ def merge_selected(
     """Merges the ingredients that a recipe's selection keeps.
 
     Args:
-        recipe: Has the selection, and says whether its aggregate learns from labels.
+        recipe: Has the selection; whether its aggregate learns from labels matters, too.
         merge: Makes the (recalibrated) module of some ingredients and their context.
         states: The aligned ingredients.
         context: What they came from.
 
     Returns:
         The module, with the selection first among its choices.
-
-    Raises:
-        ConfigError: If there are no held-out data.
     """
     select = recipe.select
     assert select is not None

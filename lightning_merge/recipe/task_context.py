@@ -41,10 +41,7 @@ class TaskData:
     seen: bool = True
 
     def build(self, body: Mapping[str, Tensor]) -> LightningModule:
-        """A new module with the body of a state dict and this task's head.
-
-        Args:
-            body: A state dict; another task's head in it is left aside.
+        """A new module with a state dict's body and this task's head.
 
         Raises:
             ArchitectureMismatchError: If the body is of another architecture.
@@ -56,12 +53,7 @@ class TaskData:
 
 
 def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
-    """The part of a state dict that is its module's last layer.
-
-    Args:
-        module: The module.
-        data: Gives an example to run it with.
-        state: A state dict of it.
+    """The part of a module's state dict that is its last layer.
 
     Raises:
         ConfigError: If the module's output is not that of one last linear layer.
@@ -108,8 +100,7 @@ class TaskContext(Context):
             bodies: A state dict for each seen task, in their order, under whatever head.
             pretrained: The state dict that they were fine-tuned from, under whatever head.
             trainer: As for `Context`.
-            **settings: `task_statistics`, and `seed`, `progress` and `statistics_examples` of
-                `Context`.
+            **settings: Other attributes: `task_statistics`, `seed`, `progress`, `cache`, ...
 
         Raises:
             MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
@@ -156,11 +147,7 @@ class TaskContext(Context):
         return self._changed(data=task.data, module=task.module)
 
     def held_out(self) -> HeldOut:
-        """The validation data of all seen tasks.
-
-        Raises:
-            ConfigError: If a task has none in one loader.
-        """
+        """The validation data of all seen tasks."""
         return TaskHeldOut(self)
 
     def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
@@ -170,10 +157,6 @@ class TaskContext(Context):
 
     def build_for(self, task: TaskData, body: Mapping[str, Tensor]) -> LightningModule:
         """A new module for a task: a body, the task's head, and its statistics.
-
-        Args:
-            task: One of the tasks.
-            body: A state dict; another task's head in it is left aside.
 
         Raises:
             MergeError: If the body is of another architecture, or there are no statistics.
@@ -198,11 +181,7 @@ class TaskContext(Context):
         return Transferred(mixed, LightningModule(), None, self.device)
 
     def check_matching(self, matching: Matching | None) -> None:
-        """Checks that nothing is to be aligned.
-
-        Raises:
-            ConfigError: If something is: the heads would read the units in their old order.
-        """
+        """Checks that nothing is aligned: the heads would read the units in their old order."""
         if matching is not None:
             raise ConfigError(
                 f"{type(matching).__name__}: bodies of several tasks come from one pre-trained "
@@ -213,7 +192,7 @@ class TaskContext(Context):
 class _Mixed:
     """The inputs of several tasks' batches, in batches in which the tasks are mixed.
 
-    BatchNorm would normalise away, batch by batch, what tells one task from the others.
+    BatchNorm would normalise away, batch by batch, what distinguishes one task from the others.
     """
 
     def __init__(self, parts: Sequence[Transferred], seed: int) -> None:

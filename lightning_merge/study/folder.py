@@ -20,7 +20,7 @@ class StudyFolder:
 
     Attributes:
         folder: The folder.
-        name: Of the file that tells which study it holds.
+        name: Of the file that describes the study in it.
         shown: Options that change what is shown or added, and nothing that is stored.
     """
 
@@ -36,7 +36,7 @@ class StudyFolder:
     def claim(self, config: Plain, results: Sequence[str], overwrite: bool) -> None:
         """Takes the folder for a study.
 
-        The same study, or one that does more, goes on in its folder; another one would write
+        The same study, or one that does more, is resumed in its folder; another one would write
         over its tables.
 
         Args:
@@ -61,13 +61,7 @@ class StudyFolder:
 
 
 def goes_on(before: Plain, now: Plain, shown: Sequence[str]) -> bool:
-    """Whether a study does all that another one did, and that one's results are results of it.
-
-    Args:
-        before: The options of the one that was begun.
-        now: Those of the one that is wanted.
-        shown: As for `StudyFolder`.
-    """
+    """Whether a study does all that an earlier one did, whose results are then its own, too."""
     before, now = (
         {**one, "trainer": determining(one.get("trainer") or {})} for one in (before, now)
     )

@@ -60,12 +60,8 @@ class Study:
 def plan(study: Study) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
-    Args:
-        study: The study.
-
-    Returns:
-        For each seed the start (if any), the ingredients, for each number of them the merges in
-        the order of the recipes, then the sweeps.
+    For each seed: the start (if any), the ingredients, for each number of them the merges in the
+    order of the recipes, then the sweeps.
 
     Raises:
         ConfigError: If there are no seeds, fewer than two ingredients, a number of ingredients
@@ -87,10 +83,10 @@ def plan(study: Study) -> list[Work]:
 
 
 def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
-    """Checks that there are as many ingredients as are to be merged.
+    """Checks that each number is one of ingredients to merge, and given once.
 
     Raises:
-        ConfigError: If a number is below 2 or above that of the ingredients, or given twice.
+        ConfigError: If not.
     """
     if any(not 2 <= size <= ingredients for size in sizes) or len(set(sizes)) != len(sizes):
         raise ConfigError(

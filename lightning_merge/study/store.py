@@ -26,10 +26,7 @@ class Store:
 
     A piece counts as finished when its `result.json` is there, which is written last, and when
     it and the files that it names have the digests under which they were put; what was damaged
-    is done again.
-
-    Args:
-        folder: The folder; made when something is put into it.
+    is done again. The folder is made when something is put into it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,7 +34,7 @@ class Store:
         self._sound: dict[str, tuple[int, ...]] = {}
 
     def check_schema(self) -> None:
-        """Checks that what the folder holds can be gone on with.
+        """Checks that this version can resume what the folder holds.
 
         Raises:
             OutputExistsError: If an earlier or later version of this package wrote it.

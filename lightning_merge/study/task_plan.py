@@ -83,7 +83,7 @@ class TaskStudy:
 
 
 def check_tasks(study: TaskStudy) -> None:
-    """Checks that a study says all that is needed.
+    """Checks that a study is complete and consistent.
 
     Raises:
         ConfigError: If not.
@@ -150,13 +150,12 @@ def _check_data(data: Any, whose: str) -> None:
 def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
+    For each seed: the pre-training, the fine-tuning of each task, the two rows to compare merges
+    with, and the merges.
+
     Args:
         study: The study.
         digests: The SHA-256 of every checkpoint that it names, by path.
-
-    Returns:
-        For each seed the pre-training, the fine-tuning of each task, the two rows to hold
-        merges against, and the merges.
     """
     return [one for seed in study.seeds for one in _repetition(study, seed, digests)]
 

@@ -113,16 +113,9 @@ def measure_paths(context: Context, recipes: Sequence[Recipe], points: int) -> l
 
 
 def measure_triangles(context: Context, recipes: Sequence[Recipe], points: int) -> list[Triangle]:
-    """The triangle between the first three ingredients, likewise.
+    """The triangle between the first three ingredients, likewise, with so many points on each side.
 
-    Args:
-        context: As for `measure_paths`.
-        recipes: As for `measure_paths`.
-        points: How many points on each side, both corners included: `points * (points + 1)
-            / 2` in all.
-
-    Raises:
-        ConfigError: As `measure_paths` does.
+    Both corners are included: `points * (points + 1) / 2` points in all.
     """
     weights = triangle_weights(points)
     return [Triangle(*found, weights) for found in _measure(context, recipes, weights)]

@@ -38,14 +38,7 @@ class GreedySearch:
 
 
 class GreedyMembers(Aggregate):
-    """An aggregate of the ingredients that a greedy search keeps.
-
-    Args:
-        metric: What is compared, on the validation data: the share of held-out examples
-            that are classified correctly if not given; otherwise the name of a metric that
-            the module's validation logs (`val_auroc`).
-        mode: Whether more (`max`) or less (`min`) of `metric` is better.
-    """
+    """An aggregate of the ingredients that a greedy search keeps; arguments as `GreedySoup`'s."""
 
     def __init__(self, metric: str | None = None, mode: Literal["max", "min"] = "max") -> None:
         self.metric = metric
@@ -56,16 +49,12 @@ class GreedyMembers(Aggregate):
         context.held_out()
 
     def search(self, states: Sequence[StateDict], context: Context) -> Cached[GreedySearch]:
-        """The greedy soup of some ingredients.
+        """The greedy soup of some aligned ingredients, compared on the context's validation data.
 
         Each candidate is recalibrated as the recipe's result will be, then evaluated. Where
         accuracy is compared, a candidate that can no longer win is dropped before its
         evaluation is complete. The greedy ensembles and the soup of the same aligned
         ingredients share one search.
-
-        Args:
-            states: The aligned ingredients.
-            context: What they came from; candidates are compared on its validation data.
         """
         recalibration = identity(context.recalibration)
         named = (*context.names, *map(digest, states))

@@ -1,4 +1,4 @@
-"""Merging bodies of several tasks, and the two rows that merges are held against."""
+"""Merging bodies of several tasks, and the two rows that merges are compared with."""
 
 from lightning.pytorch import LightningModule
 
@@ -13,6 +13,8 @@ from lightning_merge.recipe.task_context import TaskContext, TaskData, head_of
 from lightning_merge.study.kinds.task_training import headless
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
+
+_Prepared = tuple[TaskContext, Conditions, dict[str, StateDict]]
 
 
 @work_kinds.register("task_baseline")
@@ -30,12 +32,8 @@ def test_baseline(work: Work, store: Store, session: Session) -> None:
         network, conditions, context.trainer, work.name, "baseline", work.seed, session.progress
     )
     parameters = parameters_at_inference(context.module) * (len(bodies) if individual else 1)
-    result = {
-        "rows": [row.row() for row in rows],
-        "parameters": parameters,
-        "settings": work.settings,
-    }
-    store.put(work.key, result)
+    plain = [row.row() for row in rows]
+    store.put(work.key, {"rows": plain, "parameters": parameters, "settings": work.settings})
 
 
 @work_kinds.register("task_merge")
@@ -45,7 +43,7 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
     try:
         made = run_recipe(build_recipe(work.settings["recipe"]), context)
     except SelectionError as error:
-        # Only what training gave shows it; the other recipes need not suffer for it.
+        # It is known only after training; the other recipes need not suffer for it.
         left: Plain = {"rows": [], "not_merged": str(error), "settings": work.settings}
         store.put(work.key, left)
         return
@@ -72,18 +70,13 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
     store.put(work.key, result, made.content)
 
 
-def _prepared(
-    work: Work, store: Store, session: Session
-) -> tuple[TaskContext, Conditions, dict[str, StateDict]]:
+def _prepared(work: Work, store: Store, session: Session) -> _Prepared:
     """The context, the test sets, and the bodies by task; kept within a repetition."""
-    settings = work.settings
-    key = ("tasks", *work.needs, str(settings["trainer"]))
+    key = ("tasks", *work.needs, str(work.settings["trainer"]))
     return session.recall(key, lambda: _prepare(work, store, session))
 
 
-def _prepare(
-    work: Work, store: Store, session: Session
-) -> tuple[TaskContext, Conditions, dict[str, StateDict]]:
+def _prepare(work: Work, store: Store, session: Session) -> _Prepared:
     settings = work.settings
     tasks, bodies = [], {}
     for task in settings["tasks"]:

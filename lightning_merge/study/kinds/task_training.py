@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch import __version__ as lightning_version
 
 from lightning_merge.checkpoint import (
     Checkpoint,
@@ -16,6 +15,7 @@ from lightning_merge.checkpoint import (
 )
 from lightning_merge.errors import CheckpointError
 from lightning_merge.measure.linear_probe import linear_probe
+from lightning_merge.measure.outcome import content_of
 from lightning_merge.measure.task_conditions import Conditions, measure_tasks
 from lightning_merge.measure.task_heads import (
     module_for,
@@ -45,14 +45,13 @@ def take_own_weights(work: Work, store: Store, session: Session) -> None:
     """Takes the pre-trained network that the model's own configuration names."""
     del session
     module = starting_module(work.settings["model"], build_data(work.settings["data"]))
-    store.put(work.key, {"seconds": None}, _content(module))
+    store.put(work.key, {"seconds": None}, content_of(module, module))
 
 
 @work_kinds.register("pretraining")
 def pretrain(work: Work, store: Store, session: Session) -> None:
     """Trains the pre-trained network."""
-    start = time.perf_counter()
-    settings = work.settings
+    start, settings = time.perf_counter(), work.settings
     data = set_up(settings["data"])
     module = module_to_train(settings["model"], data)
     trainer = trainer_of(settings["trainer"], session.progress)
@@ -68,7 +67,7 @@ def pretrain(work: Work, store: Store, session: Session) -> None:
         False,
     )
     result = {"seconds": seconds, "train_examples": examples, "accuracy": row.metrics["accuracy"]}
-    store.put(work.key, result, _content(module))
+    store.put(work.key, result, content_of(module, module))
 
 
 @work_kinds.register("task")
@@ -95,7 +94,7 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
         seconds = time.perf_counter() - start
         result |= {**described, "train_examples": examples, "seconds": seconds}
     result["split_hash"] = getattr(data, "split_hash", None)
-    content = _content(module)
+    content = content_of(module, module)
     result["digest"] = digest(content["state_dict"])
     store.put(work.key, result, content)
 
@@ -161,15 +160,4 @@ def _tune(
     examples = fit(module, data, trainer)
     for name, state in before.items():
         module.get_parameter(name).requires_grad_(state)
-    return examples or 0
-
-
-def _content(module: LightningModule) -> Plain:
-    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-    return {
-        "epoch": 0,
-        "global_step": 0,
-        "pytorch-lightning_version": lightning_version,
-        "state_dict": state,
-        "hyper_parameters": dict(module.hparams),
-    }
+    return examples
