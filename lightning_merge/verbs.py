@@ -125,9 +125,10 @@ def merge(
         )
     if output is not None:
         claim_folder(output, _MERGE_FILES, overwrite)
-    context, _ = _opened(
-        networks, data, trainer, model, heads, on_context, seed, statistics_examples, progress
-    )
+    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
+    context, _ = _opened(networks, data, trainer, model, heads, settings)
+    if on_context is not None:
+        on_context(context)
     outcome = run_recipe(built, context)
     result = Merge(
         title=built.name,
@@ -204,9 +205,10 @@ def compare(
     for sweep, value in chosen.items():
         sweep.check(value, len(networks))
     folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
-    context, loggers = _opened(
-        networks, data, trainer, model, heads, on_context, seed, statistics_examples, progress
-    )
+    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
+    context, loggers = _opened(networks, data, trainer, model, heads, settings)
+    if on_context is not None:
+        on_context(context)
     for size in sizes:
         for recipe in built:
             recipe.check_context(context.first(size))
@@ -271,27 +273,13 @@ def _opened(
     trainer: Mapping[str, Any] | None,
     model: Model | None,
     heads: str | None,
-    on_context: Callable[[Context], None] | None,
-    seed: int,
-    statistics_examples: int | None,
-    progress: bool,
+    settings: Plain,
 ) -> tuple[Context, list[Any]]:
     """The context of some networks, and the Trainer's loggers."""
     arguments = instantiate_trainer(trainer or {})
     loggers = arguments.pop("loggers")
-    context = open_context(
-        networks,
-        data,
-        trainer_maker(arguments, progress),
-        model,
-        heads,
-        seed=seed,
-        statistics_examples=statistics_examples,
-        progress=progress,
-    )
-    if on_context is not None:
-        on_context(context)
-    return context, loggers
+    made = trainer_maker(arguments, settings["progress"])
+    return open_context(networks, data, made, model, heads, **settings), loggers
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:

@@ -61,12 +61,17 @@ class Measurement:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
         """The measurement that a stored row holds."""
-        own = {one.name for one in fields(cls)} - {"metrics"}
-        metrics = {name: value for name, value in row.items() if name not in own}
-        known = {name: value for name, value in row.items() if name in own}
+        known, metrics = split_row(cls, row)
         if known.get("accuracy") is not None:
             metrics["accuracy"] = known["accuracy"]
         return cls(**known, metrics=metrics)
+
+
+def split_row(kind: type, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The fields of a dataclass in a stored row, and the metrics beside them."""
+    own = {one.name for one in fields(kind)} - {"metrics"}
+    known = {name: value for name, value in row.items() if name in own}
+    return known, {name: value for name, value in row.items() if name not in own}
 
 
 def measure(

@@ -1,7 +1,7 @@
 """Metrics of a body on every task, under the tasks' own heads, on clean and corrupted images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_merge.data import ClassificationDataModule
 from lightning_merge.data.corruptions import Corruption
 from lightning_merge.errors import ConfigError
-from lightning_merge.measure.measurement import evaluate
+from lightning_merge.measure.measurement import evaluate, split_row
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.task_context import TaskData
 
@@ -102,9 +102,8 @@ class TaskMeasurement:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "TaskMeasurement":
         """The measurement that a stored row holds."""
-        own = {one.name for one in fields(cls)} - {"metrics"}
-        metrics = {name: value for name, value in row.items() if name not in own}
-        return cls(**{name: row[name] for name in own}, metrics=metrics)
+        known, metrics = split_row(cls, row)
+        return cls(**known, metrics=metrics)
 
 
 def measure_tasks(

@@ -6,11 +6,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_merge.checkpoint import Checkpoint, fit_names
+from lightning_merge.checkpoint import Checkpoint
 from lightning_merge.data import prompts, readable
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.build import Plain, build_module
 from lightning_merge.recipe.described_module import module_of
+from lightning_merge.recipe.task_context import loaded
 
 
 def reads_text(config: Mapping[str, Any] | None) -> bool:
@@ -57,10 +58,7 @@ def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> Lightni
     data = LightningDataModule()
     if "num_classes" in checkpoint.hyper_parameters:
         setattr(data, "num_classes", checkpoint.hyper_parameters["num_classes"])  # noqa: B010
-    module = module_for(model, data, checkpoint)
-    state = fit_names(checkpoint.state_dict, module.state_dict(), str(checkpoint.path))
-    module.load_state_dict(state)
-    return module
+    return loaded(module_for(model, data, checkpoint), checkpoint.state_dict, str(checkpoint.path))
 
 
 def starting_module(config: Plain, data: LightningDataModule) -> LightningModule:
@@ -116,16 +114,13 @@ def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
     given = task.get("prompts")
     if given is None:
         return
+    whose = f"task '{task['name']}'"
     if not reads_text(config):
-        raise ConfigError(
-            f"task '{task['name']}': only a CLIPClassifier reads prompts: leave them out"
-        )
+        raise ConfigError(f"{whose}: only a CLIPClassifier reads prompts: leave them out")
     if isinstance(given, str):
         prompts(given)
     elif not given or any(not isinstance(one, str) or one.count("{}") != 1 for one in given):
-        raise ConfigError(
-            f"task '{task['name']}': give as prompts sentences with one {{}} for the class's name"
-        )
+        raise ConfigError(f"{whose}: give as prompts sentences with one {{}} for the class's name")
 
 
 def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:

@@ -41,11 +41,7 @@ def build_recipe(config: Recipe | Mapping[str, Any]) -> Recipe:
     load_parts()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--recipe", type=Recipe)
-    try:
-        parsed = parser.parse_object({"recipe": dict(config)})
-    except ArgumentError as error:
-        raise ConfigError(f"recipe '{config.get('name')}': {error}") from error
-    recipe: Recipe = parser.instantiate_classes(parsed)["recipe"]
+    recipe: Recipe = _made(parser, "recipe", config, f"recipe '{config.get('name')}'")
     return recipe
 
 
@@ -62,8 +58,8 @@ def instantiate_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
-    parsed = parser.parse_object({"trainer": dict(settings)})
-    made = dict(parser.instantiate_classes(parsed)["trainer"])
+    # Parsing changes what it is given.
+    made = dict(_made(parser, "trainer", copy.deepcopy(dict(settings)), "Trainer"))
     logger = made.pop("logger", None)
     # True is Lightning's default logger, which a command of many fits has no use for.
     chosen = [] if logger in (None, True, False) else logger
@@ -106,11 +102,7 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
     Raises:
         ConfigError: If there is no such argument, or a callback cannot be made.
     """
-    try:
-        # Parsing changes what it is given.
-        settings = instantiate_trainer(copy.deepcopy(dict(config)))
-    except ArgumentError as error:
-        raise ConfigError(f"Trainer: {error}") from error
+    settings = instantiate_trainer(config)
     settings.pop("loggers")
     return trainer_maker(settings, progress)
 
@@ -118,9 +110,13 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
 def _build(kind: type[T], config: Mapping[str, Any], name: str) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, name, required=True)
+    made: T = _made(parser, name, config, name)
+    return made
+
+
+def _made(parser: ArgumentParser, name: str, config: Mapping[str, Any], what: str) -> Any:
     try:
         parsed = parser.parse_object({name: dict(config)})
     except ArgumentError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    made: T = parser.instantiate_classes(parsed)[name]
-    return made
+        raise ConfigError(f"{what}: {error}") from error
+    return parser.instantiate_classes(parsed)[name]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Context:
     """The ingredients of a merge, and all that making and testing it depends on.
 
-    Nothing in it changes: what a step finds out it returns, and what is worth keeping goes
-    into the cache, whose content changes no result.
+    Nothing in it changes: steps return their findings, and what is worth keeping goes into the
+    cache, whose content changes no result.
 
     Attributes:
         module: A LightningModule of the ingredients' class; its weights do not matter.
@@ -86,22 +86,13 @@ class Context:
         """Where the Trainer computes."""
         return self.trainer().strategy.root_device
 
-    @property
-    def several_tasks(self) -> bool:
-        """Whether the ingredients are of several tasks, each with a head of its own."""
-        return False
-
     def of(self, indices: Sequence[int]) -> Self:
         """The context of some of the ingredients."""
-        chosen = {
-            name: [values[index] for index in indices]
-            for name, values in (
-                ("states", self.states),
-                ("names", self.names),
-                ("given_digests", self.digests),
-            )
-        }
-        return self._changed(digests=chosen["given_digests"], **chosen)
+        states, names, digests = (
+            [values[index] for index in indices]
+            for values in (self.states, self.names, self.digests)
+        )
+        return self._changed(states=states, names=names, digests=digests, given_digests=digests)
 
     def first(self, count: int) -> Self:
         """The context of the first `count` ingredients."""

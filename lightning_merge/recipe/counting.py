@@ -22,9 +22,15 @@ class ExampleCounter(Callback):
     example: Tensor | None = None
 
     def _add(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        del pl_module, outputs, args
+        del pl_module, outputs, args, kwargs
         if trainer.training and trainer.current_epoch > 0:
             return
         inputs = inputs_of(batch)

@@ -11,8 +11,7 @@ from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.modules import CLIPClassifier, ImageClassifier
 
 _OWN: Mapping[str, type[LightningModule]] = {
-    "ImageClassifier": ImageClassifier,
-    "CLIPClassifier": CLIPClassifier,
+    kind.__name__: kind for kind in (ImageClassifier, CLIPClassifier)
 }
 # Of training, not of the network; they may name what would be imported.
 _LEFT_OUT = ("optimizer", "lr_scheduler")
@@ -45,8 +44,9 @@ def module_of(checkpoint: Checkpoint) -> LightningModule:
     }
     strange = [name for name in given if name not in known]
     if strange:
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ConfigError(
-            f"{path} is not of {_with_article(kind.__name__)} (it has {', '.join(strange)}): {_SAY}"
+            f"{path} is not of {article} {kind.__name__} (it has {', '.join(strange)}): {_SAY}"
         )
     if isinstance(given.get("metrics"), list):
         # Others are named by the path of their class.
@@ -95,7 +95,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"

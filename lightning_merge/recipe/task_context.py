@@ -24,7 +24,7 @@ from lightning_merge.recipe.task_held_out import TaskHeldOut
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: its examples, and the head under which every body is evaluated on it.
+    """One task: its data, and the head under which every body is evaluated on it.
 
     Attributes:
         name: What to call it.
@@ -47,9 +47,17 @@ class TaskData:
             ArchitectureMismatchError: If the body is of another architecture.
         """
         module = copy.deepcopy(self.module)
-        state = fit_names({**body, **self.head}, module.state_dict(), f"task '{self.name}'")
-        module.load_state_dict(state)
-        return module
+        return loaded(module, {**body, **self.head}, f"task '{self.name}'")
+
+
+def loaded(module: LightningModule, state: Mapping[str, Tensor], what: str) -> LightningModule:
+    """A module with a state dict's weights in it; `what` they are is for the message.
+
+    Raises:
+        ArchitectureMismatchError: If they are of another architecture.
+    """
+    module.load_state_dict(fit_names(state, module.state_dict(), what))
+    return module
 
 
 def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
@@ -105,25 +113,19 @@ class TaskContext(Context):
         Raises:
             MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
         """
-        seen = [task for task in tasks if task.seen]
-        unseen = [task for task in tasks if not task.seen]
-        first = seen[0]
+        ordered = sorted(tasks, key=lambda task: not task.seen)
+        first = ordered[0]
         return cls(
             first.module,
             [{**body, **first.head} for body in bodies],
-            [task.name for task in seen],
+            [task.name for task in tasks if task.seen],
             first.data,
             trainer,
             heads=list(first.head),
-            tasks=[*seen, *unseen],
+            tasks=ordered,
             pretrained={**pretrained, **first.head},
             **settings,
         )
-
-    @property
-    def several_tasks(self) -> bool:
-        """True."""
-        return True
 
     @property
     def seen(self) -> list[TaskData]:
@@ -163,9 +165,8 @@ class TaskContext(Context):
         """
         module = task.build(body)
         if self.task_statistics:
-            reset_on_training_data(
-                module, task.data, self.device, self.statistics_examples, self.seed
-            )
+            examples = self.statistics_examples
+            reset_on_training_data(module, task.data, self.device, examples, self.seed)
         return module
 
     def statistics_of(self, task: TaskData) -> Transferred:

@@ -4,10 +4,9 @@ Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
@@ -134,6 +133,7 @@ def triangle_weights(points: int) -> list[list[float]]:
 class _Interpolation(Sweep):
     type = int
     default = 0
+    measured: ClassVar["staticmethod[[Context, Sequence[Recipe], int], Sequence[_Measured]]"]
 
     def settings(self, value: int, recipes: Sequence[Given], sizes: Sequence[int]) -> Plain:
         """How many points, and the alignments and recalibrations."""
@@ -144,12 +144,7 @@ class _Interpolation(Sweep):
         """The paths or triangles, with their barriers."""
         del weights
         recipes = [build_recipe(line) for line in settings["lines"]]
-        return [found.plain() for found in self._measured(context, recipes, settings["points"])]
-
-    @abstractmethod
-    def _measured(
-        self, context: Context, recipes: Sequence[Recipe], points: int
-    ) -> Sequence[_Measured]: ...
+        return [found.plain() for found in self.measured(context, recipes, settings["points"])]
 
 
 @sweeps.register("barrier", paper="Frankle et al. 2020", needs="a test that logs its loss")
@@ -163,6 +158,7 @@ class InterpolationPath(_Interpolation):
     )
     key = "lines"
     title = "Loss barrier"
+    measured = staticmethod(measure_paths)
 
     def check(self, value: int, ingredients: int) -> None:
         """Checks that a path has two ends, or that there is none."""
@@ -179,11 +175,6 @@ class InterpolationPath(_Interpolation):
             lines.append([name, barrier, mean_cell(middle)])
         return [lines]
 
-    def _measured(
-        self, context: Context, recipes: Sequence[Recipe], points: int
-    ) -> Sequence[_Measured]:
-        return measure_paths(context, recipes, points)
-
 
 @sweeps.register("triangle", paper="Frankle et al. 2020", needs="three ingredients")
 class InterpolationTriangle(_Interpolation):
@@ -193,6 +184,7 @@ class InterpolationTriangle(_Interpolation):
     help = "the same over the triangle between the first three, with so many points on each side"
     key = "triangles"
     title = "Triangle"
+    measured = staticmethod(measure_triangles)
 
     def check(self, value: int, ingredients: int) -> None:
         """Checks that a triangle has three corners, or that there is none."""
@@ -211,11 +203,6 @@ class InterpolationTriangle(_Interpolation):
             lowest = mean_cell([min(triangle["accuracy"]) for triangle in same])
             lines.append([name, mean_cell([one["barrier"] for one in same]), lowest])
         return [lines]
-
-    def _measured(
-        self, context: Context, recipes: Sequence[Recipe], points: int
-    ) -> Sequence[_Measured]:
-        return measure_triangles(context, recipes, points)
 
 
 def _measure(

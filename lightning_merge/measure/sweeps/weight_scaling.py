@@ -88,7 +88,7 @@ def measure_scaling(
     Raises:
         ConfigError: If the test examples do not have one class each.
     """
-    tested = _Tested(context, inputs_of(next(iter(_test_batches(context))))[:2])
+    tested = _Tested(context, recipes)
     for size in sizes:
         tested.add_ingredients(size)
         for recipe in recipes:
@@ -143,13 +143,15 @@ class WeightScaling(Sweep):
 class _Tested:
     """The networks to evaluate, each once, and the methods that combine their outputs."""
 
-    def __init__(self, context: Context, example: Tensor) -> None:
+    def __init__(self, context: Context, recipes: Sequence[Recipe]) -> None:
         self.context = context
-        self.example = example
         self.precision = context.trainer().precision_plugin
         self.networks: list[_Network] = []
         self.methods: list[_Method] = []
         self._head: str | None = None
+        if any(_is_plain(one) and one.aggregate.combines == "features" for one in recipes):
+            example = inputs_of(next(iter(_test_batches(context))))[:2].float()
+            self._head = last_layer(context.build(context.states[0]), example)
         self._known: dict[int, int] = {}
 
     def add_ingredients(self, size: int) -> None:
@@ -179,18 +181,19 @@ class _Tested:
 
     @torch.inference_mode()
     def measure(self, factor: float, batches: Iterable[Any]) -> None:
-        for network in self.networks:
+        for network in (*self.networks, *(one.head for one in self.methods if one.head)):
             network.multiply(factor)
-        for method in self.methods:
-            method.begin(factor)
+        counts: list[list[tuple[float, float]]] = [[] for _ in self.methods]
+        sizes = []
         for batch in batches:
             targets = _classes(batch)
             with self.precision.forward_context():
                 outputs = [network(inputs_of(batch)) for network in self.networks]
-                for method in self.methods:
-                    method.count(outputs, targets)
-        for method in self.methods:
-            method.end()
+                for method, counted in zip(self.methods, counts, strict=True):
+                    counted.append(method.count(outputs, targets))
+            sizes.append(len(targets))
+        for method, counted in zip(self.methods, counts, strict=True):
+            method.add(factor, counted, sizes)
 
     def _index(self, state: StateDict) -> int:
         if id(state) not in self._known:
@@ -205,10 +208,7 @@ class _Tested:
         return _Network(module.eval(), self._head)
 
     def _last_layer(self, states: Sequence[StateDict], head: str) -> "_Network":
-        if self._head is None:
-            self._head = last_layer(self.context.build(states[0]), self.example.float())
-            for network in self.networks:
-                network.watch(self._head)
+        assert self._head is not None
         layers = [self.context.build(state).get_submodule(self._head) for state in states]
         if head == "merged":
             layers[0].load_state_dict(average([layer.state_dict() for layer in layers]))
@@ -224,12 +224,8 @@ class _Network:
         self.module = module
         self.weights = [parameter.detach().clone() for parameter in module.parameters()]
         self.features: Tensor | None = None
-        if head is not None:
-            self.watch(head)
-
-    def watch(self, head: str) -> None:
-        layers = dict(self.module.named_modules())
-        if head in layers:
+        layers = dict(module.named_modules())
+        if head is not None and head in layers:
             layers[head].register_forward_pre_hook(self._keep)
 
     def multiply(self, factor: float) -> None:
@@ -252,17 +248,11 @@ class _Method:
     members: list[int]
     head: _Network | None = None
     by_batch: bool = False
-    right: list[float] = field(default_factory=list)
-    finite: float = 0.0
-    examples: list[int] = field(default_factory=list)
 
-    def begin(self, factor: float) -> None:
-        self.right, self.finite, self.examples = [], 0.0, []
-        self.result.factor.append(factor)
-        if self.head is not None:
-            self.head.multiply(factor)
-
-    def count(self, outputs: Sequence[tuple[Tensor, Tensor | None]], targets: Tensor) -> None:
+    def count(
+        self, outputs: Sequence[tuple[Tensor, Tensor | None]], targets: Tensor
+    ) -> tuple[float, float]:
+        """How many predictions of a batch are right, and how many have finite logits."""
         chosen = [outputs[index] for index in self.members]
         if self.result.kind == "ingredient":
             found = [logits for logits, _ in chosen]
@@ -273,17 +263,18 @@ class _Method:
             found = [torch.stack([logits for logits, _ in chosen]).mean(0)]
         right = [float(are_right(logits, targets).sum()) for logits in found]
         finite = [float(logits.isfinite().flatten(1).all(1).sum()) for logits in found]
-        self.right.append(sum(right) / len(found))
-        self.finite += sum(finite) / len(found)
-        self.examples.append(len(targets))
+        return sum(right) / len(found), sum(finite) / len(found)
 
-    def end(self) -> None:
-        result, total = self.result, sum(self.examples)
-        result.accuracy.append(sum(self.right) / total)
-        result.finite.append(self.finite / total)
+    def add(
+        self, factor: float, counts: Sequence[tuple[float, float]], sizes: Sequence[int]
+    ) -> None:
+        """Adds what was counted at a factor, batch by batch, to the result."""
+        self.result.factor.append(factor)
+        self.result.accuracy.append(sum(right for right, _ in counts) / sum(sizes))
+        self.result.finite.append(sum(finite for _, finite in counts) / sum(sizes))
         if self.by_batch:
-            batches = zip(self.right, self.examples, strict=True)
-            result.by_batch.append([right / count for right, count in batches])
+            shares = [right / size for (right, _), size in zip(counts, sizes, strict=True)]
+            self.result.by_batch.append(shares)
 
 
 def _is_plain(recipe: Recipe) -> bool:

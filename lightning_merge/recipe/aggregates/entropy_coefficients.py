@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -114,7 +114,7 @@ class AdaMerging(Aggregate):
             keep_a=r"heads[.].*",
         )
         loaders = {
-            str(number): _Unlabelled(held_out.parts[task.name], self.batch_size, task)
+            str(number): _unlabelled(held_out.parts[task.name], self.batch_size, task)
             for number, task in enumerate(context.seen)
         }
         longest = max(len(loader) for loader in loaders.values())
@@ -175,18 +175,8 @@ class _ManyHeads(LightningModule):
         return {**own, **self.first_head}
 
 
-class _Unlabelled:
+def _unlabelled(held_out: HeldOut, batch_size: int, task: TaskData) -> Transferred:
     """A task's validation images in random order, as its network gets them; without labels."""
-
-    def __init__(self, held_out: HeldOut, batch_size: int, task: TaskData) -> None:
-        loader = held_out.loader
-        shuffled = reloaded(
-            loader, shuffle_seed=held_out.context.seed, batch_size=batch_size, drop_last=False
-        )
-        self.batches = Transferred(shuffled, task.module, task.data, held_out.context.device)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (inputs_of(batch) for batch in self.batches)
+    device, seed = held_out.context.device, held_out.context.seed
+    shuffled = reloaded(held_out.loader, shuffle_seed=seed, batch_size=batch_size, drop_last=False)
+    return Transferred(shuffled, task.module, task.data, device, inputs_of)

@@ -1,5 +1,7 @@
 """Merging bodies of several tasks, and the two rows that merges are compared with."""
 
+from functools import partial
+
 from lightning.pytorch import LightningModule
 
 from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint
@@ -28,9 +30,8 @@ def test_baseline(work: Work, store: Store, session: Session) -> None:
             return context.build_for(task, bodies[task.name]) if task.name in bodies else None
         return context.build_for(task, context.pretrained)
 
-    rows = measure_tasks(
-        network, conditions, context.trainer, work.name, "baseline", work.seed, session.progress
-    )
+    named = work.name, "baseline", work.seed, session.progress
+    rows = measure_tasks(network, conditions, context.trainer, *named)
     parameters = parameters_at_inference(context.module) * (len(bodies) if individual else 1)
     plain = [row.row() for row in rows]
     store.put(work.key, {"rows": plain, "parameters": parameters, "settings": work.settings})
@@ -49,22 +50,14 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
         return
     assert made.content is not None
     body = made.content["state_dict"]
-    rows = measure_tasks(
-        lambda task: context.build_for(task, body),
-        conditions,
-        context.trainer,
-        work.name,
-        "merge",
-        work.seed,
-        session.progress,
-    )
+    named = work.name, "merge", work.seed, session.progress
+    network = partial(context.build_for, body=body)
+    rows = measure_tasks(network, conditions, context.trainer, *named)
+    copied = ("parameters", "seconds", "train_examples", "chosen")
     result = {
         "rows": [row.row() for row in rows],
-        "parameters": made.measurement.parameters,
-        "seconds": made.measurement.seconds,
-        "train_examples": made.measurement.train_examples,
+        **{name: getattr(made.measurement, name) for name in copied},
         "choices": made.choices,
-        "chosen": made.measurement.chosen,
         "settings": work.settings,
     }
     store.put(work.key, result, made.content)

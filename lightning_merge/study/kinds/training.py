@@ -13,18 +13,9 @@ from lightning_merge.study.work import Session, Work, work_kinds
 
 
 @work_kinds.register("start")
-def train_start(work: Work, store: Store, session: Session) -> None:
-    """Trains the network that all ingredients of a repetition start from."""
-    _train(work, store, session, tested=False)
-
-
 @work_kinds.register("ingredient")
-def train_ingredient(work: Work, store: Store, session: Session) -> None:
-    """Trains one ingredient, and tests it."""
-    _train(work, store, session, tested=True)
-
-
-def _train(work: Work, store: Store, session: Session, tested: bool) -> None:
+def train(work: Work, store: Store, session: Session) -> None:
+    """Trains an ingredient, which is tested, or the network that all of them start from."""
     settings = work.settings
     seed_everything(settings["seed"], verbose=False)
     module = build_module(settings["model"])
@@ -37,7 +28,7 @@ def _train(work: Work, store: Store, session: Session, tested: bool) -> None:
     examples = fit(module, data, fitting)
     seconds = time.perf_counter() - start
     result: Plain = {}
-    if tested:
+    if work.kind == "ingredient":
         named = work.name, "ingredient", seconds, work.seed, examples
         result["row"] = measure(module, data, trainer(), *named).row()
     content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
