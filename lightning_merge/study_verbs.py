@@ -1,4 +1,4 @@
-"""`run_study` and `run_tasks` as functions: planned, done piece by piece, read from the store."""
+"""`run_study` and `run_tasks`: planned, done piece by piece, read from the store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,7 +58,7 @@ def run_study(
     """Trains ingredients, runs recipes on them over seeds; resumes where it was stopped.
 
     Args:
-        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
+        study: A `Study`, the options of `study` as a mapping, or a YAML file of them.
         output: The folder for results and for finished work.
         overwrite: Whether another study's results there may be written over.
         progress: Whether to show progress bars.
@@ -68,7 +68,7 @@ def run_study(
         The results of all seeds, as `compare` gives them.
 
     Raises:
-        MergeError: If a part of the study does not suit another, or the folder holds another one.
+        MergeError: If a part of the study does not suit another, or another study is in the folder.
     """
     config = _options(study)
     made = Study.of_config(config)

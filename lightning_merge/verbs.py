@@ -116,7 +116,7 @@ def merge(
 
     Raises:
         MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit, or
-            the folder holds a result.
+            there is a result in the folder.
     """
     built = build_recipe(recipe)
     if built.aggregate.is_ensemble:

@@ -1,4 +1,4 @@
-"""The patterns that weights hold: templates of a linear classifier, kernels of a first layer.
+"""The patterns in weights: templates of a linear classifier, kernels of a first layer.
 
 Rethinking Weight-Averaged Model-merging (Wang et al.), Sec. 3 and 6.1.
 """

@@ -1,4 +1,4 @@
-"""What networks make of the images of several data sets, brought to two dimensions.
+"""Representations of the images of several data sets, in two dimensions.
 
 "Quality and Diversity Both Matters When Merging Models", Fig. 1.
 """
@@ -93,8 +93,8 @@ def embed(features: Mapping[str, Tensor], method: Method = "tsne", seed: int = 0
 
     lengths = {name: one.shape[1] for name, one in features.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        raise ConfigError(f"representations differ in length: {said}; give images of one size")
+        lists = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise ConfigError(f"representations differ in length: {lists}; give images of one size")
     every = torch.cat(list(features.values())).double().numpy()
     if len(every) < 4 or every.shape[1] < 2:
         raise ConfigError("two dimensions need four images or more, and two features")

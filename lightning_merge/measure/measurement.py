@@ -52,7 +52,7 @@ class Measurement:
     chosen: str = ""
 
     def row(self) -> dict[str, Any]:
-        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(self)
         metrics, chosen = row.pop("metrics"), row.pop("chosen")
         row |= {name: value for name, value in metrics.items() if name != "accuracy"}
@@ -60,7 +60,7 @@ class Measurement:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
-        """The measurement that a stored row holds."""
+        """The measurement of a stored row."""
         known, metrics = split_row(cls, row)
         if known.get("accuracy") is not None:
             metrics["accuracy"] = known["accuracy"]
@@ -147,5 +147,5 @@ def _flops(module: LightningModule, example: Tensor | None) -> int | None:
     try:
         return flops(module, example)
     except (NotImplementedError, TypeError):
-        # A module that has no `forward`, or one that wants more than the input.
+        # A module that has no `forward`, or one that takes more than the input.
         return None

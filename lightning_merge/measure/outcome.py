@@ -25,7 +25,7 @@ class Outcome:
         measurement: Its row.
         module: The merged network, or the ensemble.
         content: The checkpoint of the merged network; None for an ensemble.
-        choices: What was chosen on held-out data on the way (`Choice.details`).
+        choices: What was chosen on held-out data (`Choice.details`).
     """
 
     measurement: Measurement

@@ -27,7 +27,7 @@ class Sweep(ABC):
         type: The option's type.
         default: The option's default.
         help: The option's help.
-        key: Under which name results hold the measurements.
+        key: The name of the measurements in results.
         title: What to call the piece of work.
         reads_merges: Whether it needs the weights that the recipes have merged.
     """
@@ -68,7 +68,7 @@ class Sweep(ABC):
 
     @abstractmethod
     def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
-        """The measurements, as JSON holds them.
+        """The measurements, as in JSON.
 
         Args:
             context: The ingredients and their data.

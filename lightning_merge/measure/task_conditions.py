@@ -94,14 +94,14 @@ class TaskMeasurement:
     metrics: dict[str, float]
 
     def row(self) -> dict[str, Any]:
-        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(self)
         metrics = row.pop("metrics")
         return {**row, **metrics}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "TaskMeasurement":
-        """The measurement that a stored row holds."""
+        """The measurement of a stored row."""
         known, metrics = split_row(cls, row)
         return cls(**known, metrics=metrics)
 

@@ -37,7 +37,7 @@ def templates_beside_averages(
 
     Args:
         checkpoint: The classifier.
-        data: Gives the training images; None to look at the weights alone.
+        data: Gives the training images; None for the weights alone.
 
     Raises:
         MergeError: If the network is another one, or the data are not those it was trained on.

@@ -69,7 +69,7 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
         ("spec", context.digests[0]),
         lambda: PermutationSpec.from_model(first, example_inputs(batches, device)),
     ).value
-    # A head of another task must not say which units correspond.
+    # A head of another task must not decide which units correspond.
     headless = {**state, **{head: torch.zeros_like(state[head]) for head in context.heads}}
     scores: list[Score] = []
 

@@ -17,7 +17,7 @@ from lightning_merge.recipe.selection import selections
 
 T = TypeVar("T")
 Plain = dict[str, Any]
-"""Nested dicts, lists, numbers and strings, as a YAML file holds them."""
+"""Nested dicts, lists, numbers and strings, as in a YAML file."""
 
 
 def build_data(config: Mapping[str, Any]) -> LightningDataModule:

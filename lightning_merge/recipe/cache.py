@@ -24,7 +24,7 @@ class Cached(Generic[T]):
 
 
 def identity(part: object) -> str:
-    """What tells the parts of two recipes apart: class and settings, as a key holds them."""
+    """What distinguishes the parts of two recipes, for a key: class and settings."""
     if part is None:
         return ""
     kind = type(part)
@@ -33,7 +33,7 @@ def identity(part: object) -> str:
 
 @dataclass
 class Cache:
-    """Values by keys that say everything they depend on (digests of weights, settings).
+    """Values by keys of everything that they depend on (digests of weights, settings).
 
     Neither a hit nor a miss changes any result: what is found equals what would be computed.
     """

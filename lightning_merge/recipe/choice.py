@@ -10,8 +10,8 @@ class Choice:
 
     Attributes:
         text: What a person reads of it.
-        details: What was chosen, among what, by which score, and on how many `examples`, as JSON
-            holds it.
+        details: What was chosen, among what, by which score, and on how many `examples`; as in
+            JSON.
     """
 
     text: str

@@ -50,7 +50,7 @@ class Context:
         cache: What recipes on the same ingredients share.
 
     Raises:
-        MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN,
+        MergeError: If the ingredients are fewer than two, differ in architecture or contain NaN,
             or if `statistics_examples` are none.
     """
 

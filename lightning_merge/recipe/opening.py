@@ -42,7 +42,7 @@ def open_context(
         data: The data module, or its `class_path` and `init_args`.
         trainer: Makes Trainers.
         model: The ingredients' LightningModule, or its `class_path` and `init_args`; None for
-            what the first network is, or its checkpoint says.
+            what the first network is, or its checkpoint describes.
         heads: Which tensors are the first ingredient's in all of them (`share_head`); None for
             none.
         **settings: `seed`, `statistics_examples` and `progress` of `Context`.
@@ -65,7 +65,7 @@ def open_context(
         data if isinstance(data, LightningDataModule) else build_data(data),
         trainer,
         heads=kept,
-        # Of what the files hold, not of what sharing a head made of them.
+        # Of the files as they are, not of what sharing a head made of them.
         given_digests=[digest(state) for state in own],
         **settings,
     )

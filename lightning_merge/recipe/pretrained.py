@@ -8,7 +8,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.context import Context
 
 START = "start"
-"""What a recipe's `pretrained` may say instead of a path: the context's own."""
+"""A recipe's `pretrained`, instead of a path, for the context's own."""
 
 
 def check_pretrained(pretrained: str | None, context: Context, what: str) -> None:

@@ -27,7 +27,7 @@ class Proposal:
     Attributes:
         subsets: Indices of ingredients, a list for each subset; of several the one is kept
             whose merge is best on held-out data.
-        details: What it went by, as JSON holds it.
+        details: What it is based on, as in JSON.
         seconds: What it would have taken longer without the cache.
     """
 

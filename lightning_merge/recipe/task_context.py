@@ -77,7 +77,7 @@ def head_of(module: LightningModule, data: LightningDataModule, state: StateDict
 class TaskContext(Context):
     """A context whose ingredients were fine-tuned on a task each, from one pre-trained body.
 
-    The ingredients hold the first task's head, so that recipes see one architecture, and what
+    The ingredients have the first task's head, so that recipes see one architecture, and what
     they merge is the body: `build` gives it under the first head, `TaskData.build` under any.
     What recipes read of data is that of all seen tasks together.
 
@@ -111,7 +111,7 @@ class TaskContext(Context):
             **settings: Other attributes: `task_statistics`, `seed`, `progress`, `cache`, ...
 
         Raises:
-            MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
+            MergeError: If the bodies are fewer than two, differ in architecture or contain NaN.
         """
         ordered = sorted(tasks, key=lambda task: not task.seen)
         first = ordered[0]

@@ -1,4 +1,4 @@
-"""The folder of a study, in which work that was stopped goes on."""
+"""The folder of a study, in which work that was stopped is resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lightning_merge.recipe.build import Plain
 from lightning_merge.study.plan import determining
 from lightning_merge.study.store import Store
 
-# More of these goes on where less of them ended.
+# A study with more of these resumes one with fewer.
 _GROWS = ("seeds", "recipes", "pool_sizes")
 
 
@@ -45,7 +45,7 @@ class StudyFolder:
             overwrite: Whether another study's results there may be written over.
 
         Raises:
-            OutputExistsError: If the folder holds another study and is not to be overwritten, or
+            OutputExistsError: If another study is in the folder and is not to be overwritten, or
                 work in another version's format.
         """
         self.store.check_schema()

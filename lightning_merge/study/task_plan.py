@@ -33,8 +33,8 @@ class TaskStudy:
         pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from;
             None for the weights that the model's own `pretrained` names.
         pretraining: Where there is none: `data` and `trainer` to make it with.
-        pretraining_model: The model while it is pre-trained, where its optimizer, say, is to be
-            another then; None for `model`.
+        pretraining_model: The model while it is pre-trained, where its optimizer, for example, is
+            another one then; None for `model`.
         training: The Trainer's arguments for fine-tuning, `max_epochs` above all; a task's own
             `training` changes some of them.
         train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it

@@ -87,7 +87,7 @@ def make_work(kind: str, name: str, seed: int, settings: Plain, needs: Sequence[
 def execute(work: Work, store: Store, session: Session | None = None) -> None:
     """Does one piece of work, and puts its result into the store.
 
-    It depends on the work and on what the store holds under the keys that it needs, on nothing
+    It depends on the work and on what is stored under the keys that it needs, on nothing
     else: in any order that respects these, in any process, it gives the same result. What earlier
     pieces in this process left to be shared is in the session.
 

@@ -58,7 +58,7 @@ class _Measured:
         return math.nan if any(map(math.isnan, rises)) else max(rises)
 
     def plain(self) -> Plain:
-        """The measurements as JSON holds them."""
+        """The measurements as in JSON."""
         return {**asdict(self), "barrier": self.barrier}
 
 
