@@ -1,7 +1,8 @@
-"""`run_study` and `run_tasks` as functions: planned, done piece by piece, read from the store."""
+"""`run_study` and `run_tasks`: planned, done piece by piece, read from the store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ R = TypeVar("R", Comparison, TaskResults)
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who follows a study while it runs, and from which command.
+    """Callbacks for a study while it runs, and its command.
 
     Attributes:
         command: The words after `python -m lightning_merge`; those of this process if None.
@@ -52,20 +53,20 @@ def run_study(
     progress: bool = True,
     watcher: Watcher | None = None,
 ) -> Comparison:
-    """Trains ingredients, runs recipes on them over seeds; goes on where it was stopped.
+    """Trains ingredients, runs recipes on them over seeds; resumes where it was stopped.
 
     Args:
-        study: A `Study`, the options of `study` as a mapping, or a YAML file that holds them.
+        study: A `Study`, the options of `study` as a mapping, or a YAML file of them.
         output: The folder for results and for finished work.
         overwrite: Whether another study's results there may be written over.
         progress: Whether to show progress bars.
-        watcher: Who follows it; nobody if not given.
+        watcher: Callbacks and the command to store.
 
     Returns:
         The results of all seeds, as `compare` gives them.
 
     Raises:
-        MergeError: If a part of the study does not suit another, or the folder holds another one.
+        MergeError: If a part of the study does not suit another, or another study is in the folder.
     """
     config = options_of(study, Study)
     made = Study.of_config(config)
@@ -73,12 +74,12 @@ def run_study(
     config["pool_sizes"] = made.pool_sizes
     recipes = _recipes(made)
     shown = ("title", "sweeps", *(entry.value.option for entry in sweeps))
-    return _done(
+    return _run(
         StudyFolder(Path(output), "study.json", shown),
         config,
         plan(made),
         lambda: check_recipes(made, recipes),
-        lambda works, store, command: study_results(made, works, store, config, command),
+        partial(study_results, made),
         overwrite,
         progress,
         watcher or Watcher(),
@@ -93,7 +94,7 @@ def run_tasks(
     progress: bool = True,
     watcher: Watcher | None = None,
 ) -> TaskResults:
-    """Merges bodies of several tasks, and tests each merge on all tasks; goes on if stopped.
+    """Merges bodies of several tasks, and tests each merge on all; resumes where it was stopped.
 
     Args:
         study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file of them.
@@ -115,12 +116,12 @@ def run_tasks(
     for recipe in recipes:
         check_task_recipe(recipe)
     digests = {path: digest(read_checkpoint(path).state_dict) for path in checkpoints_of(made)}
-    return _done(
+    return _run(
         StudyFolder(Path(output), "tasks.json", ("title",)),
         config,
         plan_tasks(made, digests),
         lambda: check_work(made, recipes),
-        lambda works, store, command: task_results(made, works, store, config, command),
+        partial(task_results, made),
         overwrite,
         progress,
         watcher or Watcher(),
@@ -134,17 +135,17 @@ def _recipes(study: Study | TaskStudy) -> list[Recipe]:
     return recipes
 
 
-def _done(
+def _run(
     folder: StudyFolder,
     config: Plain,
     works: Sequence[Work],
     check: Callable[[], None],
-    results: Callable[[Sequence[Work], Store, list[str] | None], R],
+    results: Callable[[Sequence[Work], Store, Plain, list[str] | None], R],
     overwrite: bool,
     progress: bool,
     watcher: Watcher,
 ) -> R:
-    """What a study gives when all of its work is done, saved in its folder."""
+    """The results of a study whose work is done now, saved in its folder."""
     with folder.alone():
         store = folder.store
         store.check_schema()
@@ -158,7 +159,7 @@ def _done(
         if watcher.on_plan is not None:
             watcher.on_plan(len(works), done)
         run(works, store, watcher.on_done, progress)
-        found = results(works, store, watcher.command)
+        found = results(works, store, config, watcher.command)
         found.loggers = loggers
         found.save(folder.folder, overwrite=True)
         return found

@@ -1,7 +1,7 @@
 """`merge` and `compare` as functions; a command parses its options and calls one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +47,32 @@ Given = Recipe | Mapping[str, Any]
 
 OnRow = Callable[[Measurement], None]
 
+_MERGE_FILES = ("merged.ckpt", "result.json")
+
 
 @dataclass
 class Merge(Comparison):
     """One recipe's result: the row, and the merged network, which is written as `merged.ckpt`."""
 
     outcome: Outcome | None = None
-    held: Plain = field(default_factory=dict)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes `merged.ckpt` and `result.json`.
 
         Args:
             folder: Where to.
-            overwrite: Whether a merge that the folder holds may be written over.
+            overwrite: Whether a merge in that folder may be written over.
 
         Raises:
-            OutputExistsError: If it holds one, and it may not.
+            OutputExistsError: If there is one, and it may not.
         """
-        path = claim_folder(folder, ("merged.ckpt", "result.json"), overwrite)
+        path = claim_folder(folder, _MERGE_FILES, overwrite)
         assert self.outcome is not None
         assert self.outcome.content is not None
         write_checkpoint(path / "merged.ckpt", self.outcome.content)
-        write_json(path / "result.json", {**self.made_by, **self.held})
+        known = {name: self.details[name] for name in ("config", "ingredients", "split_hash")}
+        measured = {"measurement": self.rows[0].row(), "choices": self.outcome.choices}
+        write_json(path / "result.json", {**self.made_by, **known, **measured})
         return path
 
 
@@ -97,7 +100,7 @@ def merge(
             or networks; the others are aligned to the first.
         recipe: A `Recipe`, or its plain configuration.
         data: The data to merge and test on: a LightningDataModule, or its configuration.
-        model: The ingredients' LightningModule, where the first network does not say it.
+        model: The ingredients' LightningModule, where the first network does not give it.
         trainer: The Trainer's arguments.
         seed: Seeds whatever the merge draws.
         heads: For ingredients of different tasks: `first` gives all of them the first one's
@@ -116,7 +119,7 @@ def merge(
 
     Raises:
         MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit, or
-            the folder holds a result.
+            there is a result in the folder.
     """
     built = build_recipe(recipe)
     if built.aggregate.is_ensemble:
@@ -124,41 +127,21 @@ def merge(
             f"recipe '{built.name}' is an ensemble, not one network: `compare` evaluates those"
         )
     if output is not None:
-        claim_folder(output, ("merged.ckpt", "result.json"), overwrite)
-    settings = instantiate_trainer(trainer or {})
-    settings.pop("loggers")
-    context = open_context(
-        networks,
-        data,
-        trainer_maker(settings, progress),
-        model,
-        heads,
-        seed=seed,
-        statistics_examples=statistics_examples,
-        progress=progress,
-    )
-    check_one_batch(context)
+        claim_folder(output, _MERGE_FILES, overwrite)
+    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
+    context, _ = _opened(networks, data, trainer, model, heads, settings)
     if on_context is not None:
         on_context(context)
     outcome = run_recipe(built, context)
-    row = outcome.measurement
-    details = _details(context, [built], config)
     result = Merge(
         title=built.name,
-        rows=[row],
+        rows=[outcome.measurement],
         merged=Merges({built.name: _in_memory(context, outcome, Path("merged.ckpt"))}),
         made_by=provenance(command),
-        details=details,
+        details=_details(context, [built], config),
         alphas=outcome.alphas,
         alphas_of=_among(outcome),
         outcome=outcome,
-        held={
-            "config": details["config"],
-            "ingredients": details["ingredients"],
-            "split_hash": details["split_hash"],
-            "measurement": row.row(),
-            "choices": outcome.choices,
-        },
     )
     if output is not None:
         result.save(output, overwrite=True)
@@ -226,19 +209,8 @@ def compare(
     for sweep, value in chosen.items():
         sweep.check(value, len(networks))
     folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
-    settings = instantiate_trainer(trainer or {})
-    loggers = settings.pop("loggers")
-    context = open_context(
-        networks,
-        data,
-        trainer_maker(settings, progress),
-        model,
-        heads,
-        seed=seed,
-        statistics_examples=statistics_examples,
-        progress=progress,
-    )
-    check_one_batch(context)
+    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
+    context, loggers = _opened(networks, data, trainer, model, heads, settings)
     if on_context is not None:
         on_context(context)
     for size in sizes:
@@ -279,22 +251,19 @@ def compare(
                 details["choices"][name] = outcome.choices
 
     def weights(name: str, size: int) -> StateDict:
-        content = contents[name, size]
-        assert content is not None
-        state: StateDict = content["state_dict"]
+        state: StateDict = (contents[name, size] or {})["state_dict"]
         return state
 
-    swept = {
-        sweep.key: sweep.measure(context, sweep.settings(value, recipes, sizes), weights)
-        for sweep, value in chosen.items()
-    }
     result = Comparison(
         title=title,
         rows=rows,
         merged=Merges(stored),
         made_by=provenance(command),
         details=details,
-        swept=swept,
+        swept={
+            sweep.key: sweep.measure(context, sweep.settings(value, recipes, sizes), weights)
+            for sweep, value in chosen.items()
+        },
         alphas=alphas,
         alphas_of=among,
         loggers=loggers,
@@ -309,13 +278,27 @@ def _among(outcome: Outcome) -> int:
     return alphas_of((outcome.content or {}).get("lightning_merge", {}))
 
 
+def _opened(
+    networks: Sequence[Network],
+    data: Data,
+    trainer: Mapping[str, Any] | None,
+    model: Model | None,
+    heads: str | None,
+    settings: Plain,
+) -> tuple[Context, list[Any]]:
+    """The context of some networks, one batch of which was tried, and the Trainer's loggers."""
+    arguments = instantiate_trainer(trainer or {})
+    loggers = arguments.pop("loggers")
+    made = trainer_maker(arguments, settings["progress"])
+    context = open_context(networks, data, made, model, heads, **settings)
+    check_one_batch(context)
+    return context, loggers
+
+
 def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:
     known = [entry.value.option for entry in sweep_kinds]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"compare has no option '{unknown[0]}': the sweeps are {', '.join(known)}"
-        )
+    for unknown in sorted(set(options) - set(known)):
+        raise ConfigError(f"compare has no option '{unknown}': the sweeps are {', '.join(known)}")
     return chosen_sweeps(options)
 
 
@@ -335,9 +318,8 @@ def _details(context: Context, recipes: Sequence[Recipe], config: Plain | None) 
 def _in_memory(context: Context, outcome: Outcome, path: Path) -> StoredMerge:
     content = outcome.content
     assert content is not None
-    state = content["state_dict"]
     return StoredMerge(
         path,
-        lambda: context.build(state),
+        lambda: context.build(content["state_dict"]),
         lambda target: write_checkpoint(target, content),
     )

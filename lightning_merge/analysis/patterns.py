@@ -1,4 +1,4 @@
-"""The patterns that weights hold: templates of a linear classifier, kernels of a first layer.
+"""The patterns in weights: templates of a linear classifier, kernels of a first layer.
 
 Rethinking Weight-Averaged Model-merging (Wang et al.), Sec. 3 and 6.1.
 """
@@ -93,8 +93,8 @@ def class_averages(batches: Transferred, classes: int, progress: bool = True) ->
 def match(templates: Tensor, averages: Tensor) -> Tensor:
     """How alike each class's template is to each class's average image.
 
-    What all classes have in common is taken off both: a template tells its class from the others,
-    so it is held against what its class's images have beyond the rest.
+    What all classes have in common is subtracted from both: a template distinguishes its class from
+    the others, so it is compared with what its class's images have beyond the rest.
 
     Args:
         templates: `(classes, C, H, W)`.
@@ -109,11 +109,7 @@ def match(templates: Tensor, averages: Tensor) -> Tensor:
 def pairs(templates: Tensor) -> Tensor:
     """The mean of each template of the first half and its counterpart in the second half.
 
-    Args:
-        templates: `(classes, C, H, W)`; of an odd number the last one is left out.
-
-    Returns:
-        The means `(classes // 2, C, H, W)`.
+    Of `(classes, C, H, W)` come `(classes // 2, C, H, W)`; an odd number's last one is left out.
     """
     half = len(templates) // 2
     return (templates[:half] + templates[half : 2 * half]) / 2

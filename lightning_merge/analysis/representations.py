@@ -1,4 +1,4 @@
-"""What networks make of the images of several data sets, brought to two dimensions.
+"""Representations of the images of several data sets, in two dimensions.
 
 "Quality and Diversity Both Matters When Merging Models", Fig. 1.
 """
@@ -45,12 +45,12 @@ def representations(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What a network's last layer is given for some test images.
+    """The inputs of a network's last layer for some test images.
 
     Args:
         module: The network; it stays as it is.
         data: A data module that is set up to test.
-        examples: How many images, drawn at random.
+        examples: How many images, drawn at random by the seed.
         seed: Determines which.
         device: Where to compute.
 
@@ -93,8 +93,8 @@ def embed(features: Mapping[str, Tensor], method: Method = "tsne", seed: int = 0
 
     lengths = {name: one.shape[1] for name, one in features.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        raise ConfigError(f"representations differ in length: {said}; give images of one size")
+        lists = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise ConfigError(f"representations differ in length: {lists}; give images of one size")
     every = torch.cat(list(features.values())).double().numpy()
     if len(every) < 4 or every.shape[1] < 2:
         raise ConfigError("two dimensions need four images or more, and two features")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def similarities(one: Tensor, other: Tensor) -> Tensor:
-    """The cosine of the angle between each row of one tensor and each of another.
+    """The cosines of the angles between the rows of two tensors; 0 where one of them is zero.
 
     Rethinking Weight-Averaged Model-merging (Wang et al.), Eq. 1.
 
@@ -14,7 +14,7 @@ def similarities(one: Tensor, other: Tensor) -> Tensor:
         other: `(M, ...)`.
 
     Returns:
-        The cosines `(N, M)`; 0 where one of the two is zero.
+        The cosines `(N, M)`.
     """
     units = [
         torch.nn.functional.normalize(tensor.flatten(1).double(), dim=1) for tensor in (one, other)

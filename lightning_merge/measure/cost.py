@@ -19,9 +19,6 @@ def flops(module: nn.Module, example: Tensor) -> int:
     Args:
         module: A network of one input; an ensemble counts with all its members.
         example: Images `(N, C, H, W)` or any other input, of which the first one is used.
-
-    Returns:
-        The operations for one image.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +31,7 @@ def flops(module: nn.Module, example: Tensor) -> int:
 
 
 def parameters_at_inference(module: nn.Module) -> int:
-    """How many numbers must be held to predict; the alphas of a merge are not among them."""
+    """How many numbers prediction needs; the alphas of a merge are not among them."""
     return sum(
         parameter.numel() for name, parameter in module.named_parameters() if name != "alpha_logits"
     )

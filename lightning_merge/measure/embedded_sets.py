@@ -46,11 +46,11 @@ def embedded_sets(
     Args:
         networks: Checkpoints, by what to call them.
         sets: The data modules' configurations, by what to call them.
-        model: The networks' module, as configuration; None for what the checkpoints say.
+        model: The networks' module, as configuration; None for what the checkpoints describe.
         method: `pca` or `tsne`.
         examples: How many test images of each set, if there are so many in all of them.
         seed: Which images; and of t-SNE.
-        statistics: Where each set is seen with BatchNorm statistics of its own.
+        statistics: Gives each set BatchNorm statistics of its own; None for the networks' own.
 
     Returns:
         The embeddings by network, and how many images of each set they show.
@@ -60,7 +60,11 @@ def embedded_sets(
     """
     if examples < 2:
         raise ConfigError("--examples is 2 or more")
-    ready = {name: _ready(build_data(config)) for name, config in sets.items()}
+    ready = {name: build_data(config) for name, config in sets.items()}
+    for data in ready.values():
+        data.prepare_data()
+        data.setup("fit")
+        data.setup("test")
     count = min([examples, *(_size(name, data) for name, data in ready.items())])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
@@ -82,19 +86,11 @@ def _with_statistics(
     statistics: TaskStatistics | None,
     device: torch.device,
 ) -> LightningModule:
-    """The module as a study tests it on a task."""
     if statistics is None:
         return module
     own = copy.deepcopy(module).to(device)
     reset_on_training_data(own, data, device, statistics.examples, statistics.seed)
     return own
-
-
-def _ready(data: LightningDataModule) -> LightningDataModule:
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    return data
 
 
 def _size(name: str, data: LightningDataModule) -> int:

@@ -1,4 +1,4 @@
-"""A head for a body: logistic regression on what the body makes of a task's training images."""
+"""A head for a body: logistic regression on the body's features of a task's training images."""
 
 import copy
 
@@ -21,7 +21,7 @@ def linear_probe(
     device: torch.device,
     per_class: int | None = None,
 ) -> tuple[StateDict, int]:
-    """The last layer that tells a task's classes best from a fixed body's features.
+    """The last layer that best classifies a task's images by a fixed body's features.
 
     Logistic regression with scikit-learn's default penalty on standardised features; the
     standardisation, which needs no labels and is that of all training images, is then folded
@@ -79,7 +79,7 @@ def _regress(
     from sklearn.linear_model import LogisticRegression
 
     mean, deviation = features.mean(0), features.std(0)
-    # A unit that never fires tells nothing.
+    # A unit that never fires carries no information.
     deviation[deviation == 0] = 1
     standardised = (features[labelled] - mean) / deviation
     fitted = LogisticRegression(max_iter=1000).fit(standardised, targets[labelled])

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_merge.batches import inputs_of
 from lightning_merge.measure.cost import flops, parameters_at_inference
+from lightning_merge.recipe.counting import counting
 
 AVERAGE = "Ingredients' average"
 
@@ -22,9 +22,9 @@ class Measurement:
     Attributes:
         method: The recipe's name, or the ingredient's.
         kind: `ingredient`, `merge` (one network) or `ensemble` (several).
-        accuracy: The share of test examples that are classified rightly; None if the
+        accuracy: The share of test examples that are classified correctly; None if the
             module reports none.
-        seconds: What making it took: alignment, aggregation, recalibration; for an
+        seconds: How long making it took: alignment, aggregation, recalibration; for an
             ingredient, its training; None if that is not known.
         parameters: How many parameters there are at inference.
         seed: The seed of the ingredients and of the merge.
@@ -32,10 +32,10 @@ class Measurement:
         train_examples: How many labelled examples were learned from; 0 if none, None if that
             is not known.
         flops: The operations of one prediction (a multiply-add is two); None if the module
-            cannot be asked by its input alone.
+            cannot be called with its input alone.
         pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
-        chosen: What was chosen on held-out data on the way, in words.
+        chosen: What was chosen on held-out data, in words.
     """
 
     method: str
@@ -52,7 +52,7 @@ class Measurement:
     chosen: str = ""
 
     def row(self) -> dict[str, Any]:
-        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(self)
         metrics, chosen = row.pop("metrics"), row.pop("chosen")
         row |= {name: value for name, value in metrics.items() if name != "accuracy"}
@@ -60,13 +60,18 @@ class Measurement:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
-        """The measurement that a stored row holds."""
-        own = {one.name for one in fields(cls)} - {"metrics"}
-        metrics = {name: value for name, value in row.items() if name not in own}
-        known = {name: value for name, value in row.items() if name in own}
+        """The measurement of a stored row."""
+        known, metrics = split_row(cls, row)
         if known.get("accuracy") is not None:
             metrics["accuracy"] = known["accuracy"]
         return cls(**known, metrics=metrics)
+
+
+def split_row(kind: type, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The fields of a dataclass in a stored row, and the metrics beside them."""
+    own = {one.name for one in fields(kind)} - {"metrics"}
+    known = {name: value for name, value in row.items() if name in own}
+    return known, {name: value for name, value in row.items() if name not in own}
 
 
 def measure(
@@ -82,21 +87,17 @@ def measure(
     """Tests a module, and counts its parameters and operations.
 
     Args:
-        module: The module; its `test_step` says what is measured.
+        module: The module; its `test_step` determines what is measured.
         data: Gives the test set.
         trainer: Runs the test.
-        method: The row's name.
+        method: As in `Measurement`, like the arguments that follow.
         kind: `ingredient`, `merge` or `ensemble`.
-        seconds: What making the module took; None if that is not known.
-        seed: The seed that the row belongs to.
-        train_examples: How many labelled examples the module was made with; None if that
-            is not known.
-
-    Returns:
-        The measurement.
+        seconds: None if not known.
+        seed: The repetition's.
+        train_examples: None if not known.
     """
-    counter = _Counter()
-    metrics = _test(module, data, trainer, counter)
+    with counting(trainer) as seen:
+        metrics = _tested(module, data, trainer)
     return Measurement(
         method=method,
         kind=kind,
@@ -104,9 +105,9 @@ def measure(
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
-        test_examples=counter.tested,
+        test_examples=seen.count,
         train_examples=train_examples,
-        flops=_flops(module, counter.example),
+        flops=_flops(module, seen.example),
         metrics=metrics,
     )
 
@@ -116,30 +117,25 @@ def evaluate(
 ) -> tuple[dict[str, float], int]:
     """Tests a module.
 
-    Args:
-        module: The module.
-        data: Gives the test set.
-        trainer: Runs the test.
-
     Returns:
         The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is
         `accuracy`), and how many examples they stand on.
     """
-    counter = _Counter()
-    return _test(module, data, trainer, counter), counter.tested
+    with counting(trainer) as seen:
+        metrics = _tested(module, data, trainer)
+    return metrics, seen.count
 
 
-def _test(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer, counter: "_Counter"
+def _tested(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer
 ) -> dict[str, float]:
-    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):
         results = trainer.test(module, datamodule=data, verbose=False)
-    trainer.callbacks.remove(counter)  # type: ignore[attr-defined]
-    found: dict[str, float] = {}
-    for metrics in results:
-        for name, value in metrics.items():
-            found[name.removeprefix("test_").removeprefix("test/")] = float(value)
+    found = {
+        name.removeprefix("test_").removeprefix("test/"): float(value)
+        for metrics in results
+        for name, value in metrics.items()
+    }
     if "acc" in found and "accuracy" not in found:
         found["accuracy"] = found.pop("acc")
     return found
@@ -151,21 +147,5 @@ def _flops(module: LightningModule, example: Tensor | None) -> int | None:
     try:
         return flops(module, example)
     except (NotImplementedError, TypeError):
-        # A module that has no `forward`, or one that wants more than the input.
+        # A module that has no `forward`, or one that takes more than the input.
         return None
-
-
-class _Counter(Callback):
-    """Counts the examples that the loop really saw, and keeps one."""
-
-    def __init__(self) -> None:
-        self.tested = 0
-        self.example: Tensor | None = None
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        del trainer, pl_module, outputs, args
-        inputs = inputs_of(batch)
-        self.tested += len(inputs)
-        self.example = inputs[:1]

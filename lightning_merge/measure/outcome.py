@@ -1,12 +1,13 @@
-"""What a recipe gives when it is run and measured: a row, a module, a checkpoint."""
+"""The outcome of a recipe that is run and measured: a row, a module, a checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch import __version__ as lightning_version
+from torch import Tensor
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
@@ -19,13 +20,13 @@ from lightning_merge.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one recipe gave.
+    """The outcome of one recipe.
 
     Attributes:
         measurement: Its row.
         module: The merged network, or the ensemble.
         content: The checkpoint of the merged network; None for an ensemble.
-        choices: What was chosen on held-out data on the way (`Choice.plain`).
+        choices: What was chosen on held-out data (`Choice.details`).
     """
 
     measurement: Measurement
@@ -61,15 +62,7 @@ def check_names(recipes: Sequence[Recipe]) -> None:
 
 
 def run_recipe(recipe: Recipe, context: Context) -> Outcome:
-    """Makes and measures one merge.
-
-    Args:
-        recipe: What to do.
-        context: The ingredients and their data.
-
-    Returns:
-        The row, the module, and the merged checkpoint.
-    """
+    """Makes and measures one merge of a context's ingredients."""
     made = recipe(context)
     is_ensemble = recipe.aggregate.is_ensemble
     measurement = measure(
@@ -84,7 +77,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Outcome:
     )
     measurement.pool_size = len(context.states)
     measurement.chosen = "; ".join(dict.fromkeys(str(choice) for choice in made.choices))
-    choices = [choice.plain() for choice in made.choices]
+    choices = [choice.details for choice in made.choices]
     content = None if is_ensemble else merged_content(made, recipe, context)
     return Outcome(measurement, made.module, content, choices)
 
@@ -97,42 +90,39 @@ def measure_ingredients(context: Context) -> Iterator[Measurement]:
 
 
 def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, Any]:
-    """What a merged checkpoint holds: Lightning's own entries, and where it came from.
+    """A merge's checkpoint, which the ingredients' class loads with `load_from_checkpoint`.
 
-    Args:
-        made: The merge.
-        recipe: The recipe that made it.
-        context: What it was made of.
-
-    Returns:
-        A checkpoint that the ingredients' class loads with `load_from_checkpoint`, with how
-        the data module prepares images, and with the recipe's name, the ingredients' hashes and
-        the alphas (if any) under `lightning_merge`: those of the first ingredient, and where
-        there are more than two, `other_alphas`, a list of those of the others.
+    Beside Lightning's own entries it has how the data module prepares images, and, under
+    `lightning_merge`, the recipe's name, the ingredients' hashes, the choices, and the alphas (if
+    any): those of the first ingredient, and where there are more than two, `other_alphas`, a list
+    of those of the others.
     """
-    module = made.module
-    state: StateDict = {name: value.cpu().clone() for name, value in module.state_dict().items()}
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": context.digests}
     if made.choices:
-        origin["choices"] = [choice.plain() for choice in made.choices]
-    alphas_of = getattr(module, "alphas_by_ingredient", None)
+        origin["choices"] = [choice.details for choice in made.choices]
+    alphas_of = getattr(made.module, "alphas_by_ingredient", None)
     if alphas_of is not None:
-        first, *others = (
-            {name: value.cpu().clone() for name, value in one.items()} for one in alphas_of()
-        )
-        origin["alphas"] = first
+        origin["alphas"], *others = map(_on_cpu, alphas_of())
         if others:
             origin["other_alphas"] = others
     prepared = preprocessing_of(context.data)
+    kept = {} if prepared is None else {KEY: prepared}
+    return {**content_of(made.module, context.module), "lightning_merge": origin, **kept}
+
+
+def content_of(module: LightningModule, described_by: LightningModule) -> dict[str, Any]:
+    """A checkpoint as Lightning would write it: a module's weights, another's hyper-parameters."""
     return {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": lightning_version,
-        "state_dict": state,
-        "hyper_parameters": dict(context.module.hparams),
-        "lightning_merge": origin,
-        **({} if prepared is None else {KEY: prepared}),
+        "state_dict": _on_cpu(module.state_dict()),
+        "hyper_parameters": dict(described_by.hparams),
     }
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> StateDict:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def merge_file(method: str, size: int, sizes: Sequence[int]) -> Path:
@@ -142,7 +132,7 @@ def merge_file(method: str, size: int, sizes: Sequence[int]) -> Path:
 
 
 def reference_ensemble(recipes: Sequence[Recipe]) -> str | None:
-    """The name of the ensemble that merges are held against: the first one of logits, if any."""
+    """The name of the ensemble that merges are compared with: the first one of logits, if any."""
     return next((one.name for one in recipes if one.aggregate.combines == "logits"), None)
 
 

@@ -1,4 +1,4 @@
-"""Which interpolation paths a list of recipes calls for."""
+"""Which interpolation paths to measure for a list of recipes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,11 @@ Given = Recipe | Mapping[str, Any]
 def path_recipes(recipes: Sequence[Given]) -> list[Any]:
     """A plain average for each way of aligning and recalibrating that recipes name.
 
-    Args:
-        recipes: Recipes, as objects or as plain configuration.
-
     Returns:
         Recipes, as plain configuration where they were given so: first the direct path, then
         each distinct pair of `align` and `recalibrate` among the recipes that give weighted
         means; where there is no such recipe, among all of them; in order of appearance. Their
-        names say the pair (`direct`, `Permute + reset`), with the matching's arguments where
+        names are the pairs' (`direct`, `Permute + reset`), with the matching's arguments where
         two differ in nothing else.
     """
     built = [build_recipe(recipe) for recipe in recipes]

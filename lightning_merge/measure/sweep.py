@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.path_recipes import Given
+from lightning_merge.recipe.build import Plain
 from lightning_merge.recipe.context import Context
 from lightning_merge.registry import Registry
 
-Plain = dict[str, Any]
 MergedWeights = Callable[[str, int], StateDict]
 """The merged weights of a recipe's name and a number of ingredients."""
 
@@ -26,8 +26,8 @@ class Sweep(ABC):
         option: The option's name; a value that is empty or 0 leaves the sweep out.
         type: The option's type.
         default: The option's default.
-        help: What the option does.
-        key: Under which name results hold the measurements.
+        help: The option's help.
+        key: The name of the measurements in results.
         title: What to call the piece of work.
         reads_merges: Whether it needs the weights that the recipes have merged.
     """
@@ -68,20 +68,16 @@ class Sweep(ABC):
 
     @abstractmethod
     def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
-        """The measurements, as JSON holds them.
+        """The measurements, as in JSON.
 
         Args:
             context: The ingredients and their data.
-            settings: What `settings` gave.
+            settings: As `settings` gave them.
             weights: Gives merged weights, where the sweep reads them.
         """
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-        """Tables for the report, a list of cells a line, the headings first.
-
-        Args:
-            found: The measurements of all seeds.
-        """
+        """Tables for the report (rows of cells, headings first) of the results of all seeds."""
         del found
         return []
 
@@ -90,14 +86,9 @@ sweeps: Registry[type[Sweep]] = Registry("sweeps", "lightning_merge.measure.swee
 
 
 def chosen_sweeps(config: Mapping[str, Any]) -> dict[Sweep, Any]:
-    """The sweeps that a configuration wants, with their values.
-
-    Args:
-        config: Options by name.
-    """
+    """The sweeps whose options (by name) are set, with their values."""
     made = (entry.value() for entry in sweeps)
-    wanted = {sweep: config.get(sweep.option) for sweep in made}
-    return {sweep: value for sweep, value in wanted.items() if value}
+    return {sweep: config[sweep.option] for sweep in made if config.get(sweep.option)}
 
 
 def sweep_of(option: str) -> Sweep:
@@ -106,13 +97,13 @@ def sweep_of(option: str) -> Sweep:
 
 
 def mean_cell(values: Sequence[float | None]) -> str:
-    """The mean over seeds as a table shows it; of some seeds it would look like that of all."""
+    """The mean over all seeds as a table shows it; `-` where one of them has no finite value."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return f"{statistics.fmean(known):.4f}" if len(known) == len(values) else "-"
 
 
 def by_name(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Measurements of one name, from several seeds, together."""
+    """Measurements, from several seeds, by their name."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for one in found:
         grouped.setdefault(one["name"], []).append(one)

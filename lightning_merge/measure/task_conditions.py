@@ -1,7 +1,7 @@
-"""What a body gets right on every task, under the tasks' own heads, clean and corrupted."""
+"""Metrics of a body on every task, under the tasks' own heads, on clean and corrupted images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_merge.data import ClassificationDataModule
 from lightning_merge.data.corruptions import Corruption
 from lightning_merge.errors import ConfigError
-from lightning_merge.measure.measurement import evaluate
+from lightning_merge.measure.measurement import evaluate, split_row
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.task_context import TaskData
 
@@ -34,19 +34,14 @@ class Conditions:
     _made: dict[tuple[str, str], LightningDataModule] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        under = len(self.corrupted) or len(self.tasks)
-        return len(self.tasks) + len(self.corruptions) * under
+        return sum(1 + len(self._corruptions(task)) for task in self.tasks)
 
     def __iter__(self) -> Iterator[tuple[str, TaskData, LightningDataModule]]:
-        """Each condition's name, the task, and its data; corrupted images are made once.
-
-        All conditions of a task come one after another.
-        """
+        """Each condition's name, task and data, task by task; corrupted images are made once."""
         for task in self.tasks:
             yield CLEAN, task, task.data
-            if not self.corrupted or task.name in self.corrupted:
-                for corruption in self.corruptions:
-                    yield corruption, task, self._corrupted(task, corruption)
+            for corruption in self._corruptions(task):
+                yield corruption, task, self._corrupted(task, corruption)
 
     def check(self) -> None:
         """Checks that the data modules can corrupt their images, and in these ways.
@@ -57,12 +52,14 @@ class Conditions:
         for corruption in self.corruptions:
             Corruption(corruption, self.severity)
         for task in self.tasks:
-            wanted = self.corruptions and (not self.corrupted or task.name in self.corrupted)
-            if wanted and not isinstance(task.data, ClassificationDataModule):
+            if self._corruptions(task) and not isinstance(task.data, ClassificationDataModule):
                 raise ConfigError(
                     f"task '{task.name}': {type(task.data).__name__} cannot corrupt its images; "
                     "leave it out of corrupted_tasks"
                 )
+
+    def _corruptions(self, task: TaskData) -> Sequence[str]:
+        return self.corruptions if not self.corrupted or task.name in self.corrupted else ()
 
     def _corrupted(self, task: TaskData, corruption: str) -> LightningDataModule:
         key = task.name, corruption
@@ -74,7 +71,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class TaskMeasurement:
-    """What one body gets right on one task under one condition.
+    """The metrics of one body on one task under one condition.
 
     Attributes:
         method: The recipe's name, or the baseline's.
@@ -97,17 +94,16 @@ class TaskMeasurement:
     metrics: dict[str, float]
 
     def row(self) -> dict[str, Any]:
-        """The measurement as CSV and JSON hold it, with one column for each metric."""
+        """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(self)
         metrics = row.pop("metrics")
         return {**row, **metrics}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "TaskMeasurement":
-        """The measurement that a stored row holds."""
-        own = {one.name for one in fields(cls)} - {"metrics"}
-        metrics = {name: value for name, value in row.items() if name not in own}
-        return cls(**{name: row[name] for name in own}, metrics=metrics)
+        """The measurement of a stored row."""
+        known, metrics = split_row(cls, row)
+        return cls(**known, metrics=metrics)
 
 
 def measure_tasks(
@@ -125,13 +121,10 @@ def measure_tasks(
         body: Makes the network that is tested on a task; None leaves the task out.
         conditions: The test sets.
         trainer: Makes a Trainer.
-        method: The row's name.
+        method: As in `TaskMeasurement`, likewise `kind` and `seed`.
         kind: `baseline` or `merge`.
-        seed: The seed that the rows belong to.
+        seed: The seed of the repetition.
         progress: Whether to show a progress bar.
-
-    Returns:
-        The measurements.
 
     Raises:
         ConfigError: If a module's test reports no accuracy.

@@ -6,19 +6,16 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_merge.checkpoint import Checkpoint, fit_names
+from lightning_merge.checkpoint import Checkpoint
 from lightning_merge.data import prompts, readable
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.build import Plain, build_module
 from lightning_merge.recipe.described_module import module_of
+from lightning_merge.recipe.task_context import loaded
 
 
 def reads_text(config: Mapping[str, Any] | None) -> bool:
-    """Whether the heads of a model's tasks are made of text, as a `CLIPClassifier`'s are.
-
-    Args:
-        config: `class_path` and `init_args` of the model; None where it is not given.
-    """
+    """Whether the heads of a model's tasks are made of text, as a `CLIPClassifier`'s are."""
     folder, _, name = str((config or {}).get("class_path", "")).rpartition(".")
     try:
         found = getattr(import_module(folder or "lightning_merge.modules"), name, None)
@@ -33,9 +30,9 @@ def module_for(
     """A module with as many classes as the data have; its weights do not matter.
 
     Args:
-        config: `class_path` and `init_args`; None for what the checkpoint says.
+        config: `class_path` and `init_args`; None for what the checkpoint describes.
         data: The data module.
-        checkpoint: What is to be loaded, if something is.
+        checkpoint: What is going to be loaded, if anything is.
 
     Raises:
         ConfigError: If the model cannot be made.
@@ -55,27 +52,20 @@ def module_for(
 def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> LightningModule:
     """A checkpoint's network, with the head that it has, of whatever task.
 
-    Args:
-        checkpoint: The checkpoint.
-        model: `class_path` and `init_args` of its module; None for what it says itself.
-
     Raises:
         MergeError: If the module cannot be made, or the weights do not fit.
     """
     data = LightningDataModule()
     if "num_classes" in checkpoint.hyper_parameters:
         setattr(data, "num_classes", checkpoint.hyper_parameters["num_classes"])  # noqa: B010
-    module = module_for(model, data, checkpoint)
-    state = fit_names(checkpoint.state_dict, module.state_dict(), str(checkpoint.path))
-    module.load_state_dict(state)
-    return module
+    return loaded(module_for(model, data, checkpoint), checkpoint.state_dict, str(checkpoint.path))
 
 
 def starting_module(config: Plain, data: LightningDataModule) -> LightningModule:
     """The module with its own pre-trained weights, and any head.
 
     Raises:
-        ConfigError: If the weights cannot be had.
+        ConfigError: If the weights cannot be loaded.
     """
     arguments = _arguments(config, data)
     if reads_text(config):
@@ -116,31 +106,28 @@ def module_to_train(
 
 
 def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
-    """Checks that a task's own prompts can be read, and by whom.
+    """Checks that a task's own prompts are sentences, and the model has a text tower.
 
     Raises:
-        ConfigError: If the model has no text tower, or they are no sentences.
+        ConfigError: If not.
     """
     given = task.get("prompts")
     if given is None:
         return
+    whose = f"task '{task['name']}'"
     if not reads_text(config):
-        raise ConfigError(
-            f"task '{task['name']}': only a CLIPClassifier reads prompts: leave them out"
-        )
+        raise ConfigError(f"{whose}: only a CLIPClassifier reads prompts: leave them out")
     if isinstance(given, str):
         prompts(given)
     elif not given or any(not isinstance(one, str) or one.count("{}") != 1 for one in given):
-        raise ConfigError(
-            f"task '{task['name']}': give as prompts sentences with one {{}} for the class's name"
-        )
+        raise ConfigError(f"{whose}: give as prompts sentences with one {{}} for the class's name")
 
 
 def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:
-    """Checks that images come as a network declares that it was trained with them.
+    """Checks that images have the size, channels and normalisation that a network declares.
 
     Raises:
-        ConfigError: If size, channels or normalisation are others.
+        ConfigError: If not.
     """
     wanted = getattr(module, "image_size", None)
     if wanted is None:

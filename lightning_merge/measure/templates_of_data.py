@@ -1,7 +1,6 @@
 """A linear classifier's templates beside the class averages of the images it was trained on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -34,11 +33,11 @@ class TemplatesBesideAverages:
 def templates_beside_averages(
     checkpoint: Checkpoint, data: LightningDataModule | None
 ) -> TemplatesBesideAverages:
-    """The templates of a linear classifier, and what they are like.
+    """The templates of a linear classifier, and which average images they are like.
 
     Args:
         checkpoint: The classifier.
-        data: Gives the training images; None to look at the weights alone.
+        data: Gives the training images; None for the weights alone.
 
     Raises:
         MergeError: If the network is another one, or the data are not those it was trained on.
@@ -46,7 +45,9 @@ def templates_beside_averages(
     state, name = checkpoint.state_dict, str(checkpoint.path)
     if data is None:
         return TemplatesBesideAverages(templates_of(state, _shape_in(checkpoint), name))
-    batches = _training_batches(data, checkpoint)
+    data.prepare_data()
+    data.setup("fit")
+    batches = statistics_batches_of(data, module_of(checkpoint), torch.device("cpu"))
     shape = tuple(example_inputs(batches, "cpu").shape[1:])
     weights = templates_of(state, shape, name)
     averages = class_averages(batches, len(weights))
@@ -58,15 +59,8 @@ def templates_beside_averages(
     )
 
 
-def _training_batches(data: LightningDataModule, checkpoint: Checkpoint) -> Any:
-    module = module_of(checkpoint)
-    data.prepare_data()
-    data.setup("fit")
-    return statistics_batches_of(data, module, torch.device("cpu"))
-
-
 def _shape_in(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    """The images' shape that a linear classifier's hyper-parameters tell."""
+    """The images' shape in a linear classifier's hyper-parameters."""
     saved = checkpoint.hyper_parameters
     size = (saved.get("model_kwargs") or {}).get("img_size", 32)
     height, width = size if isinstance(size, list | tuple) else (size, size)

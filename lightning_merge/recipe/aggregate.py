@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """What an aggregate, or a whole recipe, has made.
+    """The result of an aggregate, or of a whole recipe.
 
     Attributes:
         module: A module that `Trainer.test` takes.
-        choices: What was chosen on held-out data on the way.
+        choices: What was chosen on held-out data.
         labelled_examples: How many labelled examples it was made with; 0 for none.
         seconds: Of a recipe, what making the module took. Of an aggregate, only what it would
             have taken longer without the cache: its own time is measured from outside.
@@ -75,11 +75,7 @@ class Aggregate(ABC):
         del count
 
     def weights_of_mean(self, count: int) -> Sequence[float] | None:
-        """The ingredients' shares where the result is their weighted mean; None where it is not.
-
-        Args:
-            count: How many ingredients there are.
-        """
+        """The ingredients' shares where the result is their weighted mean; None where it is not."""
         del count
         return None
 

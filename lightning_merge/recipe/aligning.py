@@ -1,19 +1,21 @@
 """Aligning a context's ingredients to the first one, each once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching, PermutationSpec
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.loaders import example_inputs
 from lightning_merge.recipe.cache import identity
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.held_out import validate
-from lightning_merge.recipe.matching_choice import MatchingChoice, validation_source
+from lightning_merge.recipe.held_out import Score, validate
 from lightning_merge.recipe.recalibration import own_recalibration
 
 
@@ -23,17 +25,17 @@ class Alignment:
 
     Attributes:
         states: Their state dicts.
-        seconds: What aligning them took, an earlier recipe's part included.
-        choices: What was chosen on the way, on held-out data.
+        seconds: What aligning them took, whether for this recipe or an earlier one.
+        choices: What was chosen on held-out data.
     """
 
     states: Sequence[StateDict]
     seconds: float = 0.0
-    choices: tuple[MatchingChoice, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 def align(matching: Matching | None, context: Context) -> Alignment:
-    """Aligns every ingredient to the first one alone, so that more of them change none.
+    """Aligns every ingredient to the first one alone, whichever others there are.
 
     Args:
         matching: How; None leaves the ingredients as they are.
@@ -46,41 +48,35 @@ def align(matching: Matching | None, context: Context) -> Alignment:
     if matching is None:
         return Alignment(context.states)
     context.check_matching(matching)
-    found = [_aligned(matching, context, index) for index in range(1, len(context.states))]
-    return Alignment(
-        [context.states[0], *(state for (state, _), _ in found)],
-        sum(seconds for _, seconds in found),
-        tuple(choice for (_, choice), _ in found if choice is not None),
-    )
+    states, seconds, choices = [context.states[0]], 0.0, []
+    for index in range(1, len(context.states)):
+        # The name too: a choice names its ingredient, and copies have one digest.
+        name, digests = context.names[index], context.digests
+        key = ("aligned", identity(matching), name, digests[0], digests[index])
+        found = context.recall(key, partial(_align, matching, context, index))
+        state, choice = found.value
+        states.append(state)
+        seconds += found.seconds
+        choices += [choice] if choice else []
+    return Alignment(states, seconds, tuple(choices))
 
 
-def _aligned(
-    matching: Matching, context: Context, index: int
-) -> tuple[tuple[StateDict, MatchingChoice | None], float]:
-    # The name too: a choice tells of which ingredient it is, and copies have one digest.
-    name, digests = context.names[index], context.digests
-    key = ("aligned", identity(matching), name, digests[0], digests[index])
-    cached = context.cache.get(key, lambda: _align(matching, context, index))
-    return cached.value, cached.seconds
-
-
-def _align(
-    matching: Matching, context: Context, index: int
-) -> tuple[StateDict, MatchingChoice | None]:
+def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict, Choice | None]:
     device, state = context.device, context.states[index]
     first = context.build(context.states[0]).to(device).eval()
     batches = context.statistics()
-    spec = context.cache.get(
+    spec = context.recall(
         ("spec", context.digests[0]),
         lambda: PermutationSpec.from_model(first, example_inputs(batches, device)),
     ).value
-    # A head of another task must not say which units correspond.
+    # A head of another task must not decide which units correspond.
     shared = () if context.joins_heads else context.heads
     headless = {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
-    seen: dict[str, Any] = {}
+    scores: list[Score] = []
 
     def score(candidate: StateDict) -> float:
-        return _held_out_score(context, candidate, seen)
+        scores.append(_held_out_score(context, candidate))
+        return scores[-1].value
 
     with torch.no_grad():
         found = matching.aligned(
@@ -93,22 +89,30 @@ def _align(
         )
     aligned = {name: value.cpu() for name, value in found.state.items()}
     heads = {head: context.states[0][head] for head in shared}
-    choice = None
-    if found.choice is not None and seen:
-        chosen = dict(found.choice)
-        scores = chosen.pop("scores", {})
-        choice = MatchingChoice(
-            context.names[index],
-            chosen,
-            scores,
-            selected_on=validation_source(context.data),
-            **seen,
-        )
+    chosen = found.choice is not None and scores
+    choice = _choice(found.choice or {}, scores[-1], context, index) if chosen else None
     return {**aligned, **heads}, choice
 
 
-def _held_out_score(context: Context, state: StateDict, seen: dict[str, Any]) -> float:
-    """The held-out accuracy of the mean of both networks, recalibrated as suits the network."""
+def _choice(found: Mapping[str, Any], score: Score, context: Context, index: int) -> Choice:
+    chosen = {name: value for name, value in found.items() if name != "scores"}
+    values = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    source = _validation_source(context.data)
+    return Choice(
+        f"{values}, chosen on {score.examples:,} examples: {source}",
+        {
+            **chosen,
+            "ingredient": context.names[index],
+            "scores": found.get("scores", {}),
+            "score": score.name,
+            "selected_on": source,
+            "examples": score.examples,
+        },
+    )
+
+
+def _held_out_score(context: Context, state: StateDict) -> Score:
+    """The held-out score of the mean of both networks, recalibrated as suits the network."""
     first = context.states[0]
     aligned = {name: value.cpu() for name, value in state.items()}
     both = context.under_all_heads([first, aligned])
@@ -116,5 +120,12 @@ def _held_out_score(context: Context, state: StateDict, seen: dict[str, Any]) ->
     recalibration = own_recalibration(module)
     recalibration.check(context.module, "choice of gamma")
     recalibration.prepare([first, aligned], context)(module, None)
-    value, seen["score"], seen["examples"] = validate(module, context.data, context.trainer())
-    return value
+    return validate(module, context.data, context.trainer())
+
+
+def _validation_source(data: LightningDataModule) -> str:
+    """Where a data module's validation examples come from, in words."""
+    share = getattr(data, "held_out", None)
+    if share is None:
+        return f"the validation data of {type(data).__name__}"
+    return "held out of train" if share > 0 else "the official validation split"

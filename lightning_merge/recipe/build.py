@@ -19,7 +19,7 @@ from lightning_merge.recipe.selection import selections
 
 T = TypeVar("T")
 Plain = dict[str, Any]
-"""Nested dicts, lists, numbers and strings, as a YAML file holds them."""
+"""Nested dicts, lists, numbers and strings, as in a YAML file."""
 
 
 def build_data(config: Mapping[str, Any]) -> LightningDataModule:
@@ -43,11 +43,7 @@ def build_recipe(config: Recipe | Mapping[str, Any]) -> Recipe:
     load_parts()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--recipe", type=Recipe)
-    try:
-        parsed = parser.parse_object({"recipe": dict(config)})
-    except ArgumentError as error:
-        raise ConfigError(f"recipe '{config.get('name')}': {_one_line(error)}") from error
-    recipe: Recipe = parser.instantiate_classes(parsed)["recipe"]
+    recipe: Recipe = _made(parser, "recipe", config, f"recipe '{config.get('name')}'")
     return recipe
 
 
@@ -92,19 +88,14 @@ def load_parts() -> None:
 
 
 def instantiate_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The Trainer's arguments with callbacks made, and the loggers beside them.
+    """The Trainer's arguments that are set, from plain configuration, with callbacks made.
 
-    Args:
-        settings: The Trainer's arguments as plain configuration.
-
-    Returns:
-        Those that are set; `logger` is taken out, and `loggers` is a list, empty where
-        none was chosen.
+    `logger` is taken out, and `loggers` is a list, empty where none was chosen.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
-    parsed = parser.parse_object({"trainer": dict(settings)})
-    made = dict(parser.instantiate_classes(parsed)["trainer"])
+    # Parsing changes what it is given.
+    made = dict(_made(parser, "trainer", copy.deepcopy(dict(settings)), "Trainer"))
     logger = made.pop("logger", None)
     # True is Lightning's default logger, which a command of many fits has no use for.
     chosen = [] if logger in (None, True, False) else logger
@@ -118,7 +109,7 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
     They write no logs and no checkpoints of their own: a study stores what it finishes.
 
     Args:
-        settings: The Trainer's arguments; `logger` is left out.
+        settings: The Trainer's arguments, which the function's own override; `logger` is left out.
         progress: Whether a fit shows its progress.
 
     Returns:
@@ -168,11 +159,7 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
     Raises:
         ConfigError: If there is no such argument, or a callback cannot be made.
     """
-    try:
-        # Parsing changes what it is given.
-        settings = instantiate_trainer(copy.deepcopy(dict(config)))
-    except ArgumentError as error:
-        raise ConfigError(f"Trainer: {_one_line(error)}") from error
+    settings = instantiate_trainer(config)
     settings.pop("loggers")
     return trainer_maker(settings, progress)
 
@@ -180,12 +167,16 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
 def _build(kind: type[T], config: Mapping[str, Any], name: str) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, name, required=True, fail_untyped=False)
+    made: T = _made(parser, name, config, name)
+    return made
+
+
+def _made(parser: ArgumentParser, name: str, config: Mapping[str, Any], what: str) -> Any:
     try:
         parsed = parser.parse_object({name: dict(config)})
     except ArgumentError as error:
-        raise ConfigError(f"{name}: {_one_line(error)}") from error
-    made: T = parser.instantiate_classes(parsed)[name]
-    return made
+        raise ConfigError(f"{what}: {_one_line(error)}") from error
+    return parser.instantiate_classes(parsed)[name]
 
 
 def _one_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ class Cached(Generic[T]):
 
 
 def identity(part: object) -> str:
-    """What tells the parts of two recipes apart: class and settings, as a key holds them."""
+    """What distinguishes the parts of two recipes, for a key: class and settings."""
     if part is None:
         return ""
     kind = type(part)
@@ -33,7 +33,7 @@ def identity(part: object) -> str:
 
 @dataclass
 class Cache:
-    """Values by keys that say everything they depend on (digests of weights, settings).
+    """Values by keys of everything that they depend on (digests of weights, settings).
 
     Neither a hit nor a miss changes any result: what is found equals what would be computed.
     """
@@ -41,12 +41,7 @@ class Cache:
     _found: dict[tuple[Hashable, ...], Cached[Any]] = field(default_factory=dict)
 
     def get(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> Cached[T]:
-        """The value under a key, computed if it is not there.
-
-        Args:
-            key: All that the value depends on.
-            compute: Called without arguments where the value is missing.
-        """
+        """The value under a key (all that it depends on), computed if it is not there."""
         if key in self._found:
             known: Cached[T] = self._found[key]
             return Cached(known.value, known.seconds, known.seconds)

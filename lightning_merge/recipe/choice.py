@@ -1,10 +1,21 @@
-"""What a recipe has chosen on the way, as it is stored and printed."""
+"""What a recipe has chosen on held-out data, as it is printed and stored."""
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 
-class Choice(Protocol):
-    """Something that was chosen by held-out data; its text is what a person reads of it."""
+@dataclass(frozen=True)
+class Choice:
+    """A choice on held-out data, made where the alternatives are known.
 
-    def plain(self) -> dict[str, Any]:
-        """The choice as JSON holds it."""
+    Attributes:
+        text: What a person reads of it.
+        details: What was chosen, among what, by which score, and on how many `examples`; as in
+            JSON.
+    """
+
+    text: str
+    details: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.text

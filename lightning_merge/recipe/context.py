@@ -1,10 +1,10 @@
 """The frozen context of a recipe: trained networks of one architecture, and the data."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -16,19 +16,21 @@ from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, statistics_batches_of
 from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.recipe.cache import Cache
+from lightning_merge.recipe.cache import Cache, Cached
 from lightning_merge.recipe.held_out import HeldOut, check_validation
 
 if TYPE_CHECKING:
     from lightning_merge.recipe.recalibration import Recalibration
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Context:
     """The ingredients of a merge, and all that making and testing it depends on.
 
-    Nothing in it changes: what a step finds out it returns, and what is worth keeping goes
-    into the cache, whose content changes no result.
+    Nothing in it changes: steps return their findings, and what is worth keeping goes into the
+    cache, whose content changes no result.
 
     Attributes:
         module: A LightningModule of the ingredients' class; its weights do not matter.
@@ -53,7 +55,7 @@ class Context:
         cache: What recipes on the same ingredients share.
 
     Raises:
-        MergeError: If the ingredients are fewer than two, differ in architecture or hold NaN,
+        MergeError: If the ingredients are fewer than two, differ in architecture or contain NaN,
             or if `statistics_examples` are none.
     """
 
@@ -97,15 +99,11 @@ class Context:
 
     def of(self, indices: Sequence[int]) -> Self:
         """The context of some of the ingredients."""
-        chosen = {
-            name: [values[index] for index in indices]
-            for name, values in (
-                ("states", self.states),
-                ("names", self.names),
-                ("given_digests", self.digests),
-            )
-        }
-        return self._changed(digests=chosen["given_digests"], **chosen)
+        states, names, digests = (
+            [values[index] for index in indices]
+            for values in (self.states, self.names, self.digests)
+        )
+        return self._changed(states=states, names=names, digests=digests, given_digests=digests)
 
     def first(self, count: int) -> Self:
         """The context of the first `count` ingredients."""
@@ -124,6 +122,10 @@ class Context:
         module = copy.deepcopy(self.module)
         module.load_state_dict(state)
         return module
+
+    def recall(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> Cached[T]:
+        """What is cached under a key for these data, this seed and as many statistics."""
+        return self.cache.get((self.data, self.seed, self.statistics_examples, *key), compute)
 
     def statistics(self, *, augmented: bool = False) -> Transferred:
         """Training batches on the device, without augmentation if the data module offers it.

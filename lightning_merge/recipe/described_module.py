@@ -12,8 +12,7 @@ from lightning_merge.modules import CLIPClassifier, ImageClassifier
 from lightning_merge.untrusted import bounded, check_arguments
 
 _OWN: Mapping[str, type[LightningModule]] = {
-    "ImageClassifier": ImageClassifier,
-    "CLIPClassifier": CLIPClassifier,
+    kind.__name__: kind for kind in (ImageClassifier, CLIPClassifier)
 }
 # Of training, not of the network; they may name what would be imported.
 _LEFT_OUT = ("optimizer", "lr_scheduler")
@@ -21,20 +20,14 @@ _SAY = "say what it is of with --model your.module.Class and its --model.init_ar
 
 
 def module_of(checkpoint: Checkpoint) -> LightningModule:
-    """The module that a Lightning checkpoint's hyper-parameters describe.
+    """The module that a Lightning checkpoint's hyper-parameters describe, with initial weights.
 
-    A file is a stranger's: only this package's own classes are made from what it says, with
-    plain values as arguments. Nothing is imported because a file names it, and nothing goes to
-    the network.
-
-    Args:
-        checkpoint: The checkpoint.
-
-    Returns:
-        The module, with initial weights.
+    A file is a stranger's: only this package's own classes are made from what it describes, with
+    plain values as arguments. Nothing is imported because a file names it, and nothing is fetched
+    from the internet.
 
     Raises:
-        ConfigError: If the checkpoint says nothing of its module, or describes another class or a
+        ConfigError: If the checkpoint does not describe its module, or describes another class or a
             network that would have to be fetched.
     """
     saved, path = checkpoint.hyper_parameters, checkpoint.path
@@ -52,8 +45,9 @@ def module_of(checkpoint: Checkpoint) -> LightningModule:
     }
     strange = [name for name in given if name not in known]
     if strange:
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ConfigError(
-            f"{path} is not of {_with_article(kind.__name__)} (it has {', '.join(strange)}): {_SAY}"
+            f"{path} is not of {article} {kind.__name__} (it has {', '.join(strange)}): {_SAY}"
         )
     if isinstance(given.get("metrics"), list):
         # Others are named by the path of their class.

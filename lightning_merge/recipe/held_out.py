@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,6 +16,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.modules.last_layer import last_layer, take_off
+from lightning_merge.recipe.counting import counting
 from lightning_merge.reloading import reloaded
 
 if TYPE_CHECKING:
@@ -25,11 +26,25 @@ _ACCURACY = ("val_accuracy", "val_acc", "val/accuracy", "val/acc")
 _LOSS = ("val_loss", "val/loss")
 
 
-class HeldOut:
-    """A context's validation data.
+def are_classes(targets: Tensor) -> bool:
+    """Whether targets are one class an example."""
+    return not targets.is_floating_point() and targets.numel() == len(targets)
+
+
+def are_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Which predictions are right: `(B,)` booleans.
 
     Args:
-        context: Gives the data module, the device and the Trainer's precision.
+        logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
+        targets: `(B,)` classes.
+    """
+    one = logits.numel() == len(targets)
+    predicted = (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
+    return predicted == targets
+
+
+class HeldOut:
+    """A context's validation data.
 
     Raises:
         ConfigError: If there are no validation data in one loader.
@@ -57,16 +72,10 @@ class HeldOut:
             return False
         batch = next(iter(self.loader))
         targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-        return (
-            isinstance(targets, Tensor)
-            and not targets.is_floating_point()
-            and targets.numel() == len(targets)
-        )
+        return isinstance(targets, Tensor) and are_classes(targets)
 
     def hits(self, module: LightningModule, order: Tensor | None = None) -> Iterator[Tensor]:
-        """Which examples a module classifies rightly.
-
-        The class is the largest logit's, or, where there is one logit, whether it is positive.
+        """Which examples a module classifies correctly.
 
         Args:
             module: The module; its `forward` gives logits `(B, C)`.
@@ -77,18 +86,10 @@ class HeldOut:
             For each batch a boolean tensor `(B,)`. A batch is computed when it is wanted.
         """
         for logits, batch in self._outputs(module, order):
-            targets = batch[1].flatten()
-            one = logits.numel() == len(targets)
-            predicted = logits.flatten() > 0 if one else logits.argmax(dim=1)
-            yield (predicted == targets).cpu()
+            yield are_right(logits, batch[1].flatten()).cpu()
 
     def score(self, module: LightningModule, metric: str | None = None) -> float:
-        """How good a module is.
-
-        Args:
-            module: The module.
-            metric: The name of a metric that its validation logs; if not given, the share of
-                examples that it classifies rightly.
+        """The share of examples that a module classifies correctly, or a metric that it logs.
 
         Raises:
             ConfigError: If the validation does not log the metric.
@@ -98,18 +99,12 @@ class HeldOut:
         return self.metric(module, metric)
 
     def own_score(self, state: StateDict, ingredient: str, metric: str | None = None) -> float:
-        """How good weights are at what an ingredient was made for.
-
-        Args:
-            state: The weights, the ingredient's or others in its place.
-            ingredient: Its name in the context.
-            metric: As for `score`.
-        """
+        """How good a state dict is at the task that an ingredient was trained on."""
         del ingredient
         return self.score(self.context.build(state), metric)
 
     def features(self, module: LightningModule) -> Tensor:
-        """What the module's last layer is given, for every example in order: `(N, d)`, float32.
+        """The inputs of the module's last layer for every example in order: `(N, d)`, float32.
 
         Raises:
             ConfigError: If the output is not that of one last linear layer.
@@ -121,11 +116,7 @@ class HeldOut:
         return torch.cat(found)
 
     def metric(self, module: LightningModule, name: str | None) -> float:
-        """A metric that the module's own validation logs.
-
-        Args:
-            module: The module.
-            name: The metric's name; if not given, the module's accuracy.
+        """A metric that the module's own validation logs; its accuracy if no name is given.
 
         Raises:
             ConfigError: If it is not among what the validation logs.
@@ -162,32 +153,34 @@ class HeldOut:
         return reloaded(self.loader, indices=indices, drop_last=False)
 
 
-def validate(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer
-) -> tuple[float, str, int]:
+class Score(NamedTuple):
+    """How good a module is on validation data: higher is better, whatever is compared.
+
+    Attributes:
+        value: The score.
+        name: What it is: `accuracy` or `-loss`.
+        examples: How many examples it stands on.
+    """
+
+    value: float
+    name: str
+    examples: int
+
+
+def validate(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> Score:
     """The score of a module on the validation data, however many loaders they are in.
 
-    Args:
-        module: The module; its `validation_step` says what is measured.
-        data: Gives the validation data.
-        trainer: Runs the validation.
-
-    Returns:
-        The score, higher is better; what it is (`accuracy` or `-loss`); how many examples it
-        stands on.
-
     Raises:
-        ConfigError: If the module reports neither accuracy nor loss.
+        ConfigError: If its `validation_step` logs neither accuracy nor loss.
     """
-    counter = _Counter()
-    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
     metrics: dict[str, float] = {}
-    for found in trainer.validate(module, datamodule=data, verbose=False):
-        metrics |= found
+    with counting(trainer) as seen:
+        for found in trainer.validate(module, datamodule=data, verbose=False):
+            metrics |= found
     for names, score, sign in ((_ACCURACY, "accuracy", 1.0), (_LOSS, "-loss", -1.0)):
         for name in names:
             if name in metrics:
-                return sign * float(metrics[name]), score, counter.seen
+                return Score(sign * float(metrics[name]), score, seen.count)
     raise ConfigError(
         f"{type(module).__name__}'s validation_step logs neither val_accuracy (val_acc) nor "
         "val_loss, which an alignment could be chosen by: log one, or give CCAMatching a gamma "
@@ -196,11 +189,7 @@ def validate(
 
 
 def check_validation(data: LightningDataModule, what: str) -> None:
-    """Checks that a data module has validation data.
-
-    Args:
-        data: The data module.
-        what: What chooses by them, for the message.
+    """Checks that a data module has validation data, by which `what` chooses.
 
     Raises:
         ConfigError: If it has none.
@@ -211,17 +200,3 @@ def check_validation(data: LightningDataModule, what: str) -> None:
             f"{what} chooses on examples held out of train, and {type(data).__name__} has none: "
             "set its held_out, or give CCAMatching a gamma of its own"
         )
-
-
-class _Counter(Callback):
-    """Counts the examples that the validation really saw."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Adds the batch's examples."""
-        del trainer, pl_module, outputs, args
-        self.seen += len(inputs_of(batch))

@@ -43,7 +43,7 @@ def open_context(
         data: The data module, or its `class_path` and `init_args`.
         trainer: Makes Trainers.
         model: The ingredients' LightningModule, or its `class_path` and `init_args`; None for
-            what the first network is, or its checkpoint says.
+            what the first network is, or its checkpoint describes.
         heads: Which tensors are the first ingredient's in all of them (`share_head`); `join` for
             the heads of all side by side (`pad_heads`); None for none.
         **settings: `seed`, `statistics_examples` and `progress` of `Context`.
@@ -72,7 +72,7 @@ def open_context(
         trainer,
         heads=kept,
         joins_heads=joins,
-        # Of what the files hold, not of what sharing a head made of them.
+        # Of the files as they are, not of what sharing a head made of them.
         given_digests=[digest(state) for state in own],
         **settings,
     )

@@ -8,11 +8,11 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.context import Context
 
 START = "start"
-"""What a recipe's `pretrained` may say instead of a path: the context's own."""
+"""A recipe's `pretrained`, instead of a path, for the context's own."""
 
 
 def check_pretrained(pretrained: str | None, context: Context, what: str) -> None:
-    """Checks that it is known what the ingredients started from.
+    """Checks that it is known from what network the ingredients were fine-tuned.
 
     Raises:
         ConfigError: If neither the recipe nor the context names it.
@@ -28,17 +28,16 @@ def check_pretrained(pretrained: str | None, context: Context, what: str) -> Non
 
 
 def pretrained_state(pretrained: str | None, context: Context, what: str) -> StateDict:
-    """The pre-trained weights, with the names of the ingredients.
+    """The pre-trained weights, with the names (and the shared heads) of the ingredients.
 
     Args:
         pretrained: A checkpoint; None or `start` for the context's: that of its tasks, or the
             start of its study.
-        context: The context. Heads that its ingredients share are these weights', too.
+        context: The context.
         what: What needs it, for the message.
 
     Raises:
-        ConfigError: If neither names it.
-        MergeError: If the file cannot be read, or is of another architecture.
+        MergeError: If neither names it, or the file cannot be read or is of another architecture.
     """
     check_pretrained(pretrained, context, what)
     if pretrained in (None, START):

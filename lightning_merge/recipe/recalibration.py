@@ -38,23 +38,14 @@ class Recalibration(ABC):
     def check(self, module: nn.Module, recipe: str) -> None:
         """Checks that a network has the layers that this is for, before anything is computed.
 
-        Args:
-            module: The network; its weights do not matter.
-            recipe: The recipe's name, for messages.
-
         Raises:
-            ConfigError: If not.
+            ConfigError: If not; it names the recipe.
         """
         del module, recipe
 
     @abstractmethod
     def prepare(self, states: Sequence[StateDict], context: "Context") -> Recalibrate:
-        """A function that recalibrates merges of the same ingredients, with any shares.
-
-        Args:
-            states: The ingredients as they are merged, aligned.
-            context: What they came from.
-        """
+        """A function that recalibrates merges of these (aligned) ingredients, with any shares."""
 
 
 recalibrations: Registry[type[Recalibration]] = Registry(
@@ -81,17 +72,7 @@ def keeps_statistics(module: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
 
 
-def no_recalibration(module: LightningModule, weights: Sequence[float] | None = None) -> None:
-    """Leaves a merge as it is."""
-    del module, weights
-
-
 def recalibrate_with(context: "Context", states: Sequence[StateDict]) -> Recalibrate:
-    """What the recipe of a context does to merges of some ingredients at the end.
-
-    Args:
-        context: Has the recipe's recalibration, or none.
-        states: The ingredients as they are merged.
-    """
+    """The recalibration of a context's recipe for merges of some ingredients, or no change."""
     kind = context.recalibration
-    return no_recalibration if kind is None else kind.prepare(states, context)
+    return (lambda module, weights: None) if kind is None else kind.prepare(states, context)  # noqa: ARG005

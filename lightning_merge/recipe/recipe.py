@@ -55,10 +55,7 @@ class Recipe:
         return recalibration_of(self.recalibrate)
 
     def check(self, module: LightningModule) -> None:
-        """Checks that the recipe suits a network, before anything is computed.
-
-        Args:
-            module: The ingredients' module; its weights do not matter.
+        """Checks that the recipe suits a network, whose weights do not matter, and itself.
 
         Raises:
             ConfigError: If the recalibration does not go with the network, or alignment,
@@ -101,9 +98,6 @@ class Recipe:
 
     def __call__(self, context: Context) -> Merged:
         """Makes the module.
-
-        Args:
-            context: The ingredients and their data.
 
         Returns:
             The module, with what was chosen, and the seconds that all steps took (an alignment

@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import seed_everything
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.recipe.aggregate import Merged
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.registry import Registry
 
@@ -20,48 +21,13 @@ Merge = Callable[[Sequence[StateDict], Context], Merged]
 
 
 @dataclass(frozen=True)
-class SelectionChoice:
-    """Which ingredients were merged, and by what.
-
-    Attributes:
-        ingredients: Those that were.
-        among: How many there were.
-        by: The selection's class.
-        details: What it went by, such as each ingredient's quality.
-        scores: Where the number was chosen too, the score of each merge, under its number of
-            ingredients.
-        score: What was scored.
-        examples: How many validation examples there are; their labels were used.
-    """
-
-    ingredients: list[str]
-    among: int
-    by: str
-    details: dict[str, Any]
-    scores: dict[str, float]
-    score: str
-    examples: int
-
-    def plain(self) -> dict[str, Any]:
-        """The choice as JSON holds it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        number = f", their number by {self.score}" if self.scores else ""
-        return (
-            f"{len(self.ingredients)} of {self.among} ingredients ({', '.join(self.ingredients)}), "
-            f"chosen by {self.by}{number} on {self.examples:,} validation examples"
-        )
-
-
-@dataclass(frozen=True)
 class Proposal:
     """What a selection proposes.
 
     Attributes:
         subsets: Indices of ingredients, a list for each subset; of several the one is kept
             whose merge is best on held-out data.
-        details: What it went by, as JSON holds it.
+        details: What it is based on, as in JSON.
         seconds: What it would have taken longer without the cache.
     """
 
@@ -74,7 +40,7 @@ class Selection(ABC):
     """Proposes which ingredients to merge.
 
     Attributes:
-        metric: The validation's metric that it goes by; accuracy if None.
+        metric: The validation's metric that it is judged by; accuracy if None.
         sign: 1 if more of it is better, -1 if less.
     """
 
@@ -91,11 +57,7 @@ class Selection(ABC):
 
     @abstractmethod
     def propose(self, states: Sequence[StateDict], context: Context) -> Proposal:
-        """The subsets to merge, each of two ingredients or more.
-
-        Args:
-            states: The aligned ingredients.
-            context: What they came from.
+        """The subsets of the aligned ingredients to merge, each of two or more.
 
         Raises:
             SelectionError: If too few ingredients can be used.
@@ -111,16 +73,13 @@ def merge_selected(
     """Merges the ingredients that a recipe's selection keeps.
 
     Args:
-        recipe: Has the selection, and says whether its aggregate learns from labels.
+        recipe: Has the selection; whether its aggregate learns from labels matters, too.
         merge: Makes the (recalibrated) module of some ingredients and their context.
         states: The aligned ingredients.
         context: What they came from.
 
     Returns:
         The module, with the selection first among its choices.
-
-    Raises:
-        ConfigError: If there are no held-out data.
     """
     select = recipe.select
     assert select is not None
@@ -142,14 +101,21 @@ def merge_selected(
             best = score, made, part
     assert best is not None
     _, made, part = best
-    choice = SelectionChoice(
-        ingredients=list(part.names),
-        among=len(states),
-        by=type(select).__name__,
-        details=proposal.details,
-        scores=scores if several else {},
-        score=select.metric or "accuracy",
-        examples=held_out.size,
+    score_name = select.metric or "accuracy"
+    number = f", their number by {score_name}" if several else ""
+    choice = Choice(
+        f"{len(part.names)} of {len(states)} ingredients ({', '.join(part.names)}), chosen by "
+        f"{type(select).__name__}{number} on {held_out.size:,} validation examples",
+        {
+            "ingredients": list(part.names),
+            "among": len(states),
+            "by": type(select).__name__,
+            "details": proposal.details,
+            # Of each merge, by its number of ingredients, where the number was chosen too.
+            "scores": scores if several else {},
+            "score": score_name,
+            "examples": held_out.size,
+        },
     )
     learned = made.labelled_examples if recipe.aggregate.learns else 0
     return Merged(made.module, (choice, *made.choices), held_out.size + learned, saved)

@@ -24,7 +24,7 @@ from lightning_merge.recipe.task_held_out import TaskHeldOut
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: its examples, and the head under which every body is evaluated on it.
+    """One task: its data, and the head under which every body is evaluated on it.
 
     Attributes:
         name: What to call it.
@@ -41,27 +41,27 @@ class TaskData:
     seen: bool = True
 
     def build(self, body: Mapping[str, Tensor]) -> LightningModule:
-        """A new module with the body of a state dict and this task's head.
-
-        Args:
-            body: A state dict; another task's head in it is left aside.
+        """A new module with a state dict's body and this task's head.
 
         Raises:
             ArchitectureMismatchError: If the body is of another architecture.
         """
         module = copy.deepcopy(self.module)
-        state = fit_names({**body, **self.head}, module.state_dict(), f"task '{self.name}'")
-        module.load_state_dict(state)
-        return module
+        return loaded(module, {**body, **self.head}, f"task '{self.name}'")
+
+
+def loaded(module: LightningModule, state: Mapping[str, Tensor], what: str) -> LightningModule:
+    """A module with a state dict's weights in it; `what` they are is for the message.
+
+    Raises:
+        ArchitectureMismatchError: If they are of another architecture.
+    """
+    module.load_state_dict(fit_names(state, module.state_dict(), what))
+    return module
 
 
 def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
-    """The part of a state dict that is its module's last layer.
-
-    Args:
-        module: The module.
-        data: Gives an example to run it with.
-        state: A state dict of it.
+    """The part of a module's state dict that is its last layer.
 
     Raises:
         ConfigError: If the module's output is not that of one last linear layer.
@@ -77,7 +77,7 @@ def head_of(module: LightningModule, data: LightningDataModule, state: StateDict
 class TaskContext(Context):
     """A context whose ingredients were fine-tuned on a task each, from one pre-trained body.
 
-    The ingredients hold the first task's head, so that recipes see one architecture, and what
+    The ingredients have the first task's head, so that recipes see one architecture, and what
     they merge is the body: `build` gives it under the first head, `TaskData.build` under any.
     What recipes read of data is that of all seen tasks together.
 
@@ -108,23 +108,21 @@ class TaskContext(Context):
             bodies: A state dict for each seen task, in their order, under whatever head.
             pretrained: The state dict that they were fine-tuned from, under whatever head.
             trainer: As for `Context`.
-            **settings: `task_statistics`, and `seed`, `progress` and `statistics_examples` of
-                `Context`.
+            **settings: Other attributes: `task_statistics`, `seed`, `progress`, `cache`, ...
 
         Raises:
-            MergeError: If the bodies are fewer than two, differ in architecture or hold NaN.
+            MergeError: If the bodies are fewer than two, differ in architecture or contain NaN.
         """
-        seen = [task for task in tasks if task.seen]
-        unseen = [task for task in tasks if not task.seen]
-        first = seen[0]
+        ordered = sorted(tasks, key=lambda task: not task.seen)
+        first = ordered[0]
         return cls(
             first.module,
             [{**body, **first.head} for body in bodies],
-            [task.name for task in seen],
+            [task.name for task in tasks if task.seen],
             first.data,
             trainer,
             heads=list(first.head),
-            tasks=[*seen, *unseen],
+            tasks=ordered,
             pretrained={**pretrained, **first.head},
             **settings,
         )
@@ -156,11 +154,7 @@ class TaskContext(Context):
         return self._changed(data=task.data, module=task.module)
 
     def held_out(self) -> HeldOut:
-        """The validation data of all seen tasks.
-
-        Raises:
-            ConfigError: If a task has none in one loader.
-        """
+        """The validation data of all seen tasks."""
         return TaskHeldOut(self)
 
     def own(self, name: str, state: StateDict) -> tuple[LightningModule, Transferred]:
@@ -171,18 +165,13 @@ class TaskContext(Context):
     def build_for(self, task: TaskData, body: Mapping[str, Tensor]) -> LightningModule:
         """A new module for a task: a body, the task's head, and its statistics.
 
-        Args:
-            task: One of the tasks.
-            body: A state dict; another task's head in it is left aside.
-
         Raises:
             MergeError: If the body is of another architecture, or there are no statistics.
         """
         module = task.build(body)
         if self.task_statistics:
-            reset_on_training_data(
-                module, task.data, self.device, self.statistics_examples, self.seed
-            )
+            examples = self.statistics_examples
+            reset_on_training_data(module, task.data, self.device, examples, self.seed)
         return module
 
     def statistics_of(self, task: TaskData, *, augmented: bool = False) -> Transferred:
@@ -204,11 +193,7 @@ class TaskContext(Context):
         return Transferred(mixed, LightningModule(), None, self.device)
 
     def check_matching(self, matching: Matching | None) -> None:
-        """Checks that nothing is to be aligned.
-
-        Raises:
-            ConfigError: If something is: the heads would read the units in their old order.
-        """
+        """Checks that nothing is aligned: the heads would read the units in their old order."""
         if matching is not None:
             raise ConfigError(
                 f"{type(matching).__name__}: bodies of several tasks come from one pre-trained "
@@ -219,7 +204,7 @@ class TaskContext(Context):
 class _Mixed:
     """The inputs of several tasks' batches, in batches in which the tasks are mixed.
 
-    BatchNorm would normalise away, batch by batch, what tells one task from the others.
+    BatchNorm would normalise away, batch by batch, what distinguishes one task from the others.
     """
 
     def __init__(self, parts: Sequence[Transferred], seed: int) -> None:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 class TaskHeldOut(HeldOut):
     """The validation data of all seen tasks; a score is the mean of the tasks' scores.
 
-    Args:
-        context: The tasks. Unseen ones are not looked at.
-
     Raises:
         ConfigError: If a task has no validation data.
     """
@@ -52,7 +49,7 @@ class TaskHeldOut(HeldOut):
         return self.parts[ingredient].score(self.context.build_for(task, state), metric)
 
     def features(self, module: LightningModule) -> Tensor:
-        """What the module's body makes of every task's examples: `(N, d)`."""
+        """The inputs of the last layer for every task's examples: `(N, d)`."""
         body = module.state_dict()
         networks = (self.context.build_for(self.context.task(name), body) for name in self.parts)
         parts = zip(networks, self.parts.values(), strict=True)

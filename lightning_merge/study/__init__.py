@@ -1,1 +1,1 @@
-"""Studies: what is to be done, each piece of work by itself, and the store that holds it."""
+"""Studies: what is to be done, each piece of work by itself, and the store of results."""

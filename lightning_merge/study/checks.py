@@ -12,13 +12,8 @@ from lightning_merge.study.plan import Study, data_for, determining
 def check_recipes(study: Study, recipes: Sequence[Recipe]) -> None:
     """Checks that recipes and sweeps suit the network, the data and the numbers of ingredients.
 
-    Args:
-        study: The study.
-        recipes: Its recipes.
-
     Raises:
-        MergeError: If data are missing, a Trainer cannot be made, or a recipe or sweep does not
-            suit.
+        MergeError: If they do not, data are missing, or a Trainer cannot be made.
     """
     common = determining(study.trainer)
     for training in (study.start, study.training):

@@ -1,4 +1,4 @@
-"""The folder of a study, in which work that was stopped goes on."""
+"""The folder of a study, in which work that was stopped is resumed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from lightning_merge.recipe.build import Plain
 from lightning_merge.study.plan import determining
 from lightning_merge.study.store import Store
 
-# More of these goes on where less of them ended.
+# A study with more of these resumes one with fewer.
 _GROWS = ("seeds", "recipes", "pool_sizes")
 
 
@@ -23,7 +23,7 @@ class StudyFolder:
 
     Attributes:
         folder: The folder.
-        name: Of the file that says which study it is of.
+        name: Of the file that describes the study in it.
         shown: Options that change what is shown or added, and nothing that is stored.
     """
 
@@ -54,7 +54,7 @@ class StudyFolder:
     def claim(self, config: Plain, results: Sequence[str], overwrite: bool) -> None:
         """Takes the folder for a study.
 
-        The same study, or one that does more, goes on in its folder; another one would write
+        The same study, or one that does more, is resumed in its folder; another one would write
         over its tables.
 
         Args:
@@ -63,7 +63,7 @@ class StudyFolder:
             overwrite: Whether another study's results there may be written over.
 
         Raises:
-            OutputExistsError: If the folder holds another study and is not to be overwritten, or
+            OutputExistsError: If another study is in the folder and is not to be overwritten, or
                 work in another version's format.
         """
         self.store.check_schema()
@@ -91,13 +91,7 @@ class StudyFolder:
 
 
 def goes_on(before: Plain, now: Plain, shown: Sequence[str]) -> bool:
-    """Whether a study does all that another one did, and that one's results are results of it.
-
-    Args:
-        before: The options of the one that was begun.
-        now: Those of the one that is wanted.
-        shown: As for `StudyFolder`.
-    """
+    """Whether a study does all that an earlier one did, whose results are then its own, too."""
     before, now = ({**one, "trainer": _determining(one.get("trainer"))} for one in (before, now))
     same = all(before.get(key) == now[key] for key in now if key not in (*_GROWS, *shown))
     more = (key for key in _GROWS if key in now)

@@ -60,37 +60,40 @@ class Study:
 def plan(study: Study) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
-    Args:
-        study: The study.
-
-    Returns:
-        For each seed the start (if any), the ingredients, for each number of them the merges in
-        the order of the recipes, then the sweeps.
+    For each seed: the start (if any), the ingredients, for each number of them the merges in the
+    order of the recipes, then the sweeps.
 
     Raises:
         ConfigError: If there are no seeds, fewer than two ingredients, a number of ingredients
             that there are not, or a sweep's value does not suit.
     """
-    if not study.seeds or len(set(study.seeds)) != len(study.seeds):
-        raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
+    check_seeds(study.seeds)
     if len(study.ingredients) < 2:
         raise ConfigError("a study needs two ingredients or more: list them under `ingredients`")
     check_pool_sizes(study.pool_sizes, len(study.ingredients))
     chosen = chosen_sweeps(study.sweeps)
     for sweep, value in chosen.items():
         sweep.check(value, len(study.ingredients))
-    settings = {
-        sweep: sweep.settings(value, study.recipes, _sizes(study))
-        for sweep, value in chosen.items()
-    }
-    return [work for seed in study.seeds for work in _repetition(study, seed, settings)]
+    sizes = _sizes(study)
+    swept = {sweep: sweep.settings(value, study.recipes, sizes) for sweep, value in chosen.items()}
+    return [work for seed in study.seeds for work in _repetition(study, seed, swept)]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Checks that there are seeds, and that they differ.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
 
 
 def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
-    """Checks that there are as many ingredients as are to be merged.
+    """Checks that each number is one of ingredients to merge, and given once.
 
     Raises:
-        ConfigError: If a number is below 2 or above that of the ingredients, or given twice.
+        ConfigError: If not.
     """
     if any(not 2 <= size <= ingredients for size in sizes) or len(set(sizes)) != len(sizes):
         raise ConfigError(
@@ -106,26 +109,25 @@ def _sizes(study: Study) -> list[int]:
 def _repetition(study: Study, seed: int, swept: Mapping[Sweep, Plain]) -> list[Work]:
     works = []
     before: tuple[str, ...] = ()
-    if study.start is not None:
-        settings = {
-            "model": study.model,
-            "data": data_for(study.data, seed, {}),
-            "trainer": {**determining(study.trainer), **study.start},
-            "seed": 1000 * seed + 999,
-        }
-        works.append(make_work("start", "Common start", seed, settings))
-        before = (works[0].key,)
-    names = [f"Ingredient {index + 1}" for index in range(len(study.ingredients))]
-    for index, changes in enumerate(study.ingredients):
+
+    def train(kind: str, name: str, changes: Plain, arguments: Plain, number: int) -> Work:
         settings = {
             "model": study.model,
             "data": data_for(study.data, seed, changes),
-            "trainer": {**determining(study.trainer), **study.training},
+            "trainer": {**determining(study.trainer), **arguments},
             # Far apart, so that no two repetitions ever share an initialisation.
-            "seed": 1000 * seed + index,
+            "seed": 1000 * seed + number,
         }
-        works.append(make_work("ingredient", names[index], seed, settings, before))
-    trained = tuple(work.key for work in works if work.kind == "ingredient")
+        works.append(make_work(kind, name, seed, settings, before))
+        return works[-1]
+
+    if study.start is not None:
+        before = (train("start", "Common start", {}, study.start, 999).key,)
+    names = [f"Ingredient {index + 1}" for index in range(len(study.ingredients))]
+    trained = [
+        train("ingredient", names[index], changes, study.training, index).key
+        for index, changes in enumerate(study.ingredients)
+    ]
     common = {
         "model": study.model,
         "data": data_for(study.data, seed, {}),

@@ -14,11 +14,11 @@ OnDone = Callable[[Work, dict[str, Any], bool], None]
 def run(
     works: Sequence[Work], store: Store, on_done: OnDone | None = None, progress: bool = True
 ) -> None:
-    """Does what the store does not hold, in this process.
+    """Does what is not stored yet, in this process, and stores each result at once.
 
     Args:
         works: The work, in an order in which it can be done.
-        store: Holds what is finished; each result is put into it at once.
+        store: Has what is finished.
         on_done: Called after each piece.
         progress: Whether to show progress bars.
 

@@ -1,4 +1,4 @@
-"""Where a study keeps what it has finished, so that it can be stopped and go on."""
+"""Where a study keeps finished work, so that it can be stopped and resumed."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from lightning_merge.files import as_json, read_json, write_json, write_whole
 from lightning_merge.provenance import provenance
 
 SCHEMA = 2
-"""Grows when keys or files change so that earlier work cannot be gone on with."""
+"""Grows when keys or files change so that earlier work cannot be resumed."""
 
 _WEIGHTS = "weights.ckpt"
 _RESULT = "result.json"
@@ -26,10 +26,7 @@ class Store:
 
     A piece counts as finished when its `result.json` is there, which is written last, and when
     it and the files that it names have the digests under which they were put; what was damaged
-    is done again.
-
-    Args:
-        folder: The folder; made when something is put into it.
+    is done again. The folder is made when something is put into it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,7 +34,7 @@ class Store:
         self._sound: dict[str, tuple[int, ...]] = {}
 
     def check_schema(self) -> None:
-        """Checks that what the folder holds can be gone on with.
+        """Checks that this version can resume the work in the folder.
 
         Raises:
             OutputExistsError: If an earlier or later version of this package wrote it.
@@ -71,9 +68,9 @@ class Store:
         if self._sound.get(key) == stamp:
             return ""
         try:
-            held = read_json(path)
-            whole = held["digest"] == _digest_of(held["result"], held["made_by"], held["files"])
-            files = dict(held["files"])
+            stored = read_json(path)
+            parts = stored["result"], stored["made_by"], stored["files"]
+            whole, files = stored["digest"] == _digest_of(*parts), dict(stored["files"])
         except _UNREADABLE:
             return f"{_RESULT} cannot be read"
         if not whole:
@@ -101,9 +98,9 @@ class Store:
             self.weights(key).unlink(missing_ok=True)
         # As it will be read again: NaN is null, tuples are lists.
         plain, made_by = as_json(result), as_json(provenance())
-        held = {"result": plain, "made_by": made_by, "files": files}
-        digest = _digest_of(plain, made_by, files)
-        write_json(self.folder / key / _RESULT, {**held, "digest": digest})
+        parts = {"result": plain, "made_by": made_by, "files": files}
+        digest = _digest_of(*parts.values())
+        write_json(self.folder / key / _RESULT, {**parts, "digest": digest})
 
     def result(self, key: str) -> dict[str, Any]:
         """The result of a finished piece."""

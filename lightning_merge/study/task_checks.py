@@ -36,12 +36,8 @@ def check_task_recipe(recipe: Recipe) -> None:
 def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
     """Checks data and recipes on networks that have learned nothing, before any is trained.
 
-    Args:
-        study: The study.
-        recipes: Its recipes.
-
     Raises:
-        MergeError: If data are missing or cannot be corrupted as the study says, or a recipe
+        MergeError: If data are missing or cannot be corrupted as the study demands, or a recipe
             does not suit the network or the data.
     """
     seed = study.seeds[0]

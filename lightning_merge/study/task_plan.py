@@ -7,7 +7,7 @@ from typing import Any
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import file_name
 from lightning_merge.recipe.build import Plain
-from lightning_merge.study.plan import data_for, determining
+from lightning_merge.study.plan import check_seeds, data_for, determining
 from lightning_merge.study.work import Work, make_work
 
 PRETRAINED = "Pre-trained"
@@ -15,6 +15,7 @@ INDIVIDUAL = "Individual"
 
 # What the tables' other columns are called.
 _COLUMNS = ("seen", "unseen", "all", "average", "method")
+_STATISTICS = ("task_statistics", "statistics_examples")
 _TASK = {"name", "data", "checkpoint", "unseen", "training", "prompts"}
 
 
@@ -32,8 +33,8 @@ class TaskStudy:
         pretrained: A checkpoint of the body that the tasks were, or are to be, fine-tuned from;
             None for the weights that the model's own `pretrained` names.
         pretraining: Where there is none: `data` and `trainer` to make it with.
-        pretraining_model: The model while it is pre-trained, where its optimizer, say, is to be
-            another then; None for `model`.
+        pretraining_model: The model while it is pre-trained, where its optimizer, for example, is
+            another one then; None for `model`.
         training: The Trainer's arguments for fine-tuning, `max_epochs` above all; a task's own
             `training` changes some of them.
         train_heads: Whether fine-tuning changes the heads, too. Otherwise each stays as it
@@ -83,7 +84,7 @@ class TaskStudy:
 
 
 def check_tasks(study: TaskStudy) -> None:
-    """Checks that a study says all that is needed.
+    """Checks that a study is complete and consistent.
 
     Raises:
         ConfigError: If not.
@@ -128,8 +129,7 @@ def check_tasks(study: TaskStudy) -> None:
         raise ConfigError(
             f"head_examples_per_class is {study.head_examples_per_class}: choose 1 or more"
         )
-    if not study.seeds or len(set(study.seeds)) != len(study.seeds):
-        raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
+    check_seeds(study.seeds)
     for recipe in study.recipes:
         if file_name(recipe["name"]) in (file_name(PRETRAINED), file_name(INDIVIDUAL)):
             raise ConfigError(
@@ -150,42 +150,39 @@ def _check_data(data: Any, whose: str) -> None:
 def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
+    For each seed: the pre-training, the fine-tuning of each task, the two rows to compare merges
+    with, and the merges.
+
     Args:
         study: The study.
         digests: The SHA-256 of every checkpoint that it names, by path.
-
-    Returns:
-        For each seed the pre-training, the fine-tuning of each task, the two rows to hold
-        merges against, and the merges.
     """
     return [one for seed in study.seeds for one in _repetition(study, seed, digests)]
 
 
 def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iterator[Work]:
-    trainer = determining(study.trainer)
     start = _start(study, seed, digests)
     yield start
     tested: list[Plain] = []
     for task in study.tasks:
         work = _task(study, task, seed, digests, start.key)
+        settings = work.settings
         tested.append(
-            {"name": work.name, **{key: work.settings[key] for key in ("data", "unseen")}}
+            {
+                "name": work.name,
+                "data": settings["data"],
+                "unseen": settings["unseen"],
+                "key": work.key,
+                # An unseen task has a body of its own only where a checkpoint brings it.
+                "has_body": "file" in settings or not settings["unseen"],
+            }
         )
-        # An unseen task has a body of its own only where a checkpoint brings it.
-        tested[-1] |= {
-            "key": work.key,
-            "has_body": "file" in work.settings or not task.get("unseen"),
-        }
         yield work
+    copied = ("model", "corruptions", "severity", "corrupted_tasks", *_STATISTICS)
     common: Plain = {
-        "model": study.model,
-        "trainer": trainer,
+        "trainer": determining(study.trainer),
         "tasks": tested,
-        "corruptions": study.corruptions,
-        "severity": study.severity,
-        "corrupted_tasks": study.corrupted_tasks,
-        "task_statistics": study.task_statistics,
-        "statistics_examples": study.statistics_examples,
+        **{name: getattr(study, name) for name in copied},
     }
     needs = (start.key, *(task["key"] for task in tested))
     for name in (PRETRAINED, INDIVIDUAL):
@@ -197,13 +194,11 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
 
 def _start(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Work:
     if study.pretraining is not None:
+        own = study.pretraining.get("trainer") or {}
         settings: Plain = {
             "model": study.pretraining_model or study.model,
             "data": study.data(study.pretraining["data"], seed),
-            "trainer": {
-                **determining(study.trainer),
-                **(study.pretraining.get("trainer") or {}),
-            },
+            "trainer": {**determining(study.trainer), **own},
         }
         return make_work("pretraining", PRETRAINED, seed, settings)
     if study.pretrained is not None:
@@ -214,12 +209,8 @@ def _start(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Work:
 
 
 def _task(study: TaskStudy, task: Plain, seed: int, digests: Mapping[str, str], start: str) -> Work:
-    unseen = bool(task.get("unseen"))
-    settings: Plain = {
-        "model": study.model,
-        "data": study.data(task["data"], seed),
-        "unseen": unseen,
-    }
+    unseen, data = bool(task.get("unseen")), study.data(task["data"], seed)
+    settings: Plain = {"model": study.model, "data": data, "unseen": unseen}
     if task.get("checkpoint") is not None:
         path = task["checkpoint"]
         settings["file"] = {"path": path, "digest": digests[path]}

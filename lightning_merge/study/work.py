@@ -40,7 +40,7 @@ class Work:
 
 @dataclass
 class Session:
-    """What pieces done one after the other may share; it changes no result.
+    """What consecutive pieces of work may share; it changes no result.
 
     Attributes:
         progress: Whether to show progress bars.
@@ -87,13 +87,9 @@ def make_work(kind: str, name: str, seed: int, settings: Plain, needs: Sequence[
 def execute(work: Work, store: Store, session: Session | None = None) -> None:
     """Does one piece of work, and puts its result into the store.
 
-    It depends on the work and on what the store holds under the keys that it needs, on nothing
-    else: in any order that respects these, in any process, it gives the same result.
-
-    Args:
-        work: What to do.
-        store: Holds what the work needs.
-        session: What earlier pieces in this process have left to be shared.
+    It depends on the work and on what is stored under the keys that it needs, on nothing
+    else: in any order that respects these, in any process, it gives the same result. What earlier
+    pieces in this process left to be shared is in the session.
 
     Raises:
         MergeError: As the kind of work does.

@@ -151,16 +151,16 @@ def test_the_grid_covers_the_triangle_once(points):
 
 def test_barriers_rise_above_what_the_ends_have():
     shares, none = [0.0, 0.25, 1.0], [0.0] * 3
-    path = Path("x", shares, [1.0, 4.0, 3.0], none, [3.0, 1.0])
+    path = Path("x", [1.0, 4.0, 3.0], none, [3.0, 1.0], shares)
     assert path.barrier == pytest.approx(4.0 - (0.25 * 3 + 0.75 * 1))
     # An end that alignment has spoilt does not hide it.
-    path = Path("x", shares, [9.0, 4.0, 3.0], none, [3.0, 1.0])
+    path = Path("x", [9.0, 4.0, 3.0], none, [3.0, 1.0], shares)
     assert path.barrier == pytest.approx(9.0 - 1.0)
     weights = triangle_weights(3)
     plane = [2 * a + 5 * b - c for a, b, c in weights]
     plane[weights.index([0.5, 0.0, 0.5])] += 0.75
-    assert Triangle("x", weights, plane, plane, [2, 5, -1]).barrier == pytest.approx(0.75)
-    assert math.isnan(Path("x", shares, [1.0, math.nan, 1.0], none, [1.0, 1.0]).barrier)
+    assert Triangle("x", plane, plane, [2, 5, -1], weights).barrier == pytest.approx(0.75)
+    assert math.isnan(Path("x", [1.0, math.nan, 1.0], none, [1.0, 1.0], shares).barrier)
 
 
 @pytest.mark.parametrize(

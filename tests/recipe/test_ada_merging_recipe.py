@@ -52,7 +52,7 @@ def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
     aggregate = AdaMerging(granularity, max_steps=1, batch_size=100, optimizer=sgd)
     made = Recipe("ada", aggregate)(context)
     module, (choice,) = made.module, made.choices
-    found = torch.tensor(list(choice.coefficients.values()))
+    found = torch.tensor(list(choice.details["coefficients"].values()))
     parameters = [name for name in without_head(bodies[0]) if name.endswith(("weight", "bias"))]
     assert found.shape == (3, len(parameters) if granularity == "layer" else 1)
     coefficients = torch.full(found.shape, 0.3, requires_grad=True)
@@ -77,7 +77,7 @@ def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
 def test_entropy_falls_and_no_image_of_the_test_is_seen(bodies):
     context = made_context(bodies)  # its test loader fails
     made = Recipe("ada", AdaMerging(max_steps=40, batch_size=20, optimizer=sgd))(context)
-    found = torch.tensor(list(made.choices[0].coefficients.values()))
+    found = torch.tensor(list(made.choices[0].details["coefficients"].values()))
     start = torch.full(found.shape, 0.3)
     with torch.no_grad():
         assert entropy_by_hand(bodies, found) < 0.95 * entropy_by_hand(bodies, start)
@@ -99,7 +99,7 @@ def test_labels_are_never_read(bodies, monkeypatch):
     outcome = run_recipe(recipe, made_context(bodies, testable=True))
     monkeypatch.setattr("tiny_tasks.Points", Mislabelled)
     otherwise = recipe(made_context(bodies))
-    assert [choice.plain() for choice in otherwise.choices] == outcome.choices
+    assert [choice.details for choice in otherwise.choices] == outcome.choices
     assert outcome.measurement.train_examples == 0
     assert outcome.measurement.chosen.endswith("on 131 unlabelled validation images")
     assert outcome.choices[0]["examples"] == 43 + 45 + 43

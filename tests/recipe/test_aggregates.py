@@ -147,13 +147,15 @@ def test_the_greedy_soup_is_that_of_the_definition(networks, reset):
     weights = {name for name, _ in networks[0].named_parameters()}
     for name in weights:
         torch.testing.assert_close(module.state_dict()[name], expected[name])
-    assert choice.ingredients == [f"network {i}" for i in kept]
-    assert [line["ingredient"] for line in choice.trace] == [f"network {i}" for i in order]
-    for index, line in zip(order, choice.trace, strict=True):
+    assert choice.details["ingredients"] == [f"network {i}" for i in kept]
+    assert [line["ingredient"] for line in choice.details["trace"]] == [
+        f"network {i}" for i in order
+    ]
+    for index, line in zip(order, choice.details["trace"], strict=True):
         assert line["kept"] == (index in kept)
         assert line["with_it"] in (None, pytest.approx(tried[index] / 96))
         assert line["alone"] == pytest.approx(evaluate([networks[index]]) / 96)
-    assert made.labelled_examples == choice.examples == 96
+    assert made.labelled_examples == choice.details["examples"] == 96
     if reset:
         assert right(module.eval(), image_batches(seed=2)) == evaluate([networks[i] for i in kept])
 
@@ -161,7 +163,7 @@ def test_the_greedy_soup_is_that_of_the_definition(networks, reset):
 def test_a_candidate_that_cannot_win_is_dropped(networks):
     context = context_of(networks)
     made = GreedySoup()(context.states, context)
-    dropped = [line for line in made.choices[0].trace if line["with_it"] is None]
+    dropped = [line for line in made.choices[0].details["trace"] if line["with_it"] is None]
     assert dropped
     assert all(line["examples"] < 96 and not line["kept"] for line in dropped)
 
@@ -176,8 +178,8 @@ def test_any_metric_of_the_validation(networks):
     context = context_of(networks, Images(testable=False))
     made = GreedySoup(metric="val_loss", mode="min")(context.states, context)
     (choice,) = made.choices
-    assert choice.ingredients == [f"network {i}" for i in kept]
-    found = [line["with_it"] for line in choice.trace]
+    assert choice.details["ingredients"] == [f"network {i}" for i in kept]
+    found = [line["with_it"] for line in choice.details["trace"]]
     assert found == pytest.approx([-tried[i] for i in order], rel=1e-4)
     with pytest.raises(ConfigError, match=r"logs no val_auroc, only val_loss, val_acc"):
         GreedySoup(metric="val_auroc")(context.states, context)
@@ -203,7 +205,7 @@ def test_targets_that_are_no_classes_are_compared_by_the_modules_accuracy():
     _, kept, _ = greedy_by_definition(modules, evaluation(False, accuracy))
     context = context_of(modules, Labelled())
     made = GreedySoup()(context.states, context)
-    assert made.choices[0].ingredients == [f"network {i}" for i in kept]
+    assert made.choices[0].details["ingredients"] == [f"network {i}" for i in kept]
 
 
 def test_without_held_out_examples_there_is_no_greedy_soup(networks):
@@ -260,7 +262,7 @@ def test_ensembles_by_hand(networks):
 def test_greedy_ensembles_are_of_the_soups_ingredients(networks):
     context = context_of(networks)
     made = GreedySoup()(context.states, context)
-    kept = [int(name.split()[1]) for name in made.choices[0].ingredients]
+    kept = [int(name.split()[1]) for name in made.choices[0].details["ingredients"]]
     assert 1 < len(kept) < len(networks)
     members = [copy.deepcopy(networks[i]) for i in kept]
     images = torch.randn(5, 3, 8, 8)

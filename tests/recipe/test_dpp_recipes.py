@@ -73,9 +73,9 @@ def test_the_exact_search_is_the_best_subset_by_definition(context, start, pretr
     recipe = Recipe("picked", Average(), select=DPP(size, pretrained, search="exact"))
     made = recipe(context)
     module, (choice,) = made.module, made.choices
-    assert choice.ingredients == [f"network {index}" for index in expected]
-    assert choice.among == 5
-    assert choice.examples == made.labelled_examples == 70
+    assert choice.details["ingredients"] == [f"network {index}" for index in expected]
+    assert choice.details["among"] == 5
+    assert choice.details["examples"] == made.labelled_examples == 70
     for name, value in average([context.states[index] for index in expected]).items():
         torch.testing.assert_close(module.state_dict()[name], value)
 
@@ -90,23 +90,25 @@ def test_the_greedy_order_begins_with_the_best_and_leaves_out_who_is_no_better(
         key=lambda index: float(torch.det(L[[first, index]][:, [first, index]])),
     )
     (choice,) = Recipe("two", Average(), select=DPP(2, pretrained))(context).choices
-    assert choice.ingredients == [f"network {first}", f"network {second}"]
-    assert "network 4" not in choice.details["greedy_order"]
-    assert choice.details["quality"]["network 4"] == 0
+    assert choice.details["ingredients"] == [f"network {first}", f"network {second}"]
+    assert "network 4" not in choice.details["details"]["greedy_order"]
+    assert choice.details["details"]["quality"]["network 4"] == 0
 
 
 def test_the_number_is_chosen_on_held_out_data_along_the_greedy_order(context, pretrained):
     recipe = Recipe("any", Average(), select=DPP(None, pretrained))
     made = recipe(context)
     (choice,) = made.choices
-    order = [int(name.split()[1]) for name in choice.details["greedy_order"]]
+    order = [int(name.split()[1]) for name in choice.details["details"]["greedy_order"]]
     scores = {
         size: right(context.build(average([context.states[index] for index in order[:size]])))
         for size in range(2, len(order) + 1)
     }
-    assert choice.scores == pytest.approx({str(size): value for size, value in scores.items()})
+    assert choice.details["scores"] == pytest.approx(
+        {str(size): value for size, value in scores.items()}
+    )
     best = max(scores, key=scores.get)
-    assert choice.ingredients == [f"network {index}" for index in order[:best]]
+    assert choice.details["ingredients"] == [f"network {index}" for index in order[:best]]
     assert right(made.module) == pytest.approx(scores[best])
 
 
@@ -114,7 +116,7 @@ def test_a_draw_is_the_same_for_the_same_seed(context, pretrained):
     chosen = []
     for seed in (3, 3, 4, 5, 6, 7):
         recipe = Recipe("drawn", Average(), select=DPP(2, pretrained, search="sample"))
-        chosen.append(tuple(recipe(replace(context, seed=seed)).choices[0].ingredients))
+        chosen.append(tuple(recipe(replace(context, seed=seed)).choices[0].details["ingredients"]))
     assert chosen[0] == chosen[1]
     assert len(set(chosen)) > 1
 
@@ -122,12 +124,14 @@ def test_a_draw_is_the_same_for_the_same_seed(context, pretrained):
 def test_aggregates_that_search_do_so_among_the_selected(context, pretrained):
     made = Recipe("vectors", TaskArithmetic(pretrained), select=DPP(2, pretrained))(context)
     selection, scale = made.choices
-    assert len(selection.ingredients) == 2
-    assert scale.scores
+    assert len(selection.details["ingredients"]) == 2
+    assert scale.details["scores"]
     assert made.labelled_examples == 70
     made = Recipe("soup", GreedySoup(), select=DPP(3, pretrained))(context)
     selection, soup = made.choices
-    assert {line["ingredient"] for line in soup.trace} == set(selection.ingredients)
+    assert {line["ingredient"] for line in soup.details["trace"]} == set(
+        selection.details["ingredients"]
+    )
 
 
 def test_the_result_tells_of_it(context, pretrained):

@@ -37,12 +37,12 @@ def test_the_candidate_with_the_best_held_out_accuracy_is_taken():
     expected = scores_by_hand(context)
     assert len(set(expected.values())) > 1
     (choice,) = found.choices
-    assert choice.scores == pytest.approx(expected)
+    assert choice.details["scores"] == pytest.approx(expected)
     best = max(expected, key=lambda gamma: (expected[gamma], float(gamma)))
-    assert choice.chosen == {"gamma": float(best)}
-    assert choice.examples == 70
-    assert choice.score == "accuracy"
-    given = align(CCAMatching(**choice.chosen), context)
+    assert choice.details["gamma"] == float(best)
+    assert choice.details["examples"] == 70
+    assert choice.details["score"] == "accuracy"
+    given = align(CCAMatching(gamma=choice.details["gamma"]), context)
     for name, value in found.states[1].items():
         torch.testing.assert_close(value, given.states[1][name])
     assert given.choices == ()
@@ -69,9 +69,11 @@ def test_without_accuracy_the_loss_decides():
 
     context = replace(made_context(norm=True), module=Silent(norm=True))
     (choice,) = align(CCAMatching(candidates=CANDIDATES), context).choices
-    assert choice.score == "-loss"
-    assert choice.chosen["gamma"] == float(max(choice.scores, key=choice.scores.__getitem__))
-    assert all(score < 0 for score in choice.scores.values())
+    assert choice.details["score"] == "-loss"
+    assert choice.details["gamma"] == float(
+        max(choice.details["scores"], key=choice.details["scores"].__getitem__)
+    )
+    assert all(score < 0 for score in choice.details["scores"].values())
 
 
 class Unread(Points):
@@ -102,9 +104,9 @@ def test_it_says_which_examples_they_were(share, says):
 def test_networks_without_batchnorm_are_chosen_among_after_repair():
     context = made_context()
     (choice,) = align(CCAMatching(candidates=CANDIDATES), context).choices
-    gamma = choice.chosen["gamma"]
+    gamma = choice.details["gamma"]
     repaired = Recipe("X", Average(), CCAMatching(gamma), "repair")(context).module
     x, y = context.data.val_dataloader().dataset.tensors
     with torch.no_grad():
         accuracy = float((repaired.eval()(x).argmax(1) == y).float().mean())
-    assert choice.scores[f"{gamma:g}"] == pytest.approx(accuracy)
+    assert choice.details["scores"][f"{gamma:g}"] == pytest.approx(accuracy)

@@ -65,19 +65,19 @@ def test_three_are_mixed_as_the_authors_loop_mixes_them(granularity):
     for name, value in made.module.state_dict().items():
         torch.testing.assert_close(value, soup[name].detach(), rtol=1e-3, atol=1e-5, msg=name)
     (choice,) = made.choices
-    assert choice.logit_scale == pytest.approx(scale, rel=1e-4)
+    assert choice.details["logit_scale"] == pytest.approx(scale, rel=1e-4)
     assert abs(scale - 1) > 0.01
-    found = torch.tensor(list(choice.shares.values())).T
+    found = torch.tensor(list(choice.details["shares"].values())).T
     torch.testing.assert_close(found, shares.detach(), rtol=1e-3, atol=1e-5)
-    assert made.labelled_examples == choice.examples == 70
+    assert made.labelled_examples == choice.details["examples"] == 70
 
 
 def test_the_useless_one_of_two_is_left_out_and_the_scale_is_not_in_the_weights():
     context = context_of(2)
     made = LearnedSoup(max_epochs=60)(context.states, context)
-    share = made.choices[0].shares["n0"][0]
+    share = made.choices[0].details["shares"]["n0"][0]
     assert share > 0.7
-    assert made.choices[0].shares["n1"] == [pytest.approx(1 - share)]
+    assert made.choices[0].details["shares"]["n1"] == [pytest.approx(1 - share)]
     for name, value in made.module.state_dict().items():
         a, b = (state[name] for state in context.states)
         torch.testing.assert_close(value, share * a + (1 - share) * b)
@@ -102,7 +102,7 @@ def test_it_is_reached_by_name_and_a_last_batch_of_one_is_no_error():
     context = context_of(2, Points(testable=False), norm=True)
     made = recipe(context)
     assert made.labelled_examples == 70
-    assert len(made.choices[0].shares["n0"]) == len(list(context.module.parameters()))
+    assert len(made.choices[0].details["shares"]["n0"]) == len(list(context.module.parameters()))
 
 
 def test_what_cannot_be_learned_is_refused_in_a_line():

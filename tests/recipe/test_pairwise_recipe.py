@@ -35,7 +35,7 @@ def test_each_pair_is_an_np_merge_of_the_two_that_the_choice_names():
     (choice,) = made.choices
     known = dict(zip(context.names, context.states, strict=True))
     torch.manual_seed(7)
-    for first, second in choice.plain()["pairs"]:
+    for first, second in choice.details["pairs"]:
         # By hand: the plain class on the two that are named, one after the other.
         module = MergeModule(
             context.build(known[first]), [known[first], known[second]], "channel", optimizer=sgd
@@ -46,7 +46,7 @@ def test_each_pair_is_an_np_merge_of_the_two_that_the_choice_names():
     last = known[f"({first} + {second})"]
     for name, value in made.module.state_dict().items():
         torch.testing.assert_close(value, last[name], msg=name)
-    assert len(choice.pairs) == 3
+    assert len(choice.details["pairs"]) == 3
     assert made.labelled_examples == 96
     assert not isinstance(made.module, MergeModule)
 

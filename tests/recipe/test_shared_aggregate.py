@@ -37,7 +37,7 @@ def recipes_of(aggregate):
 
 
 def content(made):
-    return made.module.state_dict(), [choice.plain() for choice in made.choices]
+    return made.module.state_dict(), [choice.details for choice in made.choices]
 
 
 @pytest.mark.parametrize("kind", AGGREGATES)
@@ -64,8 +64,8 @@ def test_copies_are_called_by_their_own_names():
     states = [*context.states, context.states[1]]
     copies = replace(context, states=states, names=["first", "second", "its copy"])
     recipe = Recipe("soup", GreedySoup(), CCAMatching(candidates=[0.1]))
-    named = [{choice.ingredient for choice in recipe(copies).choices[:2]}]
+    named = [{choice.details["ingredient"] for choice in recipe(copies).choices[:2]}]
     for indices in ([0, 1], [0, 2]):
         *_, greedy = recipe(copies.of(indices)).choices
-        named.append({line["ingredient"] for line in greedy.trace})
+        named.append({line["ingredient"] for line in greedy.details["trace"]})
     assert named == [{"second", "its copy"}, {"first", "second"}, {"first", "its copy"}]

@@ -126,8 +126,10 @@ def test_the_scale_is_the_best_on_average_over_the_tasks(bodies):
         scores[scale] = sum(values) / 3
     made = TaskArithmetic(candidates=list(scores))(context.states, context)
     (choice,) = made.choices
-    assert choice.scores == pytest.approx({f"{scale:g}": value for scale, value in scores.items()})
-    assert choice.scale == max(scores, key=scores.get)
+    assert choice.details["scores"] == pytest.approx(
+        {f"{scale:g}": value for scale, value in scores.items()}
+    )
+    assert choice.details["scale"] == max(scores, key=scores.get)
     assert made.labelled_examples == 131
 
 
@@ -146,18 +148,20 @@ def test_dpp_goes_by_each_task_and_by_all_images(bodies):
         x = torch.cat([Points(task).val_dataloader().dataset.tensors[0] for task in "abc"])
         with torch.no_grad():
             features.append(module.eval().net[:-1](x).double())
-    assert list(choice.details["quality"].values()) == pytest.approx(q)
+    assert list(choice.details["details"]["quality"].values()) == pytest.approx(q)
     for i, a in enumerate(features):
         for j, b in enumerate(features):
             expected = float(torch.cosine_similarity(a, b, dim=1).nan_to_num().mean())
-            assert choice.details["similarity"][i][j] == pytest.approx(expected, abs=1e-5)
-    assert set(choice.ingredients) < set("abc")
+            assert choice.details["details"]["similarity"][i][j] == pytest.approx(
+                expected, abs=1e-5
+            )
+    assert set(choice.details["ingredients"]) < set("abc")
 
 
 def test_a_greedy_soup_is_one_of_tasks(bodies):
     context = made_context(bodies)
     (choice,) = Recipe("soup", GreedySoup())(context).choices
-    assert {line["ingredient"] for line in choice.trace} == set("abc")
+    assert {line["ingredient"] for line in choice.details["trace"]} == set("abc")
 
 
 def test_tasks_are_measured_under_their_own_heads(bodies):

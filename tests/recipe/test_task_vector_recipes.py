@@ -122,9 +122,11 @@ def test_the_scale_is_the_best_on_held_out_data(start, pretrained, context, rese
     recipe = Recipe("searched", aggregate, recalibrate="batchnorm" if reset else None)
     made = recipe(context)
     (choice,) = made.choices
-    assert choice.scale == best
-    assert choice.scores == pytest.approx({f"{scale:g}": value for scale, value in right.items()})
-    assert choice.examples == made.labelled_examples == 70
+    assert choice.details["scale"] == best
+    assert choice.details["scores"] == pytest.approx(
+        {f"{scale:g}": value for scale, value in right.items()}
+    )
+    assert choice.details["examples"] == made.labelled_examples == 70
     weights = dict(made.module.named_parameters())
     for name, value in task_arithmetic(p, vectors, best).items():
         if name in weights:
@@ -147,14 +149,15 @@ def test_every_vector_is_read_once_for_all_candidates(pretrained, context, monke
 def test_of_equal_scales_the_smallest_is_taken(start, pretrained, context):
     copies = replace(context, states=[start.state_dict()] * 3)
     made = TaskArithmetic(pretrained, candidates=[0.5, 0.1, 1.0])(copies.states, copies)
-    assert made.choices[0].scale == 0.1
+    assert made.choices[0].details["scale"] == 0.1
 
 
 def test_less_can_be_better(pretrained, context):
     made = TaskArithmetic(pretrained, metric="val_loss", mode="min")(context.states, context)
     (choice,) = made.choices
-    assert choice.scores[f"{choice.scale:g}"] == min(choice.scores.values())
-    assert choice.score == "val_loss"
+    scores = choice.details["scores"]
+    assert scores[f"{choice.details['scale']:g}"] == min(scores.values())
+    assert choice.details["score"] == "val_loss"
 
 
 def test_the_result_says_what_was_chosen_and_seen(pretrained, context):

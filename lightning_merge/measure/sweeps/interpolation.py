@@ -4,9 +4,9 @@ Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
@@ -24,104 +24,100 @@ from lightning_merge.recipe.recipe import Recipe
 
 
 @dataclass
-class Path:
-    """Measurements along alpha * A + (1 - alpha) * B.
+class _Measured:
+    """Measurements of convex combinations of the first ingredients.
 
     Attributes:
-        name: What to call the path.
-        alpha: The shares of A, from 0 to 1.
-        loss: The test loss at each of them.
-        accuracy: The test accuracy at each of them.
-        ingredients: The test losses of A and B as they were given.
+        name: What to call them.
+        loss: The test loss at each point.
+        accuracy: The test accuracy at each point.
+        ingredients: The test losses of the ingredients as they were given.
     """
 
     name: str
-    alpha: list[float]
     loss: list[float]
     accuracy: list[float]
     ingredients: list[float]
 
     @property
+    def shares(self) -> list[list[float]]:
+        """The ingredients' shares at each point; they add up to 1."""
+        raise NotImplementedError
+
+    @property
     def barrier(self) -> float:
-        """How far the loss rises above the line between the ingredients' own losses.
+        """How far the loss rises above the ingredients' own losses, weighted likewise.
 
-        That is the rise above the line's ends (Frankle et al. 2020), where aligning changes
-        no function; CCA does, and a bad end must not hide what lies between.
+        For a path that is the rise above its ends (Frankle et al. 2020), where aligning changes
+        no function; CCA does, and a bad end must not hide what lies between. NaN where a loss is.
         """
-        weights = [[alpha, 1 - alpha] for alpha in self.alpha]
-        return _rise(self.loss, weights, self.ingredients)
+        rises = [
+            loss - sum(share * own for share, own in zip(shares, self.ingredients, strict=True))
+            for loss, shares in zip(self.loss, self.shares, strict=True)
+        ]
+        return math.nan if any(map(math.isnan, rises)) else max(rises)
 
-    def plain(self) -> dict[str, Any]:
-        """The path as JSON holds it."""
+    def plain(self) -> Plain:
+        """The measurements as in JSON."""
         return {**asdict(self), "barrier": self.barrier}
 
 
 @dataclass
-class Triangle:
-    """Measurements of the convex combinations of three ingredients.
+class Path(_Measured):
+    """Measurements along alpha * A + (1 - alpha) * B.
 
     Attributes:
-        name: What to call them.
-        weights: The shares of A, B and C at each point; the sum of three is 1.
-        loss: The test loss at each point.
-        accuracy: The test accuracy at each point.
-        ingredients: The test losses of A, B and C as they were given.
+        alpha: The shares of A, from 0 to 1.
     """
 
-    name: str
-    weights: list[list[float]]
-    loss: list[float]
-    accuracy: list[float]
-    ingredients: list[float]
+    alpha: list[float]
 
     @property
-    def barrier(self) -> float:
-        """How far the loss rises above the plane through the ingredients' own losses."""
-        return _rise(self.loss, self.weights, self.ingredients)
+    def shares(self) -> list[list[float]]:
+        """The shares of A and B."""
+        return [[alpha, 1 - alpha] for alpha in self.alpha]
 
-    def plain(self) -> dict[str, Any]:
-        """The triangle as JSON holds it."""
-        return {**asdict(self), "barrier": self.barrier}
+
+@dataclass
+class Triangle(_Measured):
+    """Measurements of the convex combinations of A, B and C.
+
+    Attributes:
+        weights: The shares of the three.
+    """
+
+    weights: list[list[float]]
+
+    @property
+    def shares(self) -> list[list[float]]:
+        """The shares of A, B and C."""
+        return self.weights
 
 
 def measure_paths(context: Context, recipes: Sequence[Recipe], points: int) -> list[Path]:
-    """The line between the first two ingredients, for each alignment and recalibration.
+    """The path between the first two ingredients, for each alignment and recalibration.
 
     Args:
         context: The ingredients and their data.
-        recipes: Give each line its name, alignment and recalibration, which is done anew at
+        recipes: Give each path its name, alignment and recalibration, which is done anew at
             every point (see `path_recipes`).
         points: How many points, both ends included.
 
     Raises:
         ConfigError: If the module's test reports no loss or no accuracy.
     """
-    shares = [index / (points - 1) for index in range(points)]
-    weights = [[alpha, 1 - alpha] for alpha in shares]
-    own = _own_losses(context, 2)
-    return [
-        Path(recipe.name, shares, *_measure(context, recipe, weights), own) for recipe in recipes
-    ]
+    alpha = [index / (points - 1) for index in range(points)]
+    weights = [[one, 1 - one] for one in alpha]
+    return [Path(*found, alpha) for found in _measure(context, recipes, weights)]
 
 
 def measure_triangles(context: Context, recipes: Sequence[Recipe], points: int) -> list[Triangle]:
-    """The triangle between the first three ingredients, likewise.
+    """The triangle between the first three ingredients, likewise, with so many points on each side.
 
-    Args:
-        context: The ingredients and their data.
-        recipes: As for `measure_paths`.
-        points: How many points on each side, both corners included: `points * (points + 1)
-            / 2` in all.
-
-    Raises:
-        ConfigError: If the module's test reports no loss or no accuracy.
+    Both corners are included: `points * (points + 1) / 2` points in all.
     """
     weights = triangle_weights(points)
-    own = _own_losses(context, 3)
-    return [
-        Triangle(recipe.name, weights, *_measure(context, recipe, weights), own)
-        for recipe in recipes
-    ]
+    return [Triangle(*found, weights) for found in _measure(context, recipes, weights)]
 
 
 def triangle_weights(points: int) -> list[list[float]]:
@@ -134,40 +130,41 @@ def triangle_weights(points: int) -> list[list[float]]:
     ]
 
 
+class _Interpolation(Sweep):
+    type = int
+    default = 0
+    measured: ClassVar["staticmethod[[Context, Sequence[Recipe], int], Sequence[_Measured]]"]
+
+    def settings(self, value: int, recipes: Sequence[Given], sizes: Sequence[int]) -> Plain:
+        """How many points, and the alignments and recalibrations."""
+        del sizes
+        return {"points": value, "lines": path_recipes(recipes)}
+
+    def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
+        """The paths or triangles, with their barriers."""
+        del weights
+        recipes = [build_recipe(line) for line in settings["lines"]]
+        return [found.plain() for found in self.measured(context, recipes, settings["points"])]
+
+
 @sweeps.register("barrier", paper="Frankle et al. 2020", needs="a test that logs its loss")
-class InterpolationPath(Sweep):
+class InterpolationPath(_Interpolation):
     """Loss and accuracy along the path between the first two ingredients."""
 
     option = "barrier"
-    type = int
-    default = 0
     help = (
         "at how many points between the first two ingredients to measure the loss, for each "
         "alignment and recalibration among the recipes"
     )
     key = "lines"
     title = "Loss barrier"
+    measured = staticmethod(measure_paths)
 
     def check(self, value: int, ingredients: int) -> None:
-        """Checks that a path has two ends.
-
-        Raises:
-            ConfigError: If there are neither 0 points (no path) nor 2 or more.
-        """
+        """Checks that a path has two ends, or that there is none."""
         del ingredients
         if value == 1 or value < 0:
             raise ConfigError(f"barrier is {value}: choose 2 points or more, or 0 for no barrier")
-
-    def settings(self, value: int, recipes: Sequence[Given], sizes: Sequence[int]) -> Plain:
-        """How many points, and the paths."""
-        del sizes
-        return {"points": value, "lines": path_recipes(recipes)}
-
-    def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
-        """The paths (`Path.plain`)."""
-        del weights
-        recipes = [build_recipe(line) for line in settings["lines"]]
-        return [path.plain() for path in measure_paths(context, recipes, settings["points"])]
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
         """The barrier, and the accuracy in the middle, of each path."""
@@ -180,23 +177,17 @@ class InterpolationPath(Sweep):
 
 
 @sweeps.register("triangle", paper="Frankle et al. 2020", needs="three ingredients")
-class InterpolationTriangle(Sweep):
+class InterpolationTriangle(_Interpolation):
     """Loss and accuracy over the triangle between the first three ingredients."""
 
     option = "triangle"
-    type = int
-    default = 0
     help = "the same over the triangle between the first three, with so many points on each side"
     key = "triangles"
     title = "Triangle"
+    measured = staticmethod(measure_triangles)
 
     def check(self, value: int, ingredients: int) -> None:
-        """Checks that a triangle has three corners.
-
-        Raises:
-            ConfigError: If there are neither 0 points (no triangle) nor 2 or more, or fewer than
-                three ingredients.
-        """
+        """Checks that a triangle has three corners, or that there is none."""
         if value == 1 or value < 0:
             raise ConfigError(f"triangle is {value}: choose 2 points or more, or 0 for no triangle")
         if value and ingredients < 3:
@@ -204,18 +195,6 @@ class InterpolationTriangle(Sweep):
                 f"a triangle lies between three ingredients, there are {ingredients}: give three, "
                 "or leave --triangle out"
             )
-
-    def settings(self, value: int, recipes: Sequence[Given], sizes: Sequence[int]) -> Plain:
-        """How many points, and the alignments and recalibrations."""
-        del sizes
-        return {"points": value, "lines": path_recipes(recipes)}
-
-    def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
-        """The triangles (`Triangle.plain`)."""
-        del weights
-        recipes = [build_recipe(line) for line in settings["lines"]]
-        found = measure_triangles(context, recipes, settings["points"])
-        return [triangle.plain() for triangle in found]
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
         """The barrier, and the lowest accuracy, of each triangle."""
@@ -227,29 +206,26 @@ class InterpolationTriangle(Sweep):
 
 
 def _measure(
-    context: Context, recipe: Recipe, weights: Sequence[Sequence[float]]
-) -> tuple[list[float], list[float]]:
-    """Test loss and accuracy of averages of the first ingredients with given weights."""
-    if recipe.recalibration is not None:
-        recipe.recalibration.check(context.module, recipe.name)
-    ended = context.first(len(weights[0])).recalibrated_by(recipe.recalibration, recipe.name)
-    states = align(recipe.align, ended).states
-    recalibrate = recalibrate_with(ended, states)
+    context: Context, recipes: Sequence[Recipe], weights: Sequence[Sequence[float]]
+) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
+    """Each recipe's name, test losses, accuracies, and the ingredients' own losses."""
     trainer = context.trainer()
-    losses, accuracies = [], []
-    seed_everything(context.seed, verbose=False)
-    for shares in tracked(weights, f"Loss barrier, {recipe.name}", context.progress):
-        module = context.build(average(states, shares))
-        recalibrate(module, shares)
-        loss, accuracy = _tested(module, context, trainer)
-        losses.append(loss)
-        accuracies.append(accuracy)
-    return losses, accuracies
-
-
-def _own_losses(context: Context, count: int) -> list[float]:
-    trainer = context.trainer()
-    return [_tested(context.build(state), context, trainer)[0] for state in context.states[:count]]
+    count = len(weights[0])
+    own = [_tested(context.build(one), context, trainer)[0] for one in context.states[:count]]
+    for recipe in recipes:
+        if recipe.recalibration is not None:
+            recipe.recalibration.check(context.module, recipe.name)
+        part = context.first(count).recalibrated_by(recipe.recalibration, recipe.name)
+        states = align(recipe.align, part).states
+        recalibrate = recalibrate_with(part, states)
+        trainer = context.trainer()
+        seed_everything(context.seed, verbose=False)
+        found = []
+        for shares in tracked(weights, f"Loss barrier, {recipe.name}", context.progress):
+            module = context.build(average(states, shares))
+            recalibrate(module, shares)
+            found.append(_tested(module, context, trainer))
+        yield recipe.name, [loss for loss, _ in found], [right for _, right in found], own
 
 
 def _tested(module: LightningModule, context: Context, trainer: Trainer) -> tuple[float, float]:
@@ -260,14 +236,3 @@ def _tested(module: LightningModule, context: Context, trainer: Trainer) -> tupl
             f"not only {', '.join(metrics) or 'nothing'}; leave --barrier out"
         )
     return metrics["loss"], metrics["accuracy"]
-
-
-def _rise(
-    losses: Sequence[float], weights: Sequence[Sequence[float]], ends: Sequence[float]
-) -> float:
-    """The largest rise above what the ends have on average; NaN where a loss is."""
-    rises = [
-        loss - sum(share * end for share, end in zip(shares, ends, strict=True))
-        for loss, shares in zip(losses, weights, strict=True)
-    ]
-    return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
@@ -26,6 +25,7 @@ from lightning_merge.progress import tracked
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.held_out import are_classes, are_right
 from lightning_merge.recipe.recipe import Recipe
 
 
@@ -40,7 +40,7 @@ class ScalingCurve:
         pool_size: Of how many ingredients.
         seed: The context's seed.
         factor: What every weight is multiplied by.
-        accuracy: The share of test examples that are classified rightly.
+        accuracy: The share of test examples that are classified correctly.
         finite: The share of test examples whose logits are finite numbers. A network of L
             layers multiplies its logits by up to the L-th power of the factor, and a
             floating-point number ends somewhere.
@@ -58,10 +58,6 @@ class ScalingCurve:
     finite: list[float] = field(default_factory=list)
     by_batch: list[list[float]] = field(default_factory=list)
 
-    def plain(self) -> dict[str, Any]:
-        """The method as JSON holds it."""
-        return asdict(self)
-
 
 def measure_scaling(
     context: Context,
@@ -73,12 +69,11 @@ def measure_scaling(
     """Tests soups and ensembles of ingredients whose weights are multiplied.
 
     All parameters are multiplied, statistics are not. Averaging is linear: the average of
-    multiplied ingredients is the multiplied average, so that a merge is multiplied itself, as it
-    was recalibrated. An ensemble's members are multiplied, its last layer too.
+    multiplied ingredients is the multiplied average, so a merge is multiplied itself, as it was
+    recalibrated. An ensemble's members are multiplied, its last layer too.
 
     For each factor every batch is read once, and every network evaluated once: ingredients are
-    shared by all ensembles, of all numbers of ingredients. The networks are held in memory
-    together.
+    shared by all ensembles, of all numbers of ingredients. All networks are in memory together.
 
     Args:
         context: The ingredients and their data.
@@ -93,7 +88,7 @@ def measure_scaling(
     Raises:
         ConfigError: If the test examples do not have one class each.
     """
-    tested = _Tested(context, inputs_of(next(iter(_test_batches(context))))[:2])
+    tested = _Tested(context, recipes)
     for size in sizes:
         tested.add_ingredients(size)
         for recipe in recipes:
@@ -119,11 +114,7 @@ class WeightScaling(Sweep):
     reads_merges = True
 
     def check(self, value: Sequence[float], ingredients: int) -> None:
-        """Checks that weights can be multiplied by these factors.
-
-        Raises:
-            ConfigError: If one is not positive, or is given twice.
-        """
+        """Checks that the factors are positive, and none is given twice."""
         del ingredients
         if any(not 0 < factor < math.inf for factor in value) or len(set(value)) != len(value):
             raise ConfigError(
@@ -132,11 +123,7 @@ class WeightScaling(Sweep):
             )
 
     def check_context(self, context: Context) -> None:
-        """Checks that right answers can be counted on the test set.
-
-        Raises:
-            ConfigError: If the test examples do not have one class each.
-        """
+        """Checks that the test examples have one class each."""
         _classes(next(iter(_test_batches(context))))
 
     def settings(
@@ -146,23 +133,25 @@ class WeightScaling(Sweep):
         return {"factors": list(value), "recipes": list(recipes), "pool_sizes": list(sizes)}
 
     def measure(self, context: Context, settings: Plain, weights: MergedWeights) -> list[Plain]:
-        """The curves (`ScalingCurve.plain`)."""
+        """The curves (`ScalingCurve`)."""
         recipes = [build_recipe(recipe) for recipe in settings["recipes"]]
-        sizes = settings["pool_sizes"]
-        found = measure_scaling(context, recipes, settings["factors"], sizes, weights)
-        return [curve.plain() for curve in found]
+        factors, sizes = settings["factors"], settings["pool_sizes"]
+        found = measure_scaling(context, recipes, factors, sizes, weights)
+        return [asdict(curve) for curve in found]
 
 
 class _Tested:
-    """The networks that have to be evaluated, each once, and what is made of their outputs."""
+    """The networks to evaluate, each once, and the methods that combine their outputs."""
 
-    def __init__(self, context: Context, example: Tensor) -> None:
+    def __init__(self, context: Context, recipes: Sequence[Recipe]) -> None:
         self.context = context
-        self.example = example
         self.precision = context.trainer().precision_plugin
         self.networks: list[_Network] = []
         self.methods: list[_Method] = []
         self._head: str | None = None
+        if any(_is_plain(one) and one.aggregate.combines == "features" for one in recipes):
+            example = inputs_of(next(iter(_test_batches(context))))[:2].float()
+            self._head = last_layer(context.build(context.states[0]), example)
         self._known: dict[int, int] = {}
 
     def add_ingredients(self, size: int) -> None:
@@ -192,24 +181,25 @@ class _Tested:
 
     @torch.inference_mode()
     def measure(self, factor: float, batches: Iterable[Any]) -> None:
-        for network in self.networks:
+        for network in (*self.networks, *(one.head for one in self.methods if one.head)):
             network.multiply(factor)
-        for method in self.methods:
-            method.begin(factor)
+        counts: list[list[tuple[float, float]]] = [[] for _ in self.methods]
+        sizes = []
         for batch in batches:
             targets = _classes(batch)
             with self.precision.forward_context():
                 outputs = [network(inputs_of(batch)) for network in self.networks]
-                for method in self.methods:
-                    method.count(outputs, targets)
-        for method in self.methods:
-            method.end()
+                for method, counted in zip(self.methods, counts, strict=True):
+                    counted.append(method.count(outputs, targets))
+            sizes.append(len(targets))
+        for method, counted in zip(self.methods, counts, strict=True):
+            method.add(factor, counted, sizes)
 
     def _index(self, state: StateDict) -> int:
         if id(state) not in self._known:
             self._known[id(state)] = len(self.networks)
             self.networks.append(self._network(self.context.build(state)))
-            # Held, so that no other state comes to have its identity.
+            # Kept, so that no other state comes to have its identity.
             self.networks[-1].source = state
         return self._known[id(state)]
 
@@ -218,10 +208,7 @@ class _Tested:
         return _Network(module.eval(), self._head)
 
     def _last_layer(self, states: Sequence[StateDict], head: str) -> "_Network":
-        if self._head is None:
-            self._head = last_layer(self.context.build(states[0]), self.example.float())
-            for network in self.networks:
-                network.watch(self._head)
+        assert self._head is not None
         layers = [self.context.build(state).get_submodule(self._head) for state in states]
         if head == "merged":
             layers[0].load_state_dict(average([layer.state_dict() for layer in layers]))
@@ -229,7 +216,7 @@ class _Tested:
 
 
 class _Network:
-    """One network, whose weights can be multiplied, and what its last layer was given."""
+    """One network, whose weights can be multiplied, and the last inputs of its last layer."""
 
     source: StateDict | None = None
 
@@ -237,12 +224,8 @@ class _Network:
         self.module = module
         self.weights = [parameter.detach().clone() for parameter in module.parameters()]
         self.features: Tensor | None = None
-        if head is not None:
-            self.watch(head)
-
-    def watch(self, head: str) -> None:
-        layers = dict(self.module.named_modules())
-        if head in layers:
+        layers = dict(module.named_modules())
+        if head is not None and head in layers:
             layers[head].register_forward_pre_hook(self._keep)
 
     def multiply(self, factor: float) -> None:
@@ -259,23 +242,17 @@ class _Network:
 
 @dataclass
 class _Method:
-    """How one method predicts, given what its members gave; and how often it is right."""
+    """How one method predicts from its members' outputs, and how often it is right."""
 
     result: ScalingCurve
     members: list[int]
     head: _Network | None = None
     by_batch: bool = False
-    right: list[float] = field(default_factory=list)
-    finite: float = 0.0
-    examples: list[int] = field(default_factory=list)
 
-    def begin(self, factor: float) -> None:
-        self.right, self.finite, self.examples = [], 0.0, []
-        self.result.factor.append(factor)
-        if self.head is not None:
-            self.head.multiply(factor)
-
-    def count(self, outputs: Sequence[tuple[Tensor, Tensor | None]], targets: Tensor) -> None:
+    def count(
+        self, outputs: Sequence[tuple[Tensor, Tensor | None]], targets: Tensor
+    ) -> tuple[float, float]:
+        """How many predictions of a batch are right, and how many have finite logits."""
         chosen = [outputs[index] for index in self.members]
         if self.result.kind == "ingredient":
             found = [logits for logits, _ in chosen]
@@ -284,39 +261,30 @@ class _Method:
             found = [self.head(torch.stack(features).mean(0))[0]]
         else:
             found = [torch.stack([logits for logits, _ in chosen]).mean(0)]
-        right = [float((_predicted(logits, targets) == targets).sum()) for logits in found]
+        right = [float(are_right(logits, targets).sum()) for logits in found]
         finite = [float(logits.isfinite().flatten(1).all(1).sum()) for logits in found]
-        self.right.append(sum(right) / len(found))
-        self.finite += sum(finite) / len(found)
-        self.examples.append(len(targets))
+        return sum(right) / len(found), sum(finite) / len(found)
 
-    def end(self) -> None:
-        result, total = self.result, sum(self.examples)
-        result.accuracy.append(sum(self.right) / total)
-        result.finite.append(self.finite / total)
+    def add(
+        self, factor: float, counts: Sequence[tuple[float, float]], sizes: Sequence[int]
+    ) -> None:
+        """Adds what was counted at a factor, batch by batch, to the result."""
+        self.result.factor.append(factor)
+        self.result.accuracy.append(sum(right for right, _ in counts) / sum(sizes))
+        self.result.finite.append(sum(finite for _, finite in counts) / sum(sizes))
         if self.by_batch:
-            batches = zip(self.right, self.examples, strict=True)
-            result.by_batch.append([right / count for right, count in batches])
+            shares = [right / size for (right, _), size in zip(counts, sizes, strict=True)]
+            self.result.by_batch.append(shares)
 
 
 def _is_plain(recipe: Recipe) -> bool:
-    """Whether an ensemble's members are ingredients as they are, all that its search keeps."""
+    """Whether an ensemble's members are ingredients as they are, and all that its search keeps."""
     return recipe.recalibrate is None and recipe.select is None
-
-
-def _predicted(logits: Tensor, targets: Tensor) -> Tensor:
-    """The class of the largest logit; where there is one logit, whether it is positive."""
-    one = logits.numel() == len(targets)
-    return (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
 
 
 def _classes(batch: Any) -> Tensor:
     targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if (
-        not isinstance(targets, Tensor)
-        or targets.is_floating_point()
-        or targets.numel() != len(targets)
-    ):
+    if not isinstance(targets, Tensor) or not are_classes(targets):
         raise ConfigError(
             "magnitudes count right outputs, so every test example needs one class: leave "
             "--magnitudes out"
@@ -327,10 +295,7 @@ def _classes(batch: Any) -> Tensor:
 def _test_batches(context: Context) -> Iterable[Any]:
     """The test batches on the device, as many as the Trainer's limit allows."""
     trainer = context.trainer()
-    loader = context.data.test_dataloader()
-    limit = trainer.limit_test_batches
-    count = limit if isinstance(limit, int) else int(limit * len(loader))
-    precision = trainer.precision_plugin
-    module: LightningModule = context.module
-    batches = Transferred(loader, module, context.data, context.device, precision.convert_input)
-    return islice(batches, count)
+    loader, limit = context.data.test_dataloader(), trainer.limit_test_batches
+    convert = trainer.precision_plugin.convert_input
+    batches = Transferred(loader, context.module, context.data, context.device, convert)
+    return islice(batches, limit if isinstance(limit, int) else int(limit * len(loader)))

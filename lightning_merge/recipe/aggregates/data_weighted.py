@@ -1,6 +1,6 @@
-"""Merges that ask each network about data, but not for labels: Fisher averaging and RegMean."""
+"""Merges that weigh networks by unlabelled data: Fisher averaging and RegMean."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,12 +34,13 @@ class Fisher(Aggregate):
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the averaged weights."""
         generator = torch.Generator().manual_seed(context.seed)
-        fishers = [
-            diagonal_fisher(module, batches, self.labels_per_example, generator)
-            for module, batches in _with_data(states, context, "Fisher information")
-        ]
-        merged = fisher_average(states, _on_cpu(without(context.heads, fishers)))
-        return Merged(context.build(merged))
+        fishers = _of_each(
+            lambda module, data: diagonal_fisher(module, data, self.labels_per_example, generator),
+            states,
+            context,
+            "Fisher information",
+        )
+        return Merged(context.build(fisher_average(states, fishers)))
 
 
 @aggregates.register(paper="Jin et al. 2023, RegMean", needs="unlabelled training images")
@@ -59,23 +60,23 @@ class RegMean(Aggregate):
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the merged weights."""
-        grams = [
-            gram_matrices(module, batches)
-            for module, batches in _with_data(states, context, "Gram matrices")
-        ]
-        merged = regmean(states, _on_cpu(without(context.heads, grams)), self.scaling)
-        return Merged(context.build(merged))
+        grams = _of_each(gram_matrices, states, context, "Gram matrices")
+        return Merged(context.build(regmean(states, grams, self.scaling)))
 
 
-def _with_data(
-    states: Sequence[StateDict], context: Context, title: str
-) -> Iterator[tuple[LightningModule, Transferred]]:
+def _of_each(
+    read: Callable[[LightningModule, Transferred], StateDict],
+    states: Sequence[StateDict],
+    context: Context,
+    title: str,
+) -> list[StateDict]:
+    """What is read from each network on its data, by the names of its tensors, without heads."""
+    found = []
     named = list(zip(states, context.names, strict=True))
     for state, name in tracked(named, title, context.progress):
         module, batches = context.own(name, state)
         with contiguous_images(module):
-            yield module.to(context.device), batches
-
-
-def _on_cpu(states: Sequence[StateDict]) -> list[StateDict]:
-    return [{name: value.cpu() for name, value in state.items()} for state in states]
+            found.append(read(module.to(context.device), batches))
+    return [
+        {name: value.cpu() for name, value in one.items()} for one in without(context.heads, found)
+    ]

@@ -3,9 +3,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,6 +21,7 @@ from lightning_merge.modules import AdaMergingModule
 from lightning_merge.modules.last_layer import take_off
 from lightning_merge.modules.merging.ada_merging_module import check_coefficients
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.task_context import TaskContext, TaskData
@@ -29,32 +29,6 @@ from lightning_merge.recipe.task_held_out import TaskHeldOut
 from lightning_merge.reloading import reloaded
 
 _BODY, _HEADS = "body.", "heads."
-
-
-@dataclass(frozen=True)
-class CoefficientsChoice:
-    """Which coefficients were learned.
-
-    Attributes:
-        coefficients: By ingredient: one number, or one for each tensor.
-        examples: How many validation images they were fitted to; no label was read.
-    """
-
-    coefficients: dict[str, list[float]]
-    examples: int
-
-    def plain(self) -> dict[str, Any]:
-        """The choice as JSON holds it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        means = ", ".join(
-            f"{sum(own) / len(own):.3g} {name}" for name, own in self.coefficients.items()
-        )
-        return (
-            f"coefficients (means) {means}, fitted to the entropy on {self.examples:,} unlabelled "
-            "validation images"
-        )
 
 
 @aggregates.register(
@@ -69,7 +43,7 @@ class AdaMerging(Aggregate):
     themselves. Here nothing is tuned on test data: the images are those held out for validation,
     and their labels are dropped before anything can read them.
 
-    The network is in evaluation mode meanwhile, as it will be asked: running statistics are the
+    The network is in evaluation mode meanwhile, as it will be used: running statistics are the
     mean of the ingredients', and there is no dropout. A step takes a batch of each task; tasks
     with fewer images begin anew.
 
@@ -107,11 +81,7 @@ class AdaMerging(Aggregate):
         self.optimizer = optimizer
 
     def check(self, context: Context) -> None:
-        """Checks that there are several tasks, and held-out images of each.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there are several tasks, and held-out images of each."""
         if not isinstance(context, TaskContext):
             raise ConfigError(
                 "AdaMerging is fitted to several tasks, each under its own head: use it in `tasks`"
@@ -124,11 +94,7 @@ class AdaMerging(Aggregate):
         TaskHeldOut(context)
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the merged body.
-
-        Raises:
-            ConfigError: If the ingredients are not of several tasks, or nothing is held out.
-        """
+        """A module with the merged body."""
         self.check(context)
         assert isinstance(context, TaskContext)
         held_out = TaskHeldOut(context)
@@ -148,7 +114,7 @@ class AdaMerging(Aggregate):
             keep_a=r"heads[.].*",
         )
         loaders = {
-            str(number): _Unlabelled(held_out.parts[task.name], self.batch_size, task)
+            str(number): _unlabelled(held_out.parts[task.name], self.batch_size, task)
             for number, task in enumerate(context.seen)
         }
         longest = max(len(loader) for loader in loaders.values())
@@ -158,11 +124,16 @@ class AdaMerging(Aggregate):
             limit_val_batches=0,
         )
         with warnings.catch_warnings():
-            # Lightning wonders at the evaluation mode, which is meant.
+            # Lightning warns of the evaluation mode, which is meant.
             warnings.filterwarnings("ignore", "Found .* module.* in eval mode")
             trainer.fit(module, train_dataloaders=loaders)
-        found = module.coefficients().cpu().tolist()
-        choice = CoefficientsChoice(dict(zip(context.names, found, strict=True)), held_out.size)
+        found = dict(zip(context.names, module.coefficients().cpu().tolist(), strict=True))
+        means = ", ".join(f"{sum(own) / len(own):.3g} {name}" for name, own in found.items())
+        choice = Choice(
+            f"coefficients (means) {means}, fitted to the entropy on {held_out.size:,} unlabelled "
+            "validation images",
+            {"coefficients": found, "examples": held_out.size},
+        )
         return Merged(context.build(network.body_of(module.state_dict())), (choice,))
 
 
@@ -199,26 +170,13 @@ class _ManyHeads(LightningModule):
 
     def body_of(self, state: Mapping[str, Tensor]) -> StateDict:
         """A body's own names again, under the first task's head."""
-        body = {
-            name.removeprefix(_BODY): value
-            for name, value in state.items()
-            if name.startswith(_BODY)
-        }
-        return {**body, **self.first_head}
+        body = {name: value for name, value in state.items() if name.startswith(_BODY)}
+        own = {name.removeprefix(_BODY): value for name, value in body.items()}
+        return {**own, **self.first_head}
 
 
-class _Unlabelled:
+def _unlabelled(held_out: HeldOut, batch_size: int, task: TaskData) -> Transferred:
     """A task's validation images in random order, as its network gets them; without labels."""
-
-    def __init__(self, held_out: HeldOut, batch_size: int, task: TaskData) -> None:
-        loader = held_out.loader
-        shuffled = reloaded(
-            loader, shuffle_seed=held_out.context.seed, batch_size=batch_size, drop_last=False
-        )
-        self.batches = Transferred(shuffled, task.module, task.data, held_out.context.device)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (inputs_of(batch) for batch in self.batches)
+    device, seed = held_out.context.device, held_out.context.seed
+    shuffled = reloaded(held_out.loader, shuffle_seed=seed, batch_size=batch_size, drop_last=False)
+    return Transferred(shuffled, task.module, task.data, device, inputs_of)

@@ -16,7 +16,7 @@ from lightning_merge.recipe.fitting import fit
 
 @aggregates.register(paper="NP Merge, Sec. III-D", needs="labelled training data")
 class FineTune(Aggregate):
-    """The average, trained further in the whole space of weights (NP Merge, Sec. III-D).
+    """The average, with all of its weights trained further (NP Merge, Sec. III-D).
 
     Args:
         max_epochs: How many epochs over the training data.
@@ -35,9 +35,9 @@ class FineTune(Aggregate):
         """A module with the fine-tuned weights."""
         module = context.build(average(states))
         setattr(module, "configure_optimizers", lambda: self.optimizer(module.parameters()))  # noqa: B010
-        examples = fit_quietly(module, self.max_epochs, context)
+        made = fit_quietly(module, self.max_epochs, context)
         del module.__dict__["configure_optimizers"]
-        return Merged(module, labelled_examples=examples)
+        return made
 
 
 @aggregates.register(paper="Orozco Camacho et al. 2024, NP Merge", needs="labelled training data")
@@ -79,11 +79,10 @@ class NPMerge(Aggregate):
             alpha=self.alpha,
             optimizer=self.optimizer,
         )
-        return Merged(module, labelled_examples=fit_quietly(module, self.max_epochs, context))
+        return fit_quietly(module, self.max_epochs, context)
 
 
-def fit_quietly(module: LightningModule, max_epochs: int, context: Context) -> int:
-    """Fits a module on the context's training data; returns how many an epoch has."""
+def fit_quietly(module: LightningModule, max_epochs: int, context: Context) -> Merged:
+    """A module fitted on the context's training data, which count as labelled examples."""
     examples = fit(module, context.data, context.trainer(max_epochs=max_epochs))
-    module.eval()
-    return examples
+    return Merged(module.eval(), labelled_examples=examples)

@@ -1,6 +1,6 @@
-"""Greedy soups: which ingredients to average, as held-out examples say.
+"""Greedy soups: which ingredients to average, by held-out examples.
 
-Wortsman et al. 2022, "Model soups", Recipe 1. The search itself is `aggregate/greedy.py`.
+Wortsman et al. 2022, "Model soups", Recipe 1. The search itself is `aggregate/greedy_search.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from lightning_merge.checkpoint import StateDict, digest
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.cache import Cached, identity
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.greedy_choice import GreedyChoice
 from lightning_merge.recipe.recalibration import recalibrate_with
 
 
@@ -34,51 +34,36 @@ class GreedySearch:
 
     soup: StateDict
     members: list[StateDict]
-    choice: GreedyChoice
+    choice: Choice
 
 
 class GreedyMembers(Aggregate):
-    """An aggregate of the ingredients that a greedy search keeps.
-
-    Args:
-        metric: What is compared, on the validation data: the share of held-out examples
-            that are classified rightly if not given; otherwise the name of a metric that
-            the module's validation logs (`val_auroc`).
-        mode: Whether more (`max`) or less (`min`) of `metric` is better.
-    """
+    """An aggregate of the ingredients that a greedy search keeps; arguments as `GreedySoup`'s."""
 
     def __init__(self, metric: str | None = None, mode: Literal["max", "min"] = "max") -> None:
         self.metric = metric
         self.mode = mode
 
     def check(self, context: Context) -> None:
-        """Checks that there are held-out examples.
-
-        Raises:
-            ConfigError: If there are none.
-        """
+        """Checks that there are held-out examples."""
         context.held_out()
 
     def search(self, states: Sequence[StateDict], context: Context) -> Cached[GreedySearch]:
-        """The greedy soup of some ingredients.
+        """The greedy soup of some aligned ingredients, compared on the context's validation data.
 
         Each candidate is recalibrated as the recipe's result will be, then evaluated. Where
         accuracy is compared, a candidate that can no longer win is dropped before its
         evaluation is complete. The greedy ensembles and the soup of the same aligned
         ingredients share one search.
-
-        Args:
-            states: The aligned ingredients.
-            context: What they came from; candidates are compared on its validation data.
         """
         recalibration = identity(context.recalibration)
         named = (*context.names, *map(digest, states))
         key = ("greedy", self.metric, self.mode, recalibration, *named)
-        return context.cache.get(key, lambda: _Search(self, states, context).run())
+        return context.recall(key, lambda: _Search(self, states, context).run())
 
     def _merged(self, module: LightningModule, found: Cached[GreedySearch]) -> Merged:
         choice = found.value.choice
-        return Merged(module, (choice,), choice.examples, found.saved)
+        return Merged(module, (choice,), choice.details["examples"], found.saved)
 
 
 @aggregates.register(paper="Wortsman et al. 2022, Model soups", needs="held-out labels")
@@ -87,11 +72,11 @@ class GreedySoup(GreedyMembers):
 
     Ingredients join from the best to the worst; one stays if the average with it is
     strictly better. Needs validation data, which the data module holds out of train; the
-    test set is never looked at.
+    test set is never used.
 
     Args:
         metric: What is compared, on the validation data: the share of held-out examples
-            that are classified rightly if not given; otherwise the name of a metric that
+            that are classified correctly if not given; otherwise the name of a metric that
             the module's validation logs (`val_auroc`).
         mode: Whether more (`max`) or less (`min`) of `metric` is better.
     """
@@ -119,9 +104,27 @@ class _Search:
         counted = self.metric is None and self.held_out.has_classes
         soup, trace = self._by_counts() if counted else self._by_metric()
         members = [self.states[trial.candidate] for trial in trace if trial.kept]
-        score = self.metric or "accuracy"
-        choice = GreedyChoice.of(trace, self.context.names, score, self.held_out.size)
-        return GreedySearch(soup, members, choice)
+        return GreedySearch(soup, members, self._choice(trace))
+
+    def _choice(self, trace: Sequence[Trial]) -> Choice:
+        names, size, score = self.context.names, self.held_out.size, self.metric or "accuracy"
+        kept = [names[trial.candidate] for trial in trace if trial.kept]
+        lines = [
+            {
+                "ingredient": names[trial.candidate],
+                "alone": trial.alone,
+                # None where it was dropped before its evaluation was complete.
+                "with_it": trial.metric,
+                "kept": trial.kept,
+                "examples": trial.examples,
+            }
+            for trial in trace
+        ]
+        return Choice(
+            f"{len(kept)} of {len(trace)} ingredients, chosen by {score} on "
+            f"{size:,} validation examples",
+            {"ingredients": kept, "trace": lines, "score": score, "examples": size},
+        )
 
     def _by_counts(self) -> tuple[StateDict, list[Trial]]:
         shown = tracked(self.states, "Greedy soup: ingredients", self.context.progress)

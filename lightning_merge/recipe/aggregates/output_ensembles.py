@@ -1,6 +1,5 @@
 """Ensembles: several networks at inference, of all ingredients or of the greedy soup's."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -26,9 +25,14 @@ class _Ensemble(Aggregate):
     is_ensemble: ClassVar[bool] = True
     head: Head = "merged"
 
-    @abstractmethod
     def members(self, states: Sequence[StateDict], context: Context) -> Sequence[StateDict]:
         """The state dicts of the networks that it consists of, aligned."""
+        del context
+        return states
+
+    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
+        """An ensemble of all ingredients."""
+        return Merged(self._module(states, context))
 
     def _module(self, members: Sequence[StateDict], context: Context) -> LightningModule:
         modules = [context.build(state).to(context.device) for state in members]
@@ -38,35 +42,19 @@ class _Ensemble(Aggregate):
         return FeatureEnsembleModule(modules, example, self.head)
 
 
-class _OfAll(_Ensemble):
-    def members(self, states: Sequence[StateDict], context: Context) -> Sequence[StateDict]:
-        """All ingredients."""
-        del context
-        return states
-
-    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """An ensemble of all ingredients.
-
-        Raises:
-            ConfigError: If features are combined and the network's output is not that of one
-                last linear layer.
-        """
-        return Merged(self._module(states, context))
-
-
 class _OfGreedyMembers(GreedyMembers, _Ensemble):
     def members(self, states: Sequence[StateDict], context: Context) -> Sequence[StateDict]:
         """Those that the greedy search keeps, the best one first."""
         return self.search(states, context).value.members
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """An ensemble of those that the greedy search keeps, the best one first."""
+        """An ensemble of those that the greedy search keeps."""
         found = self.search(states, context)
         return self._merged(self._module(found.value.members, context), found)
 
 
 @aggregates.register(paper="Lakshminarayanan et al. 2017, Deep Ensembles")
-class LogitsEnsemble(_OfAll):
+class LogitsEnsemble(_Ensemble):
     """The mean of the ingredients' logits: N networks at inference."""
 
     label = "LogitsEnsemble"
@@ -74,7 +62,7 @@ class LogitsEnsemble(_OfAll):
 
 
 @aggregates.register(paper="Wang et al., Rethinking Weight-Averaged Model-merging, Sec. 6.3")
-class FeaturesEnsemble(_OfAll):
+class FeaturesEnsemble(_Ensemble):
     """One last layer on the mean of the ingredients' features.
 
     Args:

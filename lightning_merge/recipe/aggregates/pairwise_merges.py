@@ -1,37 +1,13 @@
 """NP Merge of many, two at a time, as its paper does it (Sec. III-C)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.modules import MergeModule, merge_in_pairs, successive_pairs
 from lightning_merge.recipe.aggregate import Merged, aggregates
 from lightning_merge.recipe.aggregates.gradient_merges import NPMerge, fit_quietly
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
-
-
-@dataclass(frozen=True)
-class PairsChoice:
-    """Which pairs were merged.
-
-    Attributes:
-        pairs: Two names each, in the order in which they were merged; a result is named by
-            its pair in parentheses, `(a + b)`.
-        seed: What they were drawn by.
-    """
-
-    pairs: list[list[str]]
-    seed: int
-
-    def plain(self) -> dict[str, Any]:
-        """The choice as JSON holds it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"pairs {', '.join(' + '.join(pair) for pair in self.pairs)}, drawn by seed {self.seed}"
-        )
 
 
 @aggregates.register(
@@ -61,7 +37,7 @@ class NPMergePairs(NPMerge):
 
         def fit(module: MergeModule) -> None:
             nonlocal examples
-            examples = fit_quietly(module, self.max_epochs, context)
+            examples = fit_quietly(module, self.max_epochs, context).labelled_examples
 
         merged = merge_in_pairs(
             lambda: context.build(states[0]),
@@ -72,7 +48,12 @@ class NPMergePairs(NPMerge):
             alpha=self.alpha,
             optimizer=self.optimizer,
         )
-        choice = PairsChoice(drawn_pairs(context.names, context.seed), context.seed)
+        pairs = drawn_pairs(context.names, context.seed)
+        listed = ", ".join(" + ".join(pair) for pair in pairs)
+        choice = Choice(
+            f"pairs {listed}, drawn by seed {context.seed}",
+            {"pairs": pairs, "seed": context.seed},
+        )
         return Merged(context.build(merged), (choice,), examples)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,37 +13,11 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.fitting import fit
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.reloading import reloaded
-
-
-@dataclass(frozen=True)
-class LearnedSoupChoice:
-    """Which mixing coefficients were learned.
-
-    Attributes:
-        shares: By ingredient: one number, or one for each tensor; over the ingredients they add
-            up to 1.
-        logit_scale: What the logits were multiplied by in the loss at the end.
-        examples: How many validation examples there are; their labels were used.
-    """
-
-    shares: dict[str, list[float]]
-    logit_scale: float
-    examples: int
-
-    def plain(self) -> dict[str, Any]:
-        """The choice as JSON holds it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        means = ", ".join(f"{sum(own) / len(own):.3g} {name}" for name, own in self.shares.items())
-        return (
-            f"shares (means) {means}, logit scale {self.logit_scale:.3g}, learned on "
-            f"{self.examples:,} validation examples"
-        )
 
 
 @aggregates.register(paper="Wortsman et al. 2022, Model soups", needs="held-out labels")
@@ -134,10 +107,18 @@ class LearnedSoup(Aggregate):
             raise _not_scaled(context)
         module.eval()
         shares = _shares(module, len(states), self.granularity)
-        choice = LearnedSoupChoice(
-            dict(zip(context.names, shares, strict=True)), scale.item(), held_out.size
-        )
+        learned = dict(zip(context.names, shares, strict=True))
+        choice = _choice(learned, scale.item(), held_out.size)
         return Merged(module, (choice,), held_out.size)
+
+
+def _choice(shares: dict[str, list[float]], scale: float, examples: int) -> Choice:
+    means = ", ".join(f"{sum(own) / len(own):.3g} {name}" for name, own in shares.items())
+    return Choice(
+        f"shares (means) {means}, logit scale {scale:.3g}, learned on {examples:,} validation "
+        "examples",
+        {"shares": shares, "logit_scale": scale, "examples": examples},
+    )
 
 
 def _trained_on(held_out: HeldOut, batch_size: int) -> LightningDataModule:

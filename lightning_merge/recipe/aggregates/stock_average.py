@@ -11,7 +11,7 @@ from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
 
 @aggregates.register(paper="Jang et al. 2024, Model Stock", needs="the pre-trained network")
 class ModelStock(Aggregate):
-    """Between the pre-trained network and the average, as far as the angles say.
+    """Between the pre-trained network and the average, nearer to it the more the angles agree.
 
     Jang et al. 2024, "Model Stock: All we need is just a few fine-tuned models".
 
@@ -26,18 +26,10 @@ class ModelStock(Aggregate):
         self.pretrained = pretrained
 
     def check(self, context: Context) -> None:
-        """Checks that the pre-trained network is known.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that the pre-trained network is known."""
         check_pretrained(self.pretrained, context, "ModelStock")
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the merged weights.
-
-        Raises:
-            MergeError: If the pre-trained network is not given, or is of another architecture.
-        """
+        """A module with the merged weights."""
         pretrained = pretrained_state(self.pretrained, context, "ModelStock")
         return Merged(context.build(model_stock(pretrained, states)))

@@ -1,22 +1,23 @@
 """Merges of task vectors: what fine-tuning changed, added to the pre-trained network."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_merge.aggregate import LazyTaskVector, MergedVector, dare, sum_vectors, ties_vector
 from lightning_merge.aggregate.name_weights import NameWeights
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
+from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
 from lightning_merge.recipe.recalibration import recalibrate_with
-from lightning_merge.recipe.scale_choice import choose_scale
 
 Scale = float | Literal["search"]
 Shares = list[float] | dict[str, list[float]]
@@ -51,11 +52,7 @@ class _OfTaskVectors(Aggregate):
         self.sign = 1.0 if mode == "max" else -1.0
 
     def check(self, context: Context) -> None:
-        """Checks that the pre-trained network is known, and held-out data there to search on.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that the pre-trained network is known, and that there are data to search on."""
         check_pretrained(self.pretrained, context, type(self).__name__)
         if self.scale == "search":
             context.held_out()
@@ -74,30 +71,33 @@ class _OfTaskVectors(Aggregate):
         return self.weights is None
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the merged weights.
-
-        Raises:
-            MergeError: If the pre-trained network is not given, or is of another architecture.
-        """
+        """A module with the merged weights."""
         pretrained = pretrained_state(self.pretrained, context, type(self).__name__)
         (start,) = without(context.heads, [pretrained])
         vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
         direction = self.direction(vectors, context)
         if self.scale != "search":
             return Merged(context.build(direction.at(pretrained, self.scale)))
-        recalibrate = recalibrate_with(context, states)
-
-        def build(state: StateDict) -> LightningModule:
-            module = context.build(state)
+        held_out, recalibrate = context.held_out(), recalibrate_with(context, states)
+        scores = {}
+        for scale in tracked(sorted(self.candidates), "Scale", context.progress):
+            module = context.build(direction.at(pretrained, scale))
             recalibrate(module, None)
-            return module
-
-        held_out = context.held_out()
-        choice = choose_scale(
-            direction, pretrained, self.candidates, build, held_out, self.metric, self.sign
+            scores[scale] = held_out.score(module, self.metric)
+        # Of equals the smallest; a score that is no number is worse than any.
+        worth = {one: -math.inf if math.isnan(x) else self.sign * x for one, x in scores.items()}
+        best = max(worth, key=worth.__getitem__)
+        score, size = self.metric or "accuracy", held_out.size
+        choice = Choice(
+            f"scale {best:g}, chosen by {score} on {size:,} validation examples",
+            {
+                "scale": best,
+                "scores": {f"{one:g}": value for one, value in scores.items()},
+                "score": score,
+                "examples": size,
+            },
         )
-        module = context.build(direction.at(pretrained, choice.scale))
-        return Merged(module, (choice,), held_out.size)
+        return Merged(context.build(direction.at(pretrained, best)), (choice,), size)
 
     @abstractmethod
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
@@ -179,7 +179,7 @@ class TIES(_OfTaskVectors):
 class DARE(_OfTaskVectors):
     """Task vectors of which most entries are dropped at random, then merged.
 
-    Yu et al. 2024, "Language Models are Super Mario". The context's seed says which entries.
+    Yu et al. 2024, "Language Models are Super Mario". The context's seed determines which entries.
 
     Args:
         pretrained: As for `TaskArithmetic`.

@@ -33,11 +33,7 @@ class Average(Aggregate):
             NameWeights(self.weights, count, "Average").check_used(context.module.state_dict())
 
     def check_count(self, count: int) -> None:
-        """Checks that there is a weight for each ingredient.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there is a weight for each ingredient."""
         NameWeights(self.weights, count, "Average").check_means()
 
     def weights_of_mean(self, count: int) -> list[float] | None:

@@ -1,6 +1,7 @@
 """REPAIR as a recipe's recalibration."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -23,11 +24,7 @@ class Renormalisation(Recalibration):
     of_means = True
 
     def check(self, module: nn.Module, recipe: str) -> None:
-        """Checks that there is no BatchNorm, which would take the correction off again.
-
-        Raises:
-            ConfigError: If there is.
-        """
+        """Checks that there is no BatchNorm, which would undo the correction."""
         if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
             raise ConfigError(
                 f"recipe '{recipe}': `recalibrate: repair` is for networks without BatchNorm, and "
@@ -35,17 +32,11 @@ class Renormalisation(Recalibration):
             )
 
     def prepare(self, states: Sequence[StateDict], context: Context) -> Recalibrate:
-        """A function that repairs merges; the ingredients are measured when it is first called.
-
-        Raises (when called):
-            ConfigError: If REPAIR would add biases to layers that have none.
-        """
-        measured: list[Repair] = []
+        """A function that repairs merges; the ingredients are measured when it is first called."""
+        measured = cache(lambda: _measured(states, context))
 
         def repair(module: LightningModule, weights: Sequence[float] | None = None) -> None:
-            if not measured:
-                measured.append(_measured(states, context))
-            measured[0](module.to(context.device), weights, context.progress)
+            measured()(module.to(context.device), weights, context.progress)
 
         return repair
 

@@ -31,11 +31,7 @@ class StatisticsReset(Recalibration):
         self.augmented = augmented
 
     def check(self, module: nn.Module, recipe: str) -> None:
-        """Checks that there are statistics.
-
-        Raises:
-            ConfigError: If the network has none.
-        """
+        """Checks that the network has statistics."""
         if not keeps_statistics(module):
             raise ConfigError(
                 f"recipe '{recipe}': `recalibrate: batchnorm` has nothing to reset, this network "

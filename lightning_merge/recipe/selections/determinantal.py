@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class DPP(Selection):
     held-out images. An ingredient that is no better than the pre-trained network is never
     selected.
 
-    The paper does not say how it chose the number of ingredients, and with its normalisation
-    the determinant of any set is at most that of the empty one. So `size` says it, or (None) each
+    The paper does not state how it chose the number of ingredients, and with its normalisation
+    the determinant of any set is at most that of the empty one. So `size` gives it, or (None) each
     number from 2 on is merged, along the greedy order, and the merge that is best on held-out
     data is kept: of equals the one of fewer.
 
@@ -50,8 +50,8 @@ class DPP(Selection):
             tasks are merged, or the study has a `start`, it is known (None, or `start`).
         search: `greedy` for the fast approximation of the most probable set, `exact` for that
             set (small pools), `sample` for a draw with the context's seed.
-        metric: What quality and number go by: accuracy if not given; otherwise the name of a
-            metric that the module's validation logs, more of which is better.
+        metric: What quality and number are judged by: accuracy if not given; otherwise the name
+            of a metric that the module's validation logs, more of which is better.
 
     Raises:
         ConfigError: If `size` is below 2, or missing where it has to be given.
@@ -74,11 +74,7 @@ class DPP(Selection):
         self.metric = metric
 
     def check(self, context: Context) -> None:
-        """Checks that there are held-out data, the pre-trained network and enough ingredients.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there are held-out data, the pre-trained network and enough ingredients."""
         super().check(context)
         check_pretrained(self.pretrained, context, "DPP")
         if self.size is not None and self.size > len(context.states):
@@ -103,28 +99,27 @@ class DPP(Selection):
         order = greedy_order(L)
         if len(order) < needed:
             raise SelectionError(_too_few(order, context, needed))
-        details = {
-            "own": dict(zip(context.names, kernel.own, strict=True)),
-            "pretrained": dict(zip(context.names, kernel.pretrained, strict=True)),
-            "quality": dict(zip(context.names, quality.tolist(), strict=True)),
-            "similarity": similarity.tolist(),
-            "greedy_order": [context.names[index] for index in order],
+        by_name = {"own": kernel.own, "pretrained": kernel.pretrained, "quality": quality.tolist()}
+        details: dict[str, Any] = {
+            key: dict(zip(context.names, values, strict=True)) for key, values in by_name.items()
         }
+        details["similarity"] = similarity.tolist()
+        details["greedy_order"] = [context.names[index] for index in order]
         if self.size is None:
-            return Proposal(
-                [order[:size] for size in range(2, len(order) + 1)], details, cached.saved
-            )
-        if self.search == "greedy":
-            return Proposal([select_dpp(quality, similarity, self.size)], details, cached.saved)
-        if self.search == "exact":
-            return Proposal([exact_map(L, self.size)], details, cached.saved)
-        generator = torch.Generator().manual_seed(context.seed)
-        return Proposal([sample_kdpp(L, self.size, generator)], details, cached.saved)
+            subsets = [order[:size] for size in range(2, len(order) + 1)]
+        elif self.search == "greedy":
+            subsets = [select_dpp(quality, similarity, self.size)]
+        elif self.search == "exact":
+            subsets = [exact_map(L, self.size)]
+        else:
+            generator = torch.Generator().manual_seed(context.seed)
+            subsets = [sample_kdpp(L, self.size, generator)]
+        return Proposal(subsets, details, cached.saved)
 
     def _kernel(self, states: Sequence[StateDict], context: Context) -> Cached["_Kernel"]:
         # Recipes that differ in the aggregate alone share it.
         key = ("DPP", self.pretrained, self.metric, *map(digest, states))
-        return context.cache.get(key, lambda: self._measure(states, context))
+        return context.recall(key, lambda: self._measure(states, context))
 
     def _measure(self, states: Sequence[StateDict], context: Context) -> "_Kernel":
         pretrained = pretrained_state(self.pretrained, context, "DPP")

@@ -31,13 +31,8 @@ def sweep_ingredients(work: Work, store: Store, session: Session) -> None:
     sweep = sweep_of(settings["sweep"])
     keys = {(name, size): key for name, size, key in settings.get("merges", [])}
     found = sweep.measure(context, settings["of"], lambda name, size: store.state(keys[name, size]))
-    result = {
-        "seed": work.seed,
-        sweep.key: found,
-        "ingredients": context.digests,
-        "settings": settings,
-    }
-    store.put(work.key, result)
+    result = {"seed": work.seed, sweep.key: found, "ingredients": context.digests}
+    store.put(work.key, {**result, "settings": settings})
 
 
 def _context(work: Work, store: Store, session: Session) -> Context:

@@ -1,4 +1,6 @@
-"""Merging bodies of several tasks, and the two rows that merges are held against."""
+"""Merging bodies of several tasks, and the two rows that merges are compared with."""
+
+from functools import partial
 
 from lightning.pytorch import LightningModule
 
@@ -14,6 +16,8 @@ from lightning_merge.study.kinds.task_training import headless
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
+_Prepared = tuple[TaskContext, Conditions, dict[str, StateDict]]
+
 
 @work_kinds.register("task_baseline")
 def test_baseline(work: Work, store: Store, session: Session) -> None:
@@ -26,16 +30,11 @@ def test_baseline(work: Work, store: Store, session: Session) -> None:
             return context.build_for(task, bodies[task.name]) if task.name in bodies else None
         return context.build_for(task, context.pretrained)
 
-    rows = measure_tasks(
-        network, conditions, context.trainer, work.name, "baseline", work.seed, session.progress
-    )
+    named = work.name, "baseline", work.seed, session.progress
+    rows = measure_tasks(network, conditions, context.trainer, *named)
     parameters = parameters_at_inference(context.module) * (len(bodies) if individual else 1)
-    result = {
-        "rows": [row.row() for row in rows],
-        "parameters": parameters,
-        "settings": work.settings,
-    }
-    store.put(work.key, result)
+    plain = [row.row() for row in rows]
+    store.put(work.key, {"rows": plain, "parameters": parameters, "settings": work.settings})
 
 
 @work_kinds.register("task_merge")
@@ -45,45 +44,32 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
     try:
         made = run_recipe(build_recipe(work.settings["recipe"]), context)
     except SelectionError as error:
-        # Only what training gave shows it; the other recipes need not suffer for it.
+        # It is known only after training; the other recipes need not suffer for it.
         left: Plain = {"rows": [], "not_merged": str(error), "settings": work.settings}
         store.put(work.key, left)
         return
     assert made.content is not None
     body = made.content["state_dict"]
-    rows = measure_tasks(
-        lambda task: context.build_for(task, body),
-        conditions,
-        context.trainer,
-        work.name,
-        "merge",
-        work.seed,
-        session.progress,
-    )
+    named = work.name, "merge", work.seed, session.progress
+    network = partial(context.build_for, body=body)
+    rows = measure_tasks(network, conditions, context.trainer, *named)
+    copied = ("parameters", "seconds", "train_examples", "chosen")
     result = {
         "rows": [row.row() for row in rows],
-        "parameters": made.measurement.parameters,
-        "seconds": made.measurement.seconds,
-        "train_examples": made.measurement.train_examples,
+        **{name: getattr(made.measurement, name) for name in copied},
         "choices": made.choices,
-        "chosen": made.measurement.chosen,
         "settings": work.settings,
     }
     store.put(work.key, result, made.content)
 
 
-def _prepared(
-    work: Work, store: Store, session: Session
-) -> tuple[TaskContext, Conditions, dict[str, StateDict]]:
+def _prepared(work: Work, store: Store, session: Session) -> _Prepared:
     """The context, the test sets, and the bodies by task; kept within a repetition."""
-    settings = work.settings
-    key = ("tasks", *work.needs, str(settings["trainer"]))
+    key = ("tasks", *work.needs, str(work.settings["trainer"]))
     return session.recall(key, lambda: _prepare(work, store, session))
 
 
-def _prepare(
-    work: Work, store: Store, session: Session
-) -> tuple[TaskContext, Conditions, dict[str, StateDict]]:
+def _prepare(work: Work, store: Store, session: Session) -> _Prepared:
     settings = work.settings
     tasks, bodies = [], {}
     for task in settings["tasks"]:

@@ -4,18 +4,11 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch import __version__ as lightning_version
 
-from lightning_merge.checkpoint import (
-    Checkpoint,
-    StateDict,
-    digest,
-    fit_names,
-    prefixed,
-    read_checkpoint,
-)
+from lightning_merge.checkpoint import Checkpoint, StateDict, digest, prefixed, read_checkpoint
 from lightning_merge.errors import CheckpointError
 from lightning_merge.measure.linear_probe import linear_probe
+from lightning_merge.measure.outcome import content_of
 from lightning_merge.measure.task_conditions import Conditions, measure_tasks
 from lightning_merge.measure.task_heads import (
     module_for,
@@ -26,7 +19,7 @@ from lightning_merge.measure.task_heads import (
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
 from lightning_merge.recipe.fitting import fit
-from lightning_merge.recipe.task_context import TaskData, head_of
+from lightning_merge.recipe.task_context import TaskData, head_of, loaded
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
@@ -45,44 +38,35 @@ def take_own_weights(work: Work, store: Store, session: Session) -> None:
     """Takes the pre-trained network that the model's own configuration names."""
     del session
     module = starting_module(work.settings["model"], build_data(work.settings["data"]))
-    store.put(work.key, {"seconds": None}, _content(module))
+    store.put(work.key, {"seconds": None}, content_of(module, module))
 
 
 @work_kinds.register("pretraining")
 def pretrain(work: Work, store: Store, session: Session) -> None:
     """Trains the pre-trained network."""
-    start = time.perf_counter()
-    settings = work.settings
+    start, settings = time.perf_counter(), work.settings
     data = set_up(settings["data"])
     module = module_to_train(settings["model"], data)
     trainer = trainer_of(settings["trainer"], session.progress)
     examples = fit(module, data, trainer())
     seconds = time.perf_counter() - start
-    (row,) = measure_tasks(
-        lambda _: module,
-        Conditions([TaskData(work.name, module, {}, data)]),
-        trainer,
-        work.name,
-        "baseline",
-        work.seed,
-        False,
-    )
+    own = Conditions([TaskData(work.name, module, {}, data)])
+    named = work.name, "baseline", work.seed, False
+    (row,) = measure_tasks(lambda _: module, own, trainer, *named)
     result = {"seconds": seconds, "train_examples": examples, "accuracy": row.metrics["accuracy"]}
-    store.put(work.key, result, _content(module))
+    store.put(work.key, result, content_of(module, module))
 
 
 @work_kinds.register("task")
 def fine_tune(work: Work, store: Store, session: Session) -> None:
     """Fine-tunes the pre-trained body on one task, or takes the task's network from a file."""
-    start = time.perf_counter()
-    settings = work.settings
+    start, settings = time.perf_counter(), work.settings
     data = set_up(settings["data"])
     result: dict[str, Any] = {"settings": settings}
     if "file" in settings:
         checkpoint = _read_file(settings["file"])
         module = module_for(settings["model"], data, checkpoint)
-        expected, path = module.state_dict(), str(checkpoint.path)
-        module.load_state_dict(fit_names(checkpoint.state_dict, expected, path))
+        loaded(module, checkpoint.state_dict, str(checkpoint.path))
         result |= {"head": "of its checkpoint", "seconds": None}
     else:
         module, head, described = _headed(work, store, session, data)
@@ -95,7 +79,7 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
         seconds = time.perf_counter() - start
         result |= {**described, "train_examples": examples, "seconds": seconds}
     result["split_hash"] = getattr(data, "split_hash", None)
-    content = _content(module)
+    content = content_of(module, module)
     result["digest"] = digest(content["state_dict"])
     store.put(work.key, result, content)
 
@@ -122,8 +106,7 @@ def _headed(
     module = module_to_train(settings["model"], data, settings["prompts"])
     head = head_of(module, data, module.state_dict())
     body = headless(store.state(work.needs[0]), module, head)
-    start_at = fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
-    module.load_state_dict(start_at)
+    loaded(module, {**body, **head}, "the pre-trained network")
     if reads_text(settings["model"]):
         sentences = len(module.hparams["made_from"]["prompts"])
         return module, head, {"head": f"made of the classes' names in {sentences} prompts"}
@@ -161,15 +144,4 @@ def _tune(
     examples = fit(module, data, trainer)
     for name, state in before.items():
         module.get_parameter(name).requires_grad_(state)
-    return examples or 0
-
-
-def _content(module: LightningModule) -> Plain:
-    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-    return {
-        "epoch": 0,
-        "global_step": 0,
-        "pytorch-lightning_version": lightning_version,
-        "state_dict": state,
-        "hyper_parameters": dict(module.hparams),
-    }
+    return examples

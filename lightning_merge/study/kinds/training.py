@@ -1,31 +1,21 @@
 """Training a start, or an ingredient from it."""
 
 import time
-from typing import Any
 
 from lightning.pytorch import seed_everything
 
 from lightning_merge.checkpoint import digest
 from lightning_merge.measure.measurement import measure
-from lightning_merge.recipe.build import build_data, build_module, trainer_of
+from lightning_merge.recipe.build import Plain, build_data, build_module, trainer_of
 from lightning_merge.recipe.fitting import fit
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
 
 @work_kinds.register("start")
-def train_start(work: Work, store: Store, session: Session) -> None:
-    """Trains the network that all ingredients of a repetition start from."""
-    _train(work, store, session, tested=False)
-
-
 @work_kinds.register("ingredient")
-def train_ingredient(work: Work, store: Store, session: Session) -> None:
-    """Trains one ingredient, and tests it."""
-    _train(work, store, session, tested=True)
-
-
-def _train(work: Work, store: Store, session: Session, tested: bool) -> None:
+def train(work: Work, store: Store, session: Session) -> None:
+    """Trains an ingredient, which is tested, or the network that all of them start from."""
     settings = work.settings
     seed_everything(settings["seed"], verbose=False)
     module = build_module(settings["model"])
@@ -37,16 +27,13 @@ def _train(work: Work, store: Store, session: Session, tested: bool) -> None:
     fitting = trainer()
     examples = fit(module, data, fitting)
     seconds = time.perf_counter() - start
-    measured = {}
-    if tested:
-        row = measure(
-            module, data, trainer(), work.name, "ingredient", seconds, work.seed, examples
-        )
-        measured["row"] = row.row()
-    content: dict[str, Any] = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
+    result: Plain = {}
+    if work.kind == "ingredient":
+        named = work.name, "ingredient", seconds, work.seed, examples
+        result["row"] = measure(module, data, trainer(), *named).row()
+    content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
     content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
-    result = {
-        **measured,
+    result |= {
         "split_hash": getattr(data, "split_hash", None),
         "digest": digest(content["state_dict"]),
         "settings": settings,

@@ -1,0 +1,49 @@
+"""Counting the examples that a Trainer's loop really goes through."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_merge.batches import inputs_of
+
+
+class ExampleCounter(Callback):
+    """Counts the examples of a loop, of a training those of its first epoch.
+
+    Attributes:
+        count: How many there were.
+        example: The input of the last batch's first one.
+    """
+
+    count: int = 0
+    example: Tensor | None = None
+
+    def _add(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        del pl_module, outputs, args, kwargs
+        if trainer.training and trainer.current_epoch > 0:
+            return
+        inputs = inputs_of(batch)
+        self.count += len(inputs)
+        self.example = inputs[:1]
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _add
+
+
+@contextmanager
+def counting(trainer: Trainer) -> Iterator[ExampleCounter]:
+    """Counts the examples that a Trainer goes through meanwhile."""
+    counter = ExampleCounter()
+    trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+    yield counter
+    trainer.callbacks.remove(counter)  # type: ignore[attr-defined]
