@@ -1,10 +1,11 @@
-"""A study that goes on under other versions says so, beside its results."""
+"""A study that is resumed under other versions reports it, beside its results."""
 
 import json
 
 import pytest
 
 from lightning_merge import provenance, run_study, run_tasks
+from lightning_merge.study_verbs import Watcher
 
 
 def study(seeds, recipes):
@@ -64,7 +65,9 @@ def test_pieces_of_other_versions_are_named(verb, options, tmp_path, monkeypatch
         options([0], [mean, reset]),
         tmp_path,
         progress=False,
-        on_done=lambda work, _, stored: done.append(work.name) if not stored else None,
+        watcher=Watcher(
+            on_done=lambda work, _, stored: done.append(work.name) if not stored else None
+        ),
     )
     assert done == ["Reset"]
     report, results = written(tmp_path)
