@@ -1,4 +1,4 @@
-"""What a batch is: the one place that knows how loaders hand over inputs."""
+"""Batches: the one place that knows where a loader puts inputs and classes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
 def inputs_of(batch: Any) -> Tensor:
-    """The network's input in a batch as its loader gives it.
+    """The network's input in a batch, as the loader gives it.
 
     Args:
         batch: A tensor, a tuple or list whose first item is the input, or a dict with
@@ -45,10 +45,10 @@ def inputs_of(batch: Any) -> Tensor:
 
 
 def classes_of(batch: Any) -> Tensor | None:
-    """The classes of a batch's examples, `(N,)` integers; None where none can be seen.
+    """The classes of a batch's examples, `(N,)` integers; None where the batch has none.
 
     Args:
-        batch: As for `inputs_of`: the second item, or that of `label`, `target` or `y`.
+        batch: As for `inputs_of`; classes are its second item, or `label`, `target` or `y`.
     """
     found = None
     if isinstance(batch, Mapping):

@@ -1,6 +1,6 @@
 """Reading and writing weights: Lightning checkpoints, plain state dicts, safetensors.
 
-Files are read with `weights_only=True`, so that opening a stranger's checkpoint never
+Files are read with `weights_only=True`, so that opening an untrusted checkpoint never
 runs code from it.
 """
 
@@ -42,14 +42,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one file, and whatever else it held.
+    """The weights in one file, and whatever else it contains.
 
     Attributes:
         path: The file.
         state_dict: Parameters and buffers by name.
         content: The other entries of the file (`hyper_parameters`, `epoch`, ...); empty
             for a plain state dict.
-        extra: What the state dict held besides tensors, such as `_extra_state`.
+        extra: Entries of the state dict that are not tensors, such as `_extra_state`.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
-        """What the Lightning module saved of its own arguments; empty if nothing."""
+        """The arguments that the Lightning module saved; empty if it saved none."""
         found = self.content.get("hyper_parameters")
         return (
             {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
@@ -72,15 +72,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: A Lightning checkpoint, a `torch.save`d state dict (alone or under
             `state_dict`, `model_state_dict` or `model`), a safetensors file, the index of a
-            sharded network (`model.safetensors.index.json`), or a folder that holds one of
+            sharded network (`model.safetensors.index.json`), or a folder that contains one of
             these.
 
     Returns:
         The checkpoint.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, needs more than weights to be
-            read, holds no tensors, or tensors that are no plain arrays of numbers.
+        CheckpointError: If the file is missing or truncated, cannot be read as weights only,
+            has no tensors, or has tensors that are not plain arrays of numbers.
     """
     file = found_file(path)
     if not file.name.endswith(INDEX) and not is_safetensors(file):
@@ -106,7 +106,7 @@ def write_safetensors(
     Tensors that share memory (tied weights) are written once each.
 
     Raises:
-        CheckpointError: If the format has no such type of number.
+        CheckpointError: If safetensors does not support a tensor's dtype.
     """
     header, _, _ = layout(table_of(state), metadata or {})
 

@@ -1,4 +1,4 @@
-"""The command line: Lightning's own commands on any module, and ours for merging."""
+"""The command line: Lightning's commands for any module, and our own for merging."""
 
 import errno
 import logging
@@ -43,11 +43,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs one command.
 
     Args:
-        args: The command and its options; those of the process if not given.
+        args: The command and its options; `sys.argv[1:]` if not given.
 
     Raises:
-        SystemExit: With status 2 for what the user can mend (one line on standard error),
-            with status 0 after `--help`, with status 130 after an interrupt.
+        SystemExit: With status 2 for errors that the user can fix (one line on standard
+            error), 0 after `--help`, 130 after an interrupt.
     """
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
             known = ", ".join((*_LIGHTNING, *_OURS))
             raise MergeError(f"'{command}' is no command: choose {known}")
     except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning's Trainer makes a SystemExit of an interrupt.
+        # Lightning's Trainer turns an interrupt into a SystemExit.
         if not isinstance(error, KeyboardInterrupt) and not isinstance(
             error.__context__, KeyboardInterrupt
         ):
@@ -88,8 +88,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _of_disk(error: BaseException) -> MergeError | None:
-    """What the file system, or torch's reader of files, refused, in words."""
-    # torch's writer has an error of its own for a full disk.
+    """An error of the file system, or of torch's file reader, as a `MergeError`."""
+    # torch raises its own kind of error when the disk is full.
     full = "file write failed" in str(error) or "PytorchStreamWriter" in str(error)
     if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         name = getattr(error, "filename", None)
@@ -106,15 +106,15 @@ def _of_disk(error: BaseException) -> MergeError | None:
 
 
 def _mendable(error: BaseException | None) -> MergeError | None:
-    # jsonargparse wraps what a class raises while it is being built from a configuration, and
-    # names it as the cause. What goes wrong while a MergeError is handled has none: it is ours.
+    # jsonargparse wraps an error raised while a class is built from a configuration, and sets
+    # it as the cause. An error raised while a MergeError is handled has no cause: it is a bug.
     while error is not None and not isinstance(error, MergeError):
         error = error.__cause__
     return error
 
 
 def _of_trainer(error: BaseException) -> MergeError | None:
-    """What Lightning refused of the Trainer's settings or of the module, in words."""
+    """An error of Lightning about the Trainer's settings or the module, as a `MergeError`."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     found: BaseException | None = error
@@ -128,7 +128,7 @@ def _of_trainer(error: BaseException) -> MergeError | None:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The name of the module that raised an error."""
+    """The name of the Python module that raised an error."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -146,13 +146,13 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
 
-    # What an interrupt leads to is one line, and said by `main`.
+    # After an interrupt `main` prints one line.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "KeyboardInterrupt" not in record.getMessage()
     )
 
     class KeepConfig(SaveConfigCallback):
-        """Writes `config.yaml` where a logger gives each run a folder, and to W&B."""
+        """Writes `config.yaml` into the run's folder if a logger makes one, and to W&B."""
 
         def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
             del pl_module, stage
@@ -164,12 +164,12 @@ def _lightning(words: list[str] | None) -> None:
                     write_text(path, self.parser.dump(self.config, skip_none=False))
 
     class Parser(ShortErrors, LightningArgumentParser):
-        """Lightning's parser, brief about what is wrong."""
+        """Lightning's parser with one-line errors."""
 
     class CLI(LightningCLI):
         def _parse_ckpt_path(self) -> None:
-            # The configuration says what the module is; a checkpoint's hyper-parameters are
-            # those of the module inside a merge, or lack a class.
+            # The configuration defines the module. A checkpoint's hyper-parameters belong to
+            # the module inside a merge, or do not name a class.
             return
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -199,7 +199,7 @@ def _lightning(words: list[str] | None) -> None:
 
 
 def _check_resumable(path: str | None) -> None:
-    """Refuses a `--ckpt_path` that is no checkpoint before anything is made for it.
+    """Rejects a `--ckpt_path` that is not a checkpoint before anything is built for it.
 
     Raises:
         CheckpointError: If the file is missing, or torch cannot read it at all.
@@ -215,7 +215,7 @@ def _check_resumable(path: str | None) -> None:
     try:
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        # Entries beyond weights, which Lightning reads or refuses by its own rules.
+        # It has entries other than weights, which Lightning loads or rejects by its own rules.
         return
     except Exception as error:
         raise CheckpointError(

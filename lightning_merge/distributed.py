@@ -1,4 +1,4 @@
-"""Statistics of all the ranks of a distributed run; a single process has its own only."""
+"""Statistics over all ranks of a distributed run; a single process is one rank."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ T = TypeVar("T")
 class Share:
     """One rank's share of the batches on which statistics are taken.
 
-    Whoever takes statistics on a share (`reset_batchnorm`, `Repair`, `ActivationMatching`)
-    pools them over the ranks, so that they are those of all batches; every rank has to take
-    part.
+    Code that computes statistics on a share (`reset_batchnorm`, `Repair`,
+    `ActivationMatching`) pools them over the ranks, so that they cover all batches; every rank
+    has to take part.
 
     Attributes:
         batches: Those of this rank, at least one; ranks may have different numbers of them.
@@ -29,16 +29,16 @@ class Share:
     copies: int = 1
 
     def __len__(self) -> int:
-        """How many batches this rank reads, where they know."""
+        """How many batches this rank reads, if they have a length."""
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        """Goes through them from the beginning."""
+        """Iterates over the batches from the beginning."""
         return iter(self.batches)
 
 
 def ranks() -> tuple[int, int]:
-    """This process's rank and how many there are: `(0, 1)` where nothing is distributed."""
+    """This process's rank and the number of ranks: `(0, 1)` in a single process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
@@ -58,7 +58,7 @@ def sum_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gather_over_ranks(value: T) -> list[T]:
-    """What every rank has, in the order of the ranks; it must be possible to pickle."""
+    """The values of all ranks, in rank order; they must be picklable."""
     count = ranks()[1]
     if count == 1:
         return [value]
@@ -68,16 +68,16 @@ def gather_over_ranks(value: T) -> list[T]:
 
 
 def rank_batches(examples: int, batch_size: int) -> list[list[int]]:
-    """This rank's batches where all ranks together are to see every example once.
+    """This rank's batches, such that all ranks together see every example once.
 
     A `DistributedSampler` repeats examples until the ranks have equally many; here their
-    batches differ in size instead, by one at most. Every rank has the same number of them, so
-    that collective calls in a step find all ranks there.
+    batches differ in size instead, by one at most. Every rank has the same number of batches,
+    so that all ranks take part in the collective calls of each step.
 
     Args:
         examples: How many there are, on all ranks.
-        batch_size: Of each rank. The last batch may have fewer, or some of the examples that
-            would not have sufficed for a batch on each rank.
+        batch_size: Examples per batch on each rank. The last batch may have fewer, or also
+            some of the examples that do not suffice for one more batch on each rank.
 
     Returns:
         The indices of each batch's examples; in a single process they go up by `batch_size`.

@@ -1,19 +1,19 @@
-"""The one family of errors that a user can mend.
+"""The one family of errors that a user can fix.
 
-Every message is one line that names the thing, says what is wrong with it and what to
-do. The command line prints that line and exits with status 2; a library user catches
-`MergeError`, or `ValueError`.
+Every message is one line that names the thing, what is wrong with it and what to do. The
+command line prints that line and exits with status 2; a library user catches `MergeError`,
+or `ValueError`.
 """
 
 _LONGEST = 1500
 
 
 class MergeError(ValueError):
-    """Something that the caller can mend; the message says how.
+    """An error that the caller can fix; the message explains how.
 
     Args:
         message: What is wrong and what to do. It becomes one printable line of bounded length,
-            because names in it may come from a stranger's file.
+            because names in it may come from an untrusted file.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -21,11 +21,11 @@ class MergeError(ValueError):
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
-    """`text` on one line: what a terminal would obey or cannot show is escaped.
+    """`text` on one line, with control and unprintable characters escaped.
 
     Args:
         text: Any text.
-        longest: How many characters of it may stay; the middle of a longer one goes.
+        longest: The most characters to keep; a longer text is cut in the middle.
     """
     if len(text) > longest:
         text = f"{text[: 2 * longest // 3]} [...] {text[-longest // 3 :]}"
@@ -37,7 +37,7 @@ def printable(text: str, longest: int = _LONGEST) -> str:
 
 
 class CheckpointError(MergeError):
-    """A file that is missing, truncated, unsafe to read, or no checkpoint."""
+    """A file that is missing, truncated, unsafe to read, or not a checkpoint."""
 
 
 class ArchitectureMismatchError(MergeError):
@@ -45,7 +45,7 @@ class ArchitectureMismatchError(MergeError):
 
 
 class NonFiniteError(MergeError):
-    """An ingredient that holds NaN or infinity."""
+    """An ingredient with NaN or infinity in its tensors."""
 
 
 class DataError(MergeError):
@@ -53,7 +53,7 @@ class DataError(MergeError):
 
 
 class OutputExistsError(MergeError):
-    """An output folder or file that already holds results."""
+    """An output folder or file that already contains results."""
 
 
 class ConfigError(MergeError):
@@ -61,7 +61,7 @@ class ConfigError(MergeError):
 
 
 class SelectionError(ConfigError):
-    """A selection that leaves too few ingredients; known when they have been looked at."""
+    """A selection that leaves too few ingredients, found only after evaluating them."""
 
 
 class AlignmentError(MergeError):

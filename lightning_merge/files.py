@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed onto it."""
+"""Atomic file writes: to a temporary file beside the target, then renamed onto it."""
 
 import contextlib
 import csv
@@ -21,14 +21,14 @@ _PARTIAL = re.compile(r"\.(\d+)-.*\.partial(\..*)?$")
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` fill a temporary file and renames it to `path` when that succeeded.
+    """Lets `write` fill a temporary file, and renames it to `path` on success.
 
-    What was written is on the disk before the name points to it, so a loss of power leaves the
-    old file or the new one. A link stays a link (the file that it points to is replaced), and a
-    file that is replaced leaves its permissions to the new one.
+    The content is on the disk before the rename, so a loss of power leaves the old file or the
+    new one. A link stays a link (the file that it points to is replaced), and the new file takes
+    over the permissions of the one it replaces.
 
     Args:
-        path: Where the file is to be; its folder is made.
+        path: The file; its folder is created.
         write: Called once with the temporary path, in the same folder and with the same
             ending as `path`.
 
@@ -36,7 +36,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         `path`, as a `Path`. An interrupted or failing `write` leaves `path` as it was.
 
     Raises:
-        OutputExistsError: If `path` is there and is no regular file (a folder, a device).
+        OutputExistsError: If `path` exists and is not a regular file (a folder, a device).
     """
     path = Path(path)
     place = Path(os.path.realpath(path))
@@ -65,7 +65,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 def _to_disk(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
-        # Some file systems cannot do this for a folder.
+        # Some file systems cannot sync a folder.
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
             os.fsync(opened)
     finally:
@@ -74,7 +74,7 @@ def _to_disk(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes `text` as UTF-8, whole or not at all."""
-    # Names may come from a stranger's file, and need not be Unicode.
+    # Names may come from an untrusted file, and need not be valid Unicode.
     content = text.encode("utf-8", "backslashreplace")
     return write_whole(path, lambda partial: partial.write_bytes(content))
 
@@ -85,7 +85,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def as_json(value: Any) -> Any:
-    """A value as `read_json` gives it after `write_json`."""
+    """The value that `read_json` returns after `write_json`."""
     return json.loads(_json(value))
 
 
@@ -109,7 +109,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes one line a row; the columns are those of all rows, in order of appearance."""
+    """Writes one line per row; the columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
@@ -119,7 +119,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def sweep(folder: str | Path) -> None:
-    """Removes what processes that were killed have left half written in a folder."""
+    """Removes the half-written files that killed processes left in a folder."""
     for path in Path(folder).glob(".*-*.partial*"):
         found = _PARTIAL.match(path.name)
         if found is None or _lives(int(found[1])):
@@ -131,9 +131,9 @@ def sweep(folder: str | Path) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether another process has this number now."""
+    """Whether another process with this ID is running."""
     if process == os.getpid():
-        # Left by an earlier one of the same number: this one has yet to write.
+        # Left by an earlier process with the same ID: this one has not written yet.
         return False
     try:
         os.kill(process, 0)
@@ -145,20 +145,20 @@ def _lives(process: int) -> bool:
 
 
 def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) -> Path:
-    """Makes an output folder, and refuses one that holds results already.
+    """Creates an output folder, and rejects one that already contains results.
 
-    Half-written files of processes that were killed are removed from it.
+    Half-written files of killed processes are removed from it.
 
     Args:
         folder: The folder that results will be written to.
-        results: Names of the files that would be written over.
+        results: Names of the files that would be overwritten.
         overwrite: Whether that is allowed.
 
     Returns:
         `folder`, as a `Path` that exists.
 
     Raises:
-        OutputExistsError: If one of `results` is there and `overwrite` is false, or if
+        OutputExistsError: If one of `results` exists and `overwrite` is false, or if
             `folder` is a file.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that lets only one process at a time work in a folder."""
 
 import contextlib
 import errno
@@ -17,19 +17,19 @@ from typing import IO
 from lightning_merge.errors import OutputExistsError
 
 _NAME = ".lock"
-# Ranks that a launcher starts beside the first one share its folder.
+# Other ranks that a launcher starts share the folder of the first one.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 _CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS)
 
 
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """While no other process works in a folder.
+    """Locks a folder against other processes.
 
-    The system takes the lock away from a process that ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        folder: The folder; made if it is not there, and gone afterwards if it stayed empty.
+        folder: The folder; created if missing, and removed afterwards if it stayed empty.
 
     Raises:
         OutputExistsError: If another process works in it; the message names that process.
@@ -75,12 +75,12 @@ def _locked(folder: Path) -> IO[str] | None:
                 stacklevel=4,
             )
             return None
-        # Whoever had it before may have removed it since it was opened here.
+        # The process that had the lock may have removed the file since it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 break
         file.close()
-    # A copy of this process, such as one that loads data, does not keep it.
+    # A forked process, such as a data loader's worker, does not keep the lock.
     os.register_at_fork(after_in_child=file.close)
     file.truncate(0)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300]

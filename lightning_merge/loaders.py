@@ -1,4 +1,4 @@
-"""The batches on which statistics are taken, as the network would get them from a Trainer."""
+"""The batches for computing statistics, as the network would get them from a Trainer."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ from lightning_merge.orders import in_random_order, share_of
 class Transferred:
     """Batches on the device, after the batch-transfer hooks of module or data module.
 
-    Normalisation often happens in `on_after_batch_transfer`: statistics taken without it
-    would be those of other inputs.
+    Normalisation often happens in `on_after_batch_transfer`: statistics computed without it
+    would be those of different inputs.
 
     Attributes:
         loader: The batches.
-        module: Whose hooks apply where the data module does not override them.
+        module: The module whose hooks apply where the data module does not override them.
         data: The data module, if there is one.
-        device: Where to.
-        convert: Applied last; a Trainer's precision converts inputs so.
+        device: Where the batches are moved to.
+        convert: Applied last, for a Trainer's precision to convert the inputs.
     """
 
     loader: Iterable[Any]
@@ -43,14 +43,14 @@ class Transferred:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        """Goes through the loader from its beginning."""
+        """Iterates over the loader from its beginning."""
         for batch in self.loader:
             batch = self._hook("on_before_batch_transfer")(batch, 0)
             batch = self._hook("transfer_batch_to_device")(batch, self.device, 0)
             yield self.convert(self._hook("on_after_batch_transfer")(batch, 0))
 
     def in_random_order(self, seed: int) -> "Transferred":
-        """The same, of batches that `orders.in_random_order` drew."""
+        """The same, with batches in random order (`orders.in_random_order`)."""
         return replace(self, loader=in_random_order(self.loader, seed))
 
     def _hook(self, name: str) -> Callable[..., Any]:
@@ -62,18 +62,18 @@ class Transferred:
 
 
 def statistics_batches(trainer: Trainer, *, augmented: bool = False, seed: int = 0) -> Transferred:
-    """Training batches, as plain as they can be had, in random order; all, on every rank.
+    """All training batches, without augmentation if possible, in random order, on every rank.
 
     Args:
         trainer: A Trainer that is fitting.
-        augmented: Whether to read the training batches also where there are plainer ones.
+        augmented: Whether to read the training batches even if there are unaugmented ones.
         seed: Determines the order, see `in_random_order`.
 
     Returns:
         The batches of the data module's `statistics_dataloader()` if it has one (training
-        images without augmentation), else those of the Trainer's loader of training
-        batches, made anew: the Trainer's own is in the middle of its epoch. Of several
-        loaders all batches, one loader after the other.
+        images without augmentation), else those of a copy of the Trainer's training loader:
+        the Trainer's own is in the middle of its epoch. With several loaders, all batches, one
+        loader after the other.
     """
     data = getattr(trainer, "datamodule", None)
     plain = None if augmented else _plain(data)
@@ -97,9 +97,9 @@ def statistics_share(
     """This rank's share of the training batches, for statistics of all ranks together.
 
     Args:
-        trainer: A Trainer; where it is not fitting, with a data module.
+        trainer: A Trainer; if it is not fitting, it must have a data module.
         limit: How many batches there are for all ranks together; all if not given.
-        module: Whose batch-transfer hooks apply; the Trainer's own if not given.
+        module: The module whose batch-transfer hooks apply; the Trainer's own if not given.
         augmented: As for `statistics_batches`.
         seed: Determines the order, the same on all ranks.
 
@@ -131,18 +131,18 @@ def statistics_batches_of(
     *,
     augmented: bool = False,
 ) -> Transferred:
-    """The same, where no Trainer is fitting.
+    """Training batches as in `statistics_batches`, when no Trainer is fitting.
 
     Args:
         data: The data module.
         module: Whose batch-transfer hooks apply.
         device: Where the batches are to be.
-        examples: How many examples at most, drawn at random; None for all.
-        seed: Determines which, and the order.
+        examples: The most examples to draw, at random; None for all.
+        seed: Determines which examples, and their order.
         augmented: As for `statistics_batches`.
 
     Raises:
-        ConfigError: If `examples` are to be drawn from what cannot be indexed.
+        ConfigError: If `examples` is given and the data set cannot be indexed.
     """
     plain = None if augmented else _plain(data)
     loader = data.train_dataloader() if plain is None else plain
@@ -152,9 +152,9 @@ def statistics_batches_of(
 def ordered_batches_of(
     data: LightningDataModule, module: LightningModule, device: torch.device
 ) -> Transferred:
-    """The same in the loader's own order, for what goes by the labels of the first examples.
+    """The same in the loader's own order, for methods that use the first examples' labels.
 
-    No BatchNorm statistics can be taken on them: a set may be sorted by class.
+    Not for BatchNorm statistics: the data set may be sorted by class.
 
     Args:
         data: The data module.
@@ -178,17 +178,17 @@ def few_test_batches(
         data: The data module, set up to test.
         module: Whose batch-transfer hooks apply.
         device: Where the batches are to be.
-        examples: How many examples at most.
-        seed: Determines which.
+        examples: The most examples to draw.
+        seed: Determines which examples.
 
     Raises:
-        ConfigError: If there is not one loader of test images, which can be indexed.
+        ConfigError: If there is not exactly one test loader, over an indexable data set.
     """
     return Transferred(_drawn(data.test_dataloader(), seed, examples), module, data, device)
 
 
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
-    """The input of the first batch, at most two examples of it, on `device`."""
+    """The inputs of the first batch, at most two examples, on `device`."""
     inputs = inputs_of(next(iter(batches)))
     return inputs[:2].to(device)
 
@@ -212,11 +212,11 @@ class _InTurn:
 
 
 def _drawn(given: Any, seed: int, examples: int | None = None) -> Any:
-    """The batches of a loader, or of several in any collection that Lightning takes."""
+    """The batches of a loader, or of several in any collection that Lightning accepts."""
     loaders = CombinedLoader(given).flattened
     if len(loaders) == 1:
         return in_random_order(loaders[0], seed, examples)
-    # A list may also be one of batches.
+    # A list may also contain batches instead of loaders.
     if examples is not None or any(isinstance(loader, Tensor) for loader in loaders):
         return in_random_order(given, seed, examples)
     return _InTurn([in_random_order(loader, seed) for loader in loaders])

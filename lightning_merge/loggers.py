@@ -1,7 +1,7 @@
-"""Tables, figures and configuration, sent to whatever logger there is.
+"""Sends tables, figures, histograms and configurations to whatever logger there is.
 
-Weights & Biases takes all of them; TensorBoard figures, histograms and tables (as text); the
-CSV logger tables, as files beside its metrics. Without a logger nothing happens.
+Weights & Biases supports all of them; TensorBoard supports figures, histograms and tables (as
+text); the CSV logger stores tables as files beside its metrics. Without a logger nothing happens.
 """
 
 from collections.abc import Mapping, Sequence

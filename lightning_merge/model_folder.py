@@ -1,4 +1,4 @@
-"""Merged networks for others: safetensors, what timm loads, and a card that says what it is."""
+"""Exports merged networks: safetensors, timm's configuration, and a model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,27 +32,27 @@ def export(
 ) -> Path:
     """Writes a folder with a network's weights, its architecture and a model card.
 
-    Where the checkpoint says which network of timm it holds (`ImageClassifier`'s do), the
-    folder is one that `timm.create_model("local-dir:FOLDER")` loads; those that this package
-    registers want `import lightning_merge.networks` first. How images are prepared is what the
-    checkpoint says of its data module; where it says nothing, neither does the folder. Of any
-    other checkpoint the weights are written under their own names.
+    If the checkpoint names its timm network (those of `ImageClassifier` do), the folder can be
+    loaded with `timm.create_model("local-dir:FOLDER")`; networks that this package registers need
+    `import lightning_merge.networks` first. The preprocessing is what the checkpoint records of
+    its data module, and is left out if it records none. Of any other checkpoint the weights are
+    written under their own names.
 
     Args:
         checkpoint: A checkpoint, merged or not.
-        output: The folder; made if it is not there.
+        output: The folder; created if missing.
         result: What `merge` wrote to `result.json`: recipe, ingredients, data and metrics for
             the card.
-        overwrite: Whether an export in the folder may be written over.
+        overwrite: Whether an export in the folder may be overwritten.
 
     Returns:
         The folder, with `model.safetensors`, `README.md` and, for timm, `config.json`.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, or safetensors cannot hold its numbers.
+        CheckpointError: If the checkpoint cannot be read, or safetensors lacks one of its dtypes.
         ArchitectureMismatchError: If its weights do not fit the network that it names.
         ConfigError: If its hyper-parameters are not those of a network, or `result` is damaged.
-        OutputExistsError: If the folder holds an export already.
+        OutputExistsError: If the folder already contains an export.
     """
     read = read_checkpoint(checkpoint)
     network = _timm_network(read)
@@ -65,7 +65,7 @@ def export(
             f"the card of {read.path} cannot be written, its notes or result.json are damaged "
             f"({type(error).__name__}: {error}): give --result the file as `merge` wrote it"
         ) from error
-    # All is read and known to fit before anything is written.
+    # Everything is read and checked before anything is written.
     folder = claim_folder(output, _FILES, overwrite)
     if network is None:
         write_safetensors(folder / "model.safetensors", read.state_dict)
@@ -77,12 +77,12 @@ def export(
 
 
 def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) -> str:
-    """What an exported network is, in Markdown, with the metadata that model hubs read.
+    """The model card of an exported network, in Markdown, with the metadata of model hubs.
 
     Args:
-        checkpoint: What is exported.
-        result: As `merge` stores it; what is missing is left out.
-        timm: Whether timm loads the folder.
+        checkpoint: The exported checkpoint.
+        result: As `merge` stores it; missing entries are left out of the card.
+        timm: Whether timm can load the folder.
 
     Returns:
         The text of `README.md`.
@@ -165,8 +165,8 @@ def _timm_network(read: Checkpoint) -> Any:
 
 
 def _timm_config(network: Any, read: Checkpoint) -> dict[str, Any]:
-    # Not timm's `save_for_hf`: it hands on where timm's own weights of this architecture came
-    # from, their license, and how images were prepared for those.
+    # Not timm's `save_for_hf`: it would copy the origin, license and preprocessing of timm's own
+    # weights of this architecture.
     said, of_architecture = read.hyper_parameters, network.pretrained_cfg
     arguments = dict(said.get("model_kwargs") or {})
     if said.get("in_chans", 3) != 3:

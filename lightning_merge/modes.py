@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Context managers for evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import nn
 
 @contextmanager
 def evaluation(*models: nn.Module) -> Iterator[None]:
-    """Puts networks into eval mode, and every submodule back into its own afterwards.
+    """Puts networks into eval mode, and every submodule back into its own mode afterwards.
 
-    Gradients are left as they are: add `torch.no_grad()` where none are wanted.
+    Gradients stay enabled or disabled as they are: add `torch.no_grad()` to disable them.
 
     Args:
         models: The networks; their submodules may be in different modes.
@@ -22,16 +22,16 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        # A module that was replaced meanwhile has no mode to go back to.
+        # A module that was added meanwhile has no mode to restore.
         for module, training in modes.items():
             module.training = training
 
 
 @contextmanager
 def gradient_free(*models: nn.Module) -> Iterator[None]:
-    """The same, without gradients and without inference mode meanwhile.
+    """As `evaluation`, with gradients and inference mode disabled meanwhile.
 
-    Only ordinary tensors tell whether they were changed, which hooks rely on.
+    Hooks need to detect changes to tensors, which inference tensors do not record.
 
     Args:
         models: The networks.

@@ -1,7 +1,7 @@
-"""Modules of earlier versions, as saved configurations, checkpoints and scripts still name them.
+"""Modules of earlier versions that saved configurations, checkpoints and scripts still name.
 
-`lightning_merge.study.aggregates.learned.NPMerge` is found although that module is gone: importing
-it gives a module with the public names of the package that has its classes now.
+`lightning_merge.study.aggregates.learned.NPMerge` still works although that module was removed:
+importing it gives a module with the public names of the package that has its classes now.
 """
 
 import sys
@@ -14,7 +14,7 @@ from types import ModuleType
 
 _PACKAGE = __name__.rpartition(".")[0]
 
-# Where the classes are public today, and the modules that had them. Both below this package.
+# Where the classes are public now, and the modules that had them; both relative to this package.
 _HOMES = {
     "align": "align.activation align.cca align.group align.many align.weight",
     "callbacks": "callbacks.alphas callbacks.batchnorm callbacks.freeze callbacks.greedy "
@@ -35,13 +35,13 @@ _HOME = {
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Imports a module that is gone as a stand-in for the package that has its classes."""
+    """Imports a removed module as a stand-in for the package that has its classes now."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        # As a package, so that looking for modules below it does not search its home's folder.
+        # As a package, so that submodules are not searched for in the current package's folder.
         return ModuleSpec(fullname, self, is_package=True) if fullname in _HOME else None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -49,5 +49,5 @@ class _MovedModules(MetaPathFinder, Loader):
         module.__dict__["__getattr__"] = partial(getattr, home)
 
 
-# Last, so that a module that is there is never taken for one that is gone.
+# Last, so that an existing module is never taken for a removed one.
 sys.meta_path.append(_MovedModules())

@@ -1,7 +1,7 @@
-"""The types of numbers in weight files: their names, and their way to float64 and back.
+"""The types of numbers in weight files: their names, and conversion to float64 and back.
 
-NumPy knows no bfloat16 and no eight-bit fractions, but their bits are enough: a bfloat16 is the
-upper half of a float32, and eight bits are a table of 256 numbers. torch is not needed.
+NumPy has no bfloat16 and no eight-bit floating-point types, but their bits are enough: a bfloat16
+is the upper half of a float32, and eight bits index a table of 256 numbers. torch is not needed.
 """
 
 from functools import lru_cache
@@ -45,12 +45,12 @@ _HALVES = ("F16", "BF16")
 
 
 def type_name(code: str) -> str:
-    """What torch calls a type: `float32` for `F32`."""
+    """The name that torch gives a type: `float32` for `F32`."""
     return _NAMES.get(code, code)
 
 
 def is_complex(code: str) -> bool:
-    """Whether numbers of this type have two parts."""
+    """Whether numbers of this type are complex."""
     return code in _PARTS
 
 
@@ -60,12 +60,12 @@ def is_fraction(code: str) -> bool:
 
 
 def real_part(code: str) -> str:
-    """The type of a complex number's two parts; other types are their own."""
+    """The type of a complex number's two parts; any other type is returned unchanged."""
     return _PARTS.get(code, code)
 
 
 def common_type(codes: list[str]) -> str:
-    """The narrowest type that holds all numbers of some floating-point types, in any order."""
+    """The narrowest type that represents all numbers of some floating-point types."""
     kinds = set(codes)
     if len(kinds) == 1:
         return codes[0]
@@ -74,13 +74,13 @@ def common_type(codes: list[str]) -> str:
             return widest
     halves = kinds & set(_HALVES)
     if len(halves) == 1:
-        # A half of sixteen bits holds all fractions of eight, but for E8M0's range.
+        # A 16-bit type represents all numbers of the eight-bit types, except for E8M0's range.
         return "F32" if "F8_E8M0" in kinds else halves.pop()
     return "F32"
 
 
 def widened(raw: Raw, code: str) -> NDArray[np.generic]:
-    """Numbers as float32 or float64, without a copy where NumPy has their type.
+    """Numbers as float32 or float64, without a copy if NumPy has their type.
 
     Args:
         raw: Their bytes.
@@ -101,13 +101,13 @@ def widened(raw: Raw, code: str) -> NDArray[np.generic]:
 def narrowed(values: Wide, code: str, scratch: NDArray[np.float32] | None = None) -> Raw:
     """Rounds float64 to a type as torch does: to float32 first, then to anything narrower.
 
-    Each step goes to the nearest number, and of two as near to the even one. A number beyond
-    the type's range becomes infinite, or NaN where there is no infinity.
+    Each step rounds to nearest, ties to even. A number beyond the type's range becomes infinite,
+    or NaN if the type has no infinity.
 
     Args:
         values: Numbers of shape `(n,)`.
         code: A real floating-point type.
-        scratch: Where float32 may be written to; new memory if not given.
+        scratch: Memory for the float32 numbers; allocated if not given.
 
     Returns:
         Their bytes.
@@ -139,7 +139,7 @@ def not_finite(raw: Raw, code: str) -> NDArray[np.bool_]:
 
 @lru_cache
 def _eight_bits(code: str) -> Wide:
-    """The numbers of an eight-bit type, `(256,)`, by their bits."""
+    """The numbers of an eight-bit type, `(256,)`, indexed by their bits."""
     import torch
 
     dtype = getattr(torch, type_name(code))

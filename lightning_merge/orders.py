@@ -1,8 +1,8 @@
-"""The order in which statistics are read: drawn by a seed, whatever loader is given.
+"""The order in which batches are read for statistics: drawn from a seed, for any loader.
 
-A network with BatchNorm that is reset on batches of one class each normalises that class
-away in every batch: what lies behind the first norm has statistics of nothing that the
-network ever sees.
+If the BatchNorm statistics are reset on batches of one class each, the first norm removes what
+distinguishes that class in every batch, and all later norms get statistics of activations that
+never occur at test time.
 """
 
 import warnings
@@ -30,28 +30,28 @@ from lightning_merge.reloading import afresh, with_batches
 
 
 class Drawn(list[list[Any]]):
-    """The indices of the examples in each batch, in an order drawn at random."""
+    """The indices of the examples in each batch, in random order."""
 
 
 def in_random_order(batches: Any, seed: int = 0, examples: int | None = None) -> Any:
-    """The same examples in batches drawn at random, each example once.
+    """The same examples in random batches, each example once.
 
     Args:
-        batches: A `DataLoader` over an indexed data set, in whatever order: its examples are
-            drawn anew (those of its sampler, be that a part of the data set; with
-            `DistributedSampler` those of all ranks). Its batch size stays, its `drop_last`
-            does not, and a last batch of a single example joins the one before. Anything
-            else (a list of batches, an iterable data set, a batch sampler of one's own)
-            is read as it comes.
-        seed: Determines the order; no other random generator is touched.
-        examples: How many examples at most, drawn at random; None for all.
+        batches: A `DataLoader` over an indexable data set, in any order: its examples are
+            reshuffled (those of its sampler, which may be a part of the data set; with
+            `DistributedSampler` those of all ranks). Its batch size is kept, its `drop_last`
+            is ignored, and a last batch of a single example is joined to the one before.
+            Anything else (a list of batches, an iterable data set, a custom batch sampler)
+            is read in its own order.
+        seed: Determines the order; no other random generator is used.
+        examples: The most examples to draw, at random; None for all.
 
     Returns:
         An iterable that gives the same batches in every pass, as far as `batches` can.
-        Read as it comes, it warns where most batches are of one class each.
+        When read in its own order, it warns if most batches have one class each.
 
     Raises:
-        ConfigError: If `examples` are to be drawn from what cannot be indexed.
+        ConfigError: If `examples` is given and the data set cannot be indexed.
     """
     if isinstance(batches, Share):
         return replace(batches, batches=in_random_order(batches.batches, seed))
@@ -77,7 +77,7 @@ def in_random_order(batches: Any, seed: int = 0, examples: int | None = None) ->
 def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
     """This rank's share of a loader's batches, each batch whole and on one rank.
 
-    What is pooled over the ranks is then what a single process finds.
+    Statistics pooled over the ranks are then those of a single process.
 
     Args:
         loader: A loader that is the same on every rank; see `in_random_order`.
@@ -85,8 +85,8 @@ def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
         seed: Determines the order, the same on all ranks.
 
     Returns:
-        Every n-th batch of one order that all ranks have in common. What cannot be drawn
-        anew, or has fewer batches than there are ranks, is read by each rank as a whole.
+        Every n-th batch of one order that all ranks share. Batches that cannot be
+        reshuffled, or fewer batches than ranks, are all read by every rank.
     """
     rank, count = ranks()
     drawn = in_random_order(loader, seed)
@@ -101,23 +101,23 @@ def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
 
 @dataclass
 class AsItComes:
-    """Batches in an order that cannot be drawn anew.
+    """Batches that cannot be reshuffled.
 
     Attributes:
         batches: The batches.
-        limit: How many of them are read; None for all.
+        limit: How many of them to read; None for all.
     """
 
     batches: Any
     limit: int | None = None
 
     def __len__(self) -> int:
-        """How many batches there are, where they know."""
+        """How many batches there are, if they have a length."""
         count = len(self.batches)
         return count if self.limit is None else min(count, self.limit)
 
     def __iter__(self) -> Iterator[Any]:
-        """Goes through them from the beginning, and warns in the end if they are sorted."""
+        """Iterates from the beginning, and warns at the end if the batches are sorted."""
         loader = self.batches
         if isinstance(loader, DataLoader) and _is_plain(loader):
             loader = afresh(loader)
@@ -130,7 +130,7 @@ class AsItComes:
 
 
 class _Sorted:
-    """Whether batches come sorted by class."""
+    """Detects batches that are sorted by class."""
 
     def __init__(self) -> None:
         self.classes: set[int] = set()
@@ -169,7 +169,7 @@ def _is_drawn(batches: Any) -> bool:
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:
-    # What iterates in a way of its own may do anything to its batches.
+    # A loader with its own `__iter__` may do anything to its batches.
     return type(loader).__iter__ is DataLoader.__iter__
 
 
@@ -187,7 +187,7 @@ def _indices(loader: Any) -> Sequence[Any] | None:
 
 def _sampled(sampler: Any, loader: DataLoader[Any]) -> Sequence[Any] | None:
     if isinstance(sampler, DistributedSampler):
-        # Lightning wraps samplers as data sets.
+        # Lightning wraps samplers in data sets.
         inner = getattr(sampler.dataset, "_sampler", None)
         if inner is None or sampler.dataset is loader.dataset:
             return range(len(sampler.dataset))  # type: ignore[arg-type]
@@ -201,6 +201,6 @@ def _sampled(sampler: Any, loader: DataLoader[Any]) -> Sequence[Any] | None:
     with isolated_randomness(loader):
         own = list(islice(iter(sampler), len(sampler)))
     of_ranks = gather_over_ranks(own)
-    # Ranks draw different orders of the same examples, or each its own part of them.
+    # Ranks draw different orders of the same examples, or different parts of them.
     same = all(Counter(one) == Counter(own) for one in of_ranks)
     return of_ranks[0] if same else list(chain.from_iterable(of_ranks))

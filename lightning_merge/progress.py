@@ -7,13 +7,12 @@ T = TypeVar("T")
 
 
 def tracked(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
-    """Yields what `items` yields, with a bar that is gone when they are.
+    """Yields the items with a progress bar, which disappears at the end.
 
     Args:
         items: Anything that can be iterated; with a length, the bar has an end.
-        description: What the bar is headed with.
-        show: Whether there is to be a bar; there is none either where the output is not
-            a terminal.
+        description: The bar's label.
+        show: Whether to show the bar; it is never shown if the output is not a terminal.
     """
     from rich.console import Console
     from rich.progress import track

@@ -1,4 +1,4 @@
-"""What a stored result says of how it was made."""
+"""Provenance: how a stored result was made."""
 
 import platform
 import shlex
@@ -18,7 +18,7 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
     """The command, the versions of the software, the machine, and the time.
 
     Args:
-        command: The words after `python -m lightning_merge`; those of this process if not
+        command: The arguments after `python -m lightning_merge`; those of this process if not
             given.
 
     Returns:
@@ -43,14 +43,14 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
 
 
 def differences(pieces: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """In what the provenance of several pieces differs, a line each.
+    """The differences in provenance between several pieces of work, one line each.
 
     Args:
-        pieces: What `provenance` gave for each piece, by what to call it.
+        pieces: The provenance of each piece, by its label.
 
     Returns:
         For every version, device, platform and commit that is not the same for all pieces, its
-        values and which pieces have each; nothing where all agree.
+        values and which pieces have each; empty if all agree.
     """
     flat = {name: _flat(made_by) for name, made_by in pieces.items()}
     lines = []

@@ -1,4 +1,4 @@
-"""Reading data without anybody noticing in what is drawn at random afterwards."""
+"""Reading data without changing the random numbers that are drawn afterwards."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ import torch
 
 @contextmanager
 def isolated_randomness(*loaders: Any) -> Iterator[None]:
-    """Leaves every random generator in the state in which it was.
+    """Restores every random generator to its earlier state on exit.
 
-    Those of torch (the current GPU's too), numpy and Python, and those of the loaders.
+    Covers those of torch (the current GPU's too), numpy and Python, and those of the loaders.
 
     Args:
         loaders: As for `kept_generators`.
@@ -31,13 +31,13 @@ def isolated_randomness(*loaders: Any) -> Iterator[None]:
 
 @contextmanager
 def kept_generators(*loaders: Any) -> Iterator[None]:
-    """Leaves the random generators of loaders in the state in which they were.
+    """Restores the random generators of loaders to their earlier state on exit.
 
-    Those that a loader, its sampler or its batch sampler has as attributes: a training that
-    shares them goes on as if nothing had been drawn.
+    Covers those that a loader, its sampler or its batch sampler has as attributes: a training
+    run that shares them continues as if nothing had been drawn.
 
     Args:
-        loaders: DataLoaders that are read meanwhile; anything else adds nothing.
+        loaders: DataLoaders that are read meanwhile; anything else is ignored.
     """
     with ExitStack() as stack:
         for loader in loaders:
@@ -52,7 +52,7 @@ def kept_generators(*loaders: Any) -> Iterator[None]:
 
 
 def _restoring(value: Any) -> Callable[[], Any] | None:
-    """What puts a random generator back into its present state; None for anything else."""
+    """A function that restores a generator's present state; None for anything else."""
     if isinstance(value, torch.Generator):
         return partial(value.set_state, value.get_state())
     if isinstance(value, random.Random):

@@ -1,4 +1,4 @@
-"""Registries: one decorator and one file add an aggregate, a matching, a figure, a kind of work."""
+"""Registries: one file with one decorator adds an aggregate, matching, figure or kind of work."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ D = TypeVar("D")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One thing that a registry holds.
+    """One entry of a registry.
 
     Attributes:
-        name: What configurations and the command line call it.
+        name: Its name in configurations and on the command line.
         value: The class or function.
         paper: Where it was published; empty if nowhere.
-        needs: What it needs beside the ingredients, in a few words; empty if nothing.
+        needs: What it needs besides the ingredients, in a few words; empty if nothing.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Things of one kind, by name.
+    """Classes or functions of one kind, by name.
 
-    The modules of a package register when they are first wanted, and so do those that other
+    The package's modules are imported, and so register, on first use, as are those that other
     packages name under the entry-point group `lightning_merge.KIND`.
 
     Args:
         kind: What is registered, in the plural: `aggregates`.
-        package: The package whose modules hold the built-in ones; None where there is none.
+        package: The package whose modules define the built-in ones; None if there is none.
     """
 
     def __init__(self, kind: str, package: str | None = None) -> None:
@@ -59,12 +59,12 @@ class Registry(Generic[T]):
         """A decorator that registers a class or function.
 
         Args:
-            name: What to call it; its own name if not given.
+            name: Its name in the registry; its Python name if not given.
             paper: Where it was published.
-            needs: What it needs beside the ingredients.
+            needs: What it needs besides the ingredients.
 
         Raises:
-            ConfigError: If another thing has the name.
+            ConfigError: If the name is already taken.
         """
 
         def add(value: D) -> D:
@@ -81,10 +81,10 @@ class Registry(Generic[T]):
         return add
 
     def load(self) -> None:
-        """Imports whatever registers here: this package's modules and other packages' entries.
+        """Imports everything that registers here: this package's modules and entry points.
 
         Raises:
-            ConfigError: If another package's entry cannot be imported.
+            ConfigError: If another package's entry point cannot be imported.
         """
         if self._loaded:
             return
@@ -121,7 +121,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def name_of(self, value: object) -> str:
-        """The name under which a class or function is registered; its own name if it is not."""
+        """The name under which a class or function is registered, else its Python name."""
         for entry in self._entries.values():
             if entry.value is value:
                 return entry.name

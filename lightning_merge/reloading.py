@@ -1,4 +1,4 @@
-"""The same loader over other examples, in another order or in other batches."""
+"""Copies of a loader with other examples, in another order or in other batches."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,20 +17,20 @@ def reloaded(
     batch_size: int | None = None,
     drop_last: bool | None = None,
 ) -> DataLoader[Any]:
-    """A loader of the same data set that fetches, collates and uses workers as another does.
+    """A loader of the same data set with another loader's collation and worker settings.
 
-    The other's sampler is not taken over, and its random generator is not touched.
+    The other's sampler is not copied, and its random generator is not used.
 
     Args:
         loader: The other loader.
-        indices: Which examples, by their indices in the data set, in this order; all if None.
-        shuffle_seed: Seeds the order, a new one in every pass; None for the order given.
-        batch_size: Examples in a batch; None for as many as the loader has.
-        drop_last: Whether a last, smaller batch is left out; None for what the loader does.
+        indices: Indices of the examples in the data set, in this order; all if None.
+        shuffle_seed: Seeds a new order in every pass; None for the order given.
+        batch_size: Examples per batch; None for the other loader's.
+        drop_last: Whether a last, smaller batch is left out; None for the other loader's setting.
 
     Raises:
-        ConfigError: If the data set has no indices, or the batch size is to be that of a
-            loader that has batches of its own.
+        ConfigError: If the data set cannot be indexed, or `batch_size` is None and the other
+            loader's batch sampler has none.
     """
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError(
@@ -60,8 +60,8 @@ def with_batches(
 
     Args:
         loader: The other loader.
-        batches: The indices of each batch's examples; gone through anew in every pass.
-        seed: Of the random numbers that worker processes draw.
+        batches: The indices of each batch's examples; iterated anew in every pass.
+        seed: Seeds the random numbers of the worker processes.
     """
     return DataLoader(
         loader.dataset,
@@ -72,9 +72,9 @@ def with_batches(
 
 
 def afresh(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of the same batches, whose iteration does not disturb one that is under way.
+    """A loader of the same batches that can be iterated while the original is being iterated.
 
-    Persistent workers are shared by all iterators of their loader.
+    Needed because persistent workers are shared by all iterators of a loader.
     """
     if loader.batch_size is None and loader.batch_sampler is not None:
         return with_batches(loader, loader.batch_sampler)

@@ -1,7 +1,7 @@
 """Safetensors files, read through a memory map and written piece by piece, without torch.
 
 Format: eight bytes with the header's length, the header (JSON), the tensors' bytes one after
-another. A header is a stranger's: nothing in it is believed that does not fit the file.
+another. Headers are untrusted: everything in them is checked against the file.
 """
 
 import json
@@ -31,7 +31,7 @@ class SafetensorsFile:
     Attributes:
         path: The file.
         table: Type and shape of each tensor.
-        metadata: What its writer noted.
+        metadata: The metadata in its header.
     """
 
     path: Path
@@ -42,10 +42,10 @@ class SafetensorsFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a file and checks its header against it.
+        """Opens a file and checks its header against its size.
 
         Raises:
-            CheckpointError: If it is missing, truncated, or no safetensors file.
+            CheckpointError: If it is missing, truncated, or not a safetensors file.
         """
         try:
             with path.open("rb") as file:
@@ -54,7 +54,7 @@ class SafetensorsFile:
                 if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
                     raise ValueError("the header is longer than the file")
                 header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-                # Private pages: they can be written to, as tensors must be, and the file is not.
+                # Private pages: writable, as tensors must be, without changing the file.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             metadata = header.pop("__metadata__", {})
             table, places = _checked(header, 8 + length, size)
@@ -96,7 +96,7 @@ def _checked(
         whole = [*shape, first, last]
         if not all(type(number) is int and number >= 0 for number in whole):
             raise ValueError("a size is no whole number")
-        # Of no numbers at all, sizes may be anything: none that torch could not hold.
+        # An empty tensor's other sizes could be anything; reject those that torch cannot represent.
         if any(number >= 1 << 62 for number in whole) or prod(filter(None, shape)) >= 1 << 62:
             raise ValueError("a size is too large")
         if len(shape) > MOST_AXES:
@@ -118,17 +118,17 @@ def _checked(
 def layout(
     table: Mapping[str, Entry], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int], int]:
-    """Where tensors lie in a new file.
+    """The positions of tensors in a new file.
 
     Args:
-        table: Type and shape of each.
-        metadata: Notes for the header.
+        table: Type and shape of each tensor.
+        metadata: Metadata for the header.
 
     Returns:
-        The header as it is written, where each tensor begins, and the file's size.
+        The header's bytes, each tensor's offset, and the file's size.
 
     Raises:
-        CheckpointError: If the format has no such type.
+        CheckpointError: If the format does not support a type.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places, reached = {}, 0
@@ -150,5 +150,5 @@ def layout(
 
 
 def in_order(table: Mapping[str, Entry]) -> list[str]:
-    """In which order `layout` puts tensors: the largest numbers first, so that each is aligned."""
+    """The order of tensors in `layout`: the widest number types first, so that all are aligned."""
     return sorted(table, key=lambda name: -SIZES[table[name].code])

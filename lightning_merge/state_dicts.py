@@ -1,4 +1,4 @@
-"""State dicts in memory: their tables and bytes, whether they fit, and their names."""
+"""State dicts in memory: their tables, bytes and names, and checks that they can be merged."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def table_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:
     """Type and shape of each tensor.
 
     Raises:
-        CheckpointError: If something is no plain array of numbers in memory: it is named.
+        CheckpointError: If a value is not a plain array of numbers in memory; its name is given.
     """
     known: dict[str, Entry] | None = getattr(state, "table", None)
     return dict(known) if known is not None else {n: entry_of(n, v) for n, v in state.items()}
@@ -30,7 +30,7 @@ def entry_of(name: object, value: object) -> Entry:
     """Type and shape of one tensor.
 
     Raises:
-        CheckpointError: If it is none, or no plain array of numbers in memory.
+        CheckpointError: If it is not a tensor, or not a plain array of numbers in memory.
     """
     if not isinstance(name, str):
         raise CheckpointError(f"the tensor {name!r} has a name that is no text; rename it")
@@ -57,9 +57,9 @@ def entry_of(name: object, value: object) -> Entry:
 
 
 def raw_of(tensor: Tensor) -> Raw:
-    """The bytes of a tensor, of shape `(n,)`; its own memory where it is contiguous and on the CPU.
+    """The bytes of a tensor, `(n,)`; its own memory if it is contiguous and on the CPU.
 
-    A parameter that requires a gradient gives its numbers.
+    A parameter that requires a gradient is detached.
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     raw: Raw = plain.reshape(-1).view(torch.uint8).numpy()
@@ -67,10 +67,10 @@ def raw_of(tensor: Tensor) -> Raw:
 
 
 def tensor_of(raw: Raw, entry: Entry) -> Tensor:
-    """A tensor of bytes, sharing their memory where they are aligned.
+    """A tensor from its bytes, sharing their memory if they are aligned.
 
     Raises:
-        CheckpointError: If torch has no such type.
+        CheckpointError: If torch does not support the type.
     """
     if entry.code not in SIZES:
         raise CheckpointError(
@@ -99,13 +99,13 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
 
     Args:
         states: The ingredients.
-        names: What to call each of them in an error, paths as a rule.
+        names: The name of each in error messages, usually its path.
 
     Raises:
-        CheckpointError: If there are fewer than two, or a tensor is no free parameter.
-        ArchitectureMismatchError: If a name, shape or kind of number differs; the first one is
-            named.
-        NonFiniteError: If a tensor holds NaN, or infinity where not all hold the same.
+        CheckpointError: If there are fewer than two, or a tensor is not a free parameter.
+        ArchitectureMismatchError: If a name, shape or kind of number differs; the message names
+            the first one.
+        NonFiniteError: If a tensor has a NaN, or an infinity that not all ingredients share.
     """
     if len(states) < 2:
         only = f": there is only {names[0]}" if names else ""
@@ -118,14 +118,14 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
 
 
 def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, Entry]:
-    """Checks types, shapes, and what must be the same; the numbers' values are not looked at.
+    """Checks types, shapes, and tensors that must be equal, but not that numbers are finite.
 
     Returns:
-        What the merged network has.
+        Type and shape of each tensor of the merged network.
 
     Raises:
-        CheckpointError: If a tensor is no free parameter, or no plain array of numbers.
-        ArchitectureMismatchError: If a name, a shape, or what must be the same differs.
+        CheckpointError: If a tensor is not a free parameter, or not a plain array of numbers.
+        ArchitectureMismatchError: If a name, a shape, or a tensor that must be equal differs.
     """
     tables = [table_of(state) for state in states]
     merged = common_entries(tables, names)
@@ -140,17 +140,17 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
 
 
 def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:
-    """Checks that a tensor holds no NaN, and infinity only where all others hold the same.
+    """Checks that a tensor has no NaN, and infinities only where all others have the same.
 
-    A constant mask of negative infinities is part of an architecture, not a fault.
+    A constant mask of negative infinities is part of an architecture, not an error.
 
     Args:
-        where: What to call the tensor.
+        where: The tensor's name in error messages.
         value: The tensor.
-        others: The same tensor of every ingredient; none if infinity has no place in it.
+        others: The same tensor of every ingredient; empty if no infinity is allowed.
 
     Raises:
-        NonFiniteError: If it does.
+        NonFiniteError: If it has one.
     """
     if is_finite(value):
         return
@@ -166,7 +166,7 @@ def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; integers never do."""
+    """Whether a tensor has neither NaN nor infinity; always true for integers."""
     if not (value.is_floating_point() or value.is_complex()) or value.numel() == 0:
         return True
     value = value.detach()
@@ -174,7 +174,7 @@ def is_finite(value: Tensor) -> bool:
         value = torch.view_as_real(value.resolve_conj())
     if value.dtype.itemsize == 1:
         value = value.to(torch.float32)
-    # One pass, and no memory: NaN and infinity are an extreme, or hide all others.
+    # One pass without extra memory: NaN or infinity always shows in the minimum or maximum.
     low, high = torch.aminmax(value)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
@@ -185,22 +185,23 @@ def fit_names(
     name: str,
     strict: bool = True,
 ) -> StateDict:
-    """Gives a state dict the names that a module wants.
+    """Renames a state dict's tensors to the names that a module expects.
 
     Args:
-        state: The state dict, with the module's names, those of one part of it (that of a bare
-            network, where the module keeps it under `network.`), or those of the module in a
+        state: The state dict, with the module's names, those of one part of it (such as a bare
+            network, if the module keeps it under `network.`), or those of the module in a
             wrapper (`module.`, `_orig_mod.`, `AveragedModel`).
-        expected: The module's own state dict; what in it is no tensor is passed over.
-        name: What to call `state` in an error.
-        strict: Whether everything must be there. Otherwise what is absent is the module's own.
+        expected: The module's own state dict; entries that are not tensors are ignored.
+        name: The name of `state` in error messages.
+        strict: Whether all tensors must be present. Otherwise missing ones are the module's own.
 
     Returns:
-        The state dict, with the module's names. A batch counter that is absent is the
-        module's, one of several tied tensors that is absent is the other's.
+        The state dict, with the module's names. A missing batch counter is taken from the
+        module, and a missing one of several tied tensors from the others.
 
     Raises:
-        ArchitectureMismatchError: If neither fits; the first tensor that differs is named.
+        ArchitectureMismatchError: If none of these fits; the message names the first tensor that
+            differs.
     """
     wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     ties = _tied(wanted)
@@ -226,17 +227,17 @@ def fit_names(
 
 
 def _tied(wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The other names of every tensor that has several."""
+    """The other names of every tensor that has several names."""
     names: dict[tuple[object, ...], list[str]] = {}
     for name, value in wanted.items():
-        # A lazy layer's weights have neither a size nor a place yet.
+        # A lazy layer's weights have neither a size nor an address yet.
         if not is_lazy(value) and value.numel() and not value.is_meta:
             names.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
     return {name: same for same in names.values() if len(same) > 1 for name in same}
 
 
 def prefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
-    """The state dict with the expected names, where only wrappers and a prefix differ."""
+    """The state dict with the expected names, if only wrappers and a prefix differ."""
     tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     found = matched(state, tensors, _tied(tensors))
     return {key: state[own] for key, own in found.items()} if found else dict(state)

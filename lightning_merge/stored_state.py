@@ -1,4 +1,4 @@
-"""A state dict that stays on the disk: types and shapes are known, numbers are read when wanted."""
+"""A state dict that stays on disk: types and shapes are known, numbers are read on demand."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from lightning_merge.torch_file import check_kind
 
 INDEX = ".index.json"
 _LARGEST_INDEX = 64 << 20
-# What the Hugging Face libraries call the network in a folder, in their order.
+# The file names that the Hugging Face libraries look for in a folder, in their order.
 _MODELS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -32,10 +32,10 @@ class StoredState:
     Attributes:
         path: The file or the index.
         table: Type and shape of each tensor.
-        raw: Gives the bytes of a tensor, from a memory map where the format allows it.
-        extra: What the state dict held besides tensors, such as `_extra_state`.
+        raw: Returns the bytes of a tensor, from a memory map if the format allows it.
+        extra: Entries of the state dict that are not tensors, such as `_extra_state`.
         content: The file's other entries (`hyper_parameters`, `epoch`, ...).
-        shards: The file names of a sharded network by tensor; empty for a single file.
+        shards: For a sharded network, the file name of each tensor; empty for a single file.
     """
 
     path: Path
@@ -47,10 +47,10 @@ class StoredState:
 
 
 def found_file(path: str | Path) -> Path:
-    """The file that a path means: itself, or the one network in a folder.
+    """The file that a path refers to: itself, or the one network in a folder.
 
     Raises:
-        CheckpointError: If there is none, or a folder holds several.
+        CheckpointError: If there is none, or a folder contains several.
     """
     path = Path(path)
     if path.is_dir():
@@ -81,13 +81,13 @@ def open_state(path: str | Path) -> StoredState:
 
     Args:
         path: A Lightning checkpoint, a state dict, safetensors, the index of several files
-            (`model.safetensors.index.json`), or a folder that holds one of these.
+            (`model.safetensors.index.json`), or a folder that contains one of these.
 
     Returns:
         The open state dict.
 
     Raises:
-        CheckpointError: If it is missing, damaged, unsafe to read, or no state dict.
+        CheckpointError: If it is missing, damaged, unsafe to read, or not a state dict.
     """
     path = found_file(path)
     if path.name.endswith(INDEX):
@@ -100,7 +100,7 @@ def open_state(path: str | Path) -> StoredState:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is to be read as safetensors: by its ending, or by how it begins."""
+    """Whether to read a file as safetensors: by its extension or its first bytes."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -111,7 +111,7 @@ def is_safetensors(path: Path) -> bool:
 def _open_safetensors(path: Path) -> StoredState:
     check_kind(path)
     opened = SafetensorsFile.open(path)
-    # The library's save_model notes which names it left out because their tensors are tied.
+    # The library's save_model records which names it left out because their tensors are tied.
     tied = {
         name: kept
         for name, kept in opened.metadata.items()
@@ -143,7 +143,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         if index.stat().st_size > _LARGEST_INDEX:
             raise ValueError("too long")
         names = json.loads(index.read_bytes())["weight_map"]
-        # A shard lies beside its index: a path to elsewhere is not followed.
+        # A shard must be in its index's folder: a path to elsewhere is not followed.
         plain = (
             Path(file).name == file and len(os.fsencode(file)) < 256 for file in names.values()
         )

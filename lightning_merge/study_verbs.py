@@ -1,4 +1,4 @@
-"""`run_study` and `run_tasks`: planned, done piece by piece, read from the store."""
+"""`run_study` and `run_tasks`: plan a study, do its work, and read results from the store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ R = TypeVar("R", Comparison, TaskResults)
 
 @dataclass(frozen=True)
 class Watcher:
-    """Callbacks for a study while it runs, and its command.
+    """Callbacks of a running study, and its command.
 
     Attributes:
-        command: The words after `python -m lightning_merge`; those of this process if None.
-        on_plan: Called with the number of pieces of work, and of those that are done already.
-        on_done: Called with each piece of work, its result, and whether it had been stored.
+        command: The arguments after `python -m lightning_merge`; those of this process if None.
+        on_plan: Called with the number of pieces of work and the number already done.
+        on_done: Called with each piece of work, its result, and whether it was already stored.
     """
 
     command: list[str] | None = None
@@ -56,17 +56,17 @@ def run_study(
     """Trains ingredients, runs recipes on them over seeds; resumes where it was stopped.
 
     Args:
-        study: A `Study`, the options of `study` as a mapping, or a YAML file of them.
+        study: A `Study`, the options of `study` as a mapping, or a YAML file with them.
         output: The folder for results and for finished work.
-        overwrite: Whether another study's results there may be written over.
+        overwrite: Whether another study's results there may be overwritten.
         progress: Whether to show progress bars.
         watcher: Callbacks and the command to store.
 
     Returns:
-        The results of all seeds, as `compare` gives them.
+        The results of all seeds, in the form that `compare` returns.
 
     Raises:
-        MergeError: If a part of the study does not suit another, or another study is in the folder.
+        MergeError: If parts of the study do not fit together, or the folder has another study.
     """
     config = options_of(study, Study)
     made = Study.of_config(config)
@@ -97,7 +97,7 @@ def run_tasks(
     """Merges bodies of several tasks, and tests each merge on all; resumes where it was stopped.
 
     Args:
-        study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file of them.
+        study: A `TaskStudy`, the options of `tasks` as a mapping, or a YAML file with them.
         output: As for `run_study`.
         overwrite: As for `run_study`.
         progress: As for `run_study`.
@@ -145,7 +145,7 @@ def _run(
     progress: bool,
     watcher: Watcher,
 ) -> R:
-    """The results of a study whose work is done now, saved in its folder."""
+    """Does a study's remaining work, saves its results in its folder, and returns them."""
     with folder.alone():
         store = folder.store
         store.check_schema()

@@ -1,4 +1,4 @@
-"""Names of tensors: the wrappers that leave a mark in them, and which name means which."""
+"""Names of tensors: removing the marks of wrappers, and matching the names of state dicts."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ _COMPILED, _WRAPPED, _AVERAGES = "_orig_mod", "module", "n_averaged"
 
 
 def is_batch_counter(name: str) -> bool:
-    """Whether a tensor is BatchNorm's counter, which old files lack and no result depends on."""
+    """Whether a tensor is BatchNorm's batch counter, which may be missing in old files."""
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
@@ -17,7 +17,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
         names: A state dict's names.
 
     Returns:
-        The given names by the bare ones; `n_averaged` is left out where it counts averages.
+        The given names by the bare ones, without `n_averaged` if it is `AveragedModel`'s counter.
     """
     bare = {}
     for name in names:
@@ -33,15 +33,15 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 def matched(
     names: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
 ) -> dict[str, str] | None:
-    """Which name stands for which, if two state dicts differ in wrappers and prefixes only.
+    """Matches the names of two state dicts that differ only in wrappers and prefixes.
 
     Args:
-        names: The names that there are.
-        wanted: The names that there should be.
-        optional: Those of them that may be absent. Batch counters may be, in both.
+        names: The given names.
+        wanted: The expected names.
+        optional: Expected names that may be missing. Batch counters may be missing on both sides.
 
     Returns:
-        The given names by the wanted ones, in the wanted order; None if they do not fit.
+        The given names by the expected ones, in the expected order; None if they do not match.
     """
     names, wanted = list(names), list(wanted)
     may_lack = {*optional, *filter(is_batch_counter, wanted)}
@@ -61,7 +61,7 @@ def matched(
 
 
 def _readings(names: list[str]) -> Iterator[dict[str, str]]:
-    """The names as they are, without wrappers, and without what they all begin with."""
+    """The names unchanged, without wrappers, and without their common prefix."""
     bare = unwrapped(names)
     inner = {".".join(p for p in name.split(".") if p != _WRAPPED): bare[name] for name in bare}
     for reading in ({name: name for name in names}, bare, inner):

@@ -1,6 +1,6 @@
 """What state dicts must have in common to be merged: the one place that checks it.
 
-A table says of every tensor its type and shape, wherever the numbers are: in memory, or in a
+A table contains the type and shape of every tensor, whether its numbers are in memory or in a
 file that is not read yet.
 """
 
@@ -33,22 +33,22 @@ Table = Mapping[str, Entry]
 
 
 def common_names(tables: Sequence[Table], names: Sequence[str]) -> list[dict[str, str]]:
-    """Under which name each ingredient has a tensor, where only wrappers or prefixes differ.
+    """Common names of the ingredients' tensors, which may differ in wrappers or prefixes only.
 
     Args:
         tables: The ingredients.
-        names: What to call each of them in an error.
+        names: The name of each in error messages.
 
     Returns:
-        For each ingredient, its own names by the common ones. Those are the first one's, but
-        without the marks of wrappers where not all ingredients have the same.
+        For each ingredient, its own names by the common ones. The common names are the first
+        ingredient's, without the marks of wrappers if the ingredients' names differ.
 
     Raises:
         ArchitectureMismatchError: If a name is in one ingredient only.
     """
     common = list(tables[0])
     if any(table.keys() != tables[0].keys() for table in tables):
-        # A batch counter is taken from whoever has one.
+        # A batch counter is taken from any ingredient that has it.
         fullest = max(tables, key=lambda table: sum(map(is_batch_counter, table)))
         common = list(unwrapped(fullest))
         if len(common) < len(fullest) - 1:
@@ -80,20 +80,20 @@ _ADVICE = (
 
 
 def common_entries(tables: Sequence[Table], names: Sequence[str]) -> dict[str, Entry]:
-    """Checks that tensors of the same names can be merged, and says what the result has.
+    """Types and shapes of the merged tensors, after checking that they can be merged.
 
     Args:
-        tables: The ingredients, with the same names; batch counters may be absent in some.
-        names: What to call each of them in an error.
+        tables: The ingredients, with the same names; batch counters may be missing in some.
+        names: The name of each in error messages.
 
     Returns:
-        The tensors of the merged network. A floating-point type is the widest that an
-        ingredient has, so that no order of them matters.
+        The tensors of the merged network. A floating-point type is the widest of the
+        ingredients', whatever their order.
 
     Raises:
         ArchitectureMismatchError: If a name, a shape, or the kind of a type differs.
-        CheckpointError: If a tensor is no free parameter: a spectral norm's vectors, a weight
-            that is split in direction and length, a pruned one.
+        CheckpointError: If a tensor is not a free parameter, such as a spectral norm's vectors,
+            a weight that is split into direction and length, or a pruned weight.
     """
     every = dict.fromkeys(key for table in tables for key in table)
     merged = {}
@@ -129,13 +129,13 @@ def _mixable(a: str, b: str) -> bool:
 
 
 def check_free(names: Mapping[str, object]) -> None:
-    """Checks that every tensor is a free parameter, which may be averaged by itself.
+    """Checks that every tensor is a free parameter, which can be averaged by itself.
 
     Args:
         names: The names of a network's tensors.
 
     Raises:
-        CheckpointError: If one is not; it is named, and what to do.
+        CheckpointError: If one is not; the message names it and what to do.
     """
     for name in names:
         layer, _, last = name.rpartition(".")
@@ -161,18 +161,18 @@ def check_free(names: Mapping[str, object]) -> None:
 
 
 def pruning_mask(name: str, names: Mapping[str, object]) -> bool:
-    """Whether a tensor says which entries of another were pruned; that must be the same in all."""
+    """Whether a tensor is the pruning mask of another; it must be equal in all ingredients."""
     return name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in names
 
 
 def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | None:
-    """Why a tensor must be the same in all ingredients, if it must.
+    """Why a tensor must be equal in all ingredients, if it must.
 
-    Counters and flags are the first ingredient's. Pruning masks and quantised weights are
-    neither numbers with a mean, nor may those of one network stand for all.
+    Counters and flags are taken from the first ingredient. Pruning masks and quantised weights
+    can neither be averaged nor taken from one network.
 
     Returns:
-        What the error is to say; None for all others.
+        The reason, for an error message; None for all other tensors.
     """
     if pruning_mask(name, names):
         return "is another pruning mask: call torch.nn.utils.prune.remove on every network first"

@@ -1,7 +1,7 @@
-"""Files of `torch.save`, read without running or believing what a stranger put into them.
+"""Files of `torch.save`, read without running their code or trusting their content.
 
-`weights_only=True` runs no code. What is left is to be bounded: a small file must not become
-large in memory, and what is no file of weights is called by its name.
+`weights_only=True` runs no code. Two checks are added: a small file must not become large in
+memory, and a file of another kind is identified in the error message.
 """
 
 import pickle
@@ -34,10 +34,10 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
 
     Args:
         path: The file.
-        mapped: Leave the tensors on the disk, as a memory map, where the format allows it.
+        mapped: Leave the tensors on disk, as a memory map, if the format allows it.
 
     Returns:
-        Whatever it holds.
+        The file's content.
 
     Raises:
         CheckpointError: If it is truncated, of another kind, needs code to be read, or would
@@ -52,7 +52,7 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # They tell of the file's making, which its reader cannot change.
+            # These warnings are about how the file was made, which its reader cannot change.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
     except pickle.UnpicklingError as error:
@@ -64,18 +64,18 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint that torch can read") from error
     except Exception as error:
-        # A file that is no pickle can fail anywhere in the unpickler, with any error.
+        # A file that is not a pickle can fail anywhere in the unpickler, with any error.
         raise _broken(path) from error
 
 
 def check_kind(path: Path) -> bytes:
-    """Checks that a file is none that is mistaken for weights.
+    """Checks that a file is not of a kind that is often mistaken for weights.
 
     Returns:
-        How it begins.
+        Its first bytes.
 
     Raises:
-        CheckpointError: If it is; it is called by its name.
+        CheckpointError: If it is of such a kind, which the message names.
     """
     with path.open("rb") as file:
         begin = file.read(64)
@@ -122,7 +122,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_pickles(path: Path) -> None:
-    """Counts the operations of the old format, which says nowhere how long it is."""
+    """Counts the operations of the old format, which does not record its length."""
     left = _MOST_OPERATIONS
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The state dict in a file of `torch.save`: where it is, and whether all of it is plain tensors."""
+"""Finds the state dict in a file of `torch.save`, and checks that its tensors are plain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from lightning_merge.stored_state import StoredState
 from lightning_merge.torch_file import read_torch
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-# A weight that all layers share is many times in a state dict and once in its file.
+# A weight that all layers share appears many times in a state dict but once in its file.
 _MOST_TIMES, _SLACK = 32, 1 << 20
 _MOST_LOOKED_AT = 100_000
 
 
 @dataclass(frozen=True)
 class TorchState:
-    """What a file held.
+    """The content of a file.
 
     Attributes:
         tensors: The state dict's tensors.
-        extra: What else was in it.
-        content: What was beside it.
+        extra: The state dict's other entries.
+        content: The file's entries beside the state dict.
     """
 
     tensors: StateDict
@@ -34,7 +34,7 @@ class TorchState:
 
 
 def open_torch_state(path: Path) -> StoredState:
-    """Opens a file, leaving its numbers on the disk where its format allows that."""
+    """Opens a file, leaving its numbers on disk if its format allows that."""
     held = read_torch_state(path, mapped=True)
     table = {name: entry_of(name, value) for name, value in held.tensors.items()}
     return StoredState(
@@ -47,10 +47,10 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
 
     Args:
         path: The file.
-        mapped: Leave the numbers on the disk.
+        mapped: Leave the numbers on disk.
 
     Raises:
-        CheckpointError: If there is none, or something in it would be lost.
+        CheckpointError: If there is no state dict, or a part of it would be lost.
     """
     content = read_torch(path, mapped)
     if not isinstance(content, Mapping):

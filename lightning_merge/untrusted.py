@@ -1,6 +1,6 @@
-"""What a stranger's file says of a network, before one is made of it.
+"""Checks of an untrusted file's description of a network, before the network is built.
 
-Nothing is imported, fetched or opened because a file says so, and a small file makes no large
+A file cannot make us import, fetch or open anything, and a small file cannot build a large
 network.
 """
 
@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_merge.errors import ConfigError, MergeError
 
-# Of timm.create_model: where weights are fetched or opened.
+# Arguments of timm.create_model that fetch or open weights.
 _OPENS = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
     *("pretrained_model_args", "pretrained_filter_fn", "checkpoint_path", "cache_dir"),
 )
-# Where a configuration names classes, and of which packages it may without being trusted.
+# Keys under which a configuration names classes, and the packages that are always allowed.
 _NAME_CLASSES = ("class_path", "optimizer", "lr_scheduler")
 _OWN = ("lightning_merge.", "torch.optim.", "torchmetrics.")
 _TIMES, _SLACK = 4, 64 << 20
@@ -31,15 +31,15 @@ _MAKES: tuple[Callable[..., Tensor], ...] = (
 
 
 def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> None:
-    """Checks that a network's arguments are plain values that open nothing.
+    """Checks that a network's arguments are plain values that do not open or fetch anything.
 
     Args:
-        path: The file, as an error names it.
+        path: The file's name in error messages.
         given: The arguments: `model` (timm's name), `model_kwargs` and others.
-        instead: What an error advises.
+        instead: The advice in error messages.
 
     Raises:
-        ConfigError: If one is no plain value, or makes timm fetch or open something.
+        ConfigError: If one is not a plain value, or makes timm fetch or open something.
     """
     for name, value in given.items():
         if not _is_plain(value):
@@ -62,15 +62,15 @@ def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> Non
 
 
 def check_classes(path: object, value: Any, instead: str) -> None:
-    """Checks that a configuration from a file names classes of this package, or of torch, only.
+    """Checks that a configuration from a file names only classes of this package or of torch.
 
     Args:
-        path: The file, as an error names it.
-        value: The configuration: nested, with `class_path` and `init_args`.
-        instead: What an error advises.
+        path: The file's name in error messages.
+        value: The nested configuration, with `class_path` and `init_args`.
+        instead: The advice in error messages.
 
     Raises:
-        ConfigError: If another module would be imported because of it.
+        ConfigError: If it would import any other module.
     """
     if isinstance(value, Mapping):
         for key, one in value.items():
@@ -88,15 +88,15 @@ def check_classes(path: object, value: Any, instead: str) -> None:
 
 @contextmanager
 def bounded(path: object, state: Mapping[str, Tensor], instead: str) -> Iterator[None]:
-    """While a network is made that a file describes: it must be no larger than the file's tensors.
+    """Limits the size of a network that is built from a file's description.
 
     Args:
-        path: The file, as an error names it.
-        state: Its tensors.
-        instead: What an error advises.
+        path: The file's name in error messages.
+        state: The file's tensors.
+        instead: The advice in error messages.
 
     Raises:
-        ConfigError: If the network becomes far larger, or cannot be made.
+        ConfigError: If the network becomes far larger than them, or cannot be built.
     """
     held = sum(value.numel() * value.element_size() for value in state.values())
     limit = _Limit(_TIMES * held + _SLACK, _TENSORS_TIMES * len(state) + _MORE_TENSORS)
@@ -113,7 +113,7 @@ def bounded(path: object, state: Mapping[str, Tensor], instead: str) -> Iterator
 
 
 class _Limit(TorchFunctionMode):
-    """Counts what is allocated, and stops before it is filled."""
+    """Counts allocated memory, and stops before it is filled."""
 
     def __init__(self, most_bytes: int, most_tensors: int) -> None:
         super().__init__()

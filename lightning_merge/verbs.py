@@ -1,4 +1,4 @@
-"""`merge` and `compare` as functions; a command parses its options and calls one."""
+"""`merge` and `compare` as functions, which the commands call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ _MERGE_FILES = ("merged.ckpt", "result.json")
 
 @dataclass
 class Merge(Comparison):
-    """One recipe's result: the row, and the merged network, which is written as `merged.ckpt`."""
+    """One recipe's result: its row, and the merged network, saved as `merged.ckpt`."""
 
     outcome: Outcome | None = None
 
@@ -61,10 +61,10 @@ class Merge(Comparison):
 
         Args:
             folder: Where to.
-            overwrite: Whether a merge in that folder may be written over.
+            overwrite: Whether an existing merge in the folder may be overwritten.
 
         Raises:
-            OutputExistsError: If there is one, and it may not.
+            OutputExistsError: If there is one that may not be overwritten.
         """
         path = claim_folder(folder, _MERGE_FILES, overwrite)
         assert self.outcome is not None
@@ -93,33 +93,34 @@ def merge(
     config: Plain | None = None,
     on_context: Callable[[Context], None] | None = None,
 ) -> Merge:
-    """Runs one recipe on trained networks, and tests what it makes.
+    """Runs one recipe on trained networks, and tests the merged network.
 
     Args:
-        networks: Two or more ingredients of one architecture: paths of checkpoints, state dicts
-            or networks; the others are aligned to the first.
+        networks: Two or more ingredients of one architecture: checkpoint paths, state dicts or
+            networks; the others are aligned to the first.
         recipe: A `Recipe`, or its plain configuration.
         data: The data to merge and test on: a LightningDataModule, or its configuration.
-        model: The ingredients' LightningModule, where the first network does not give it.
+        model: The ingredients' LightningModule, if the first network does not determine it.
         trainer: The Trainer's arguments.
-        seed: Seeds whatever the merge draws.
+        seed: Seeds all random choices of the merge.
         heads: For ingredients of different tasks: `first` gives all of them the first one's
-            head, a regular expression the tensors whose names it matches. `join` makes one
-            network of all classes: bodies merged, heads side by side in the networks' order.
-        statistics_examples: How many training examples to read statistics from; None for all.
-        output: A folder to save the result in; None for none.
-        overwrite: Whether a result in that folder may be written over.
+            head; a regular expression gives them the first one's tensors of matching names.
+            `join` makes one network for all classes: bodies merged, heads side by side in the
+            networks' order.
+        statistics_examples: How many training examples to use for statistics; None for all.
+        output: A folder to save the result in; None to save nothing.
+        overwrite: Whether an existing result in the folder may be overwritten.
         progress: Whether to show progress bars.
-        command: What to store as the command; the process's own if not given.
-        config: What to store as the configuration.
-        on_context: Called with the ingredients when they have been read.
+        command: The command to store; the process's own if not given.
+        config: The configuration to store.
+        on_context: Called with the context of the ingredients when they have been read.
 
     Returns:
         The result: `.rows`, `.table()`, `.merged[name]`, `.save(folder)`.
 
     Raises:
-        MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit, or
-            there is a result in the folder.
+        MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit the
+            ingredients, or the folder already contains a result.
     """
     built = build_recipe(recipe)
     if built.aggregate.is_ensemble:
@@ -169,20 +170,20 @@ def compare(
     on_row: OnRow | None = None,
     **sweeps: Any,
 ) -> Comparison:
-    """Runs several recipes and ensembles on the same networks, and puts them into one table.
+    """Runs several recipes and ensembles on the same networks, for one table.
 
     Args:
         networks: As for `merge`.
-        recipes: Recipes, as objects or as plain configuration, with names that differ.
+        recipes: Recipes, as objects or as plain configuration, with different names.
         data: As for `merge`.
         model: As for `merge`.
         trainer: As for `merge`.
         seed: As for `merge`.
         heads: As for `merge`.
         statistics_examples: As for `merge`.
-        pool_sizes: Run every recipe on the first so many networks, for each number; on all of
-            them if none is given.
-        title: What tables and figures are headed with.
+        pool_sizes: For each number n, run every recipe on the first n networks; on all networks
+            if not given.
+        title: The heading of tables and figures.
         output: As for `merge`; merged checkpoints are written there as they are made.
         overwrite: As for `merge`.
         progress: As for `merge`.
@@ -286,7 +287,7 @@ def _opened(
     heads: str | None,
     settings: Plain,
 ) -> tuple[Context, list[Any]]:
-    """The context of some networks, one batch of which was tried, and the Trainer's loggers."""
+    """The networks' context, after trying one batch, and the Trainer's loggers."""
     arguments = instantiate_trainer(trainer or {})
     loggers = arguments.pop("loggers")
     made = trainer_maker(arguments, settings["progress"])

@@ -1,1 +1,1 @@
-"""The commands of our own: each parses its words, hands over, and prints."""
+"""Our own commands: each parses its options, calls the library, and prints the results."""

@@ -1,4 +1,4 @@
-"""`average`: the mean of checkpoint files; no network and no data needed."""
+"""`average`: the mean of checkpoint files, without building a network or reading data."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from lightning_merge.errors import ConfigError, OutputExistsError, printable
 from lightning_merge.stored_state import INDEX
 
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", INDEX)
-# Entries of a Lightning checkpoint that tell of a training run, not of a network.
+# Entries of a Lightning checkpoint that describe a training run, not a network.
 _OF_TRAINING = (
     *("optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step"),
     *("native_amp_scaling_state", "MixedPrecision", "lightning_merge", "soup"),
@@ -31,7 +31,7 @@ def average(words: list[str]) -> None:
         words: The command line after `average`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     chosen = _parser().parse_args(words)
     if not chosen.output.name.endswith(_ENDINGS):
@@ -117,7 +117,7 @@ def _weights(chosen: Namespace) -> list[float] | None:
 
 
 def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list[str]:
-    """Writes the output; what it cannot hold is returned."""
+    """Writes the output; returns the names of what its format cannot store."""
     for file in _written(files, chosen.output):
         _check_absent(chosen, file)
     if chosen.output.name.endswith((".safetensors", INDEX)):
@@ -139,7 +139,7 @@ def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list
 
 
 def _common_content(files: FilesToAverage) -> tuple[dict[str, Any], list[str]]:
-    """What describes all files, with the hyper-parameters that the first needs to be built."""
+    """Entries shared by all files, and the hyper-parameters that build the first network."""
     first, *others = (state.content for state in files.states)
     kept, dropped = {}, []
     for key, value in first.items():

@@ -14,7 +14,7 @@ def compare(words: list[str]) -> None:
         words: The command line after `compare`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = options.parser(
         "compare",

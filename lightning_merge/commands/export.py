@@ -15,7 +15,7 @@ def export(words: list[str]) -> None:
         words: The command line after `export`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = PlainParser(
         prog="python -m lightning_merge export",

@@ -1,4 +1,4 @@
-"""`list`: what there is of a kind, a line each."""
+"""`list`: everything registered of one kind, one line each."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,5 +38,5 @@ def list(words: Sequence[str]) -> None:
     table = Table("name", "what it does", "needs", "paper", header_style="bold", box=None)
     for entry in registry:
         table.add_row(entry.name, entry.line, entry.needs, entry.paper)
-    # In a file an entry is one line, however long.
+    # When the output is a file, an entry stays on one line, however long.
     Console(highlight=False, width=None if options.console.is_terminal else 500).print(table)

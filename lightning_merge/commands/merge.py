@@ -12,7 +12,7 @@ def merge(words: list[str]) -> None:
         words: The command line after `merge`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = options.parser(
         "merge",

@@ -1,4 +1,4 @@
-"""What the commands' parsers share, and how quiet Lightning is meanwhile."""
+"""Options that several commands share, and how they silence Lightning."""
 
 import json
 import logging
@@ -30,12 +30,12 @@ OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
 """The options of `merge` and `compare` that their functions have under the same names."""
 
 _terminal = Console().is_terminal
-# Where the output goes to a file, tables need not fit a window.
+# When the output goes to a file, tables need not fit a terminal.
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
 class Parser(ShortErrors, ArgumentParser):
-    """jsonargparse's parser, brief about what is wrong."""
+    """jsonargparse's parser with one-line errors."""
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:
@@ -47,7 +47,7 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
         results: What it writes into the output folder.
 
     Returns:
-        The parser; other options are still to be added.
+        The parser, to which the command adds its other options.
     """
     made = Parser(prog=f"python -m lightning_merge {command}", description=description)
     made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
@@ -81,7 +81,7 @@ def add_data_and_trainer(to: ArgumentParser) -> None:
 
 def add_trainer(to: ArgumentParser) -> None:
     """Adds `--trainer`."""
-    # Lightning types some of the Trainer's arguments loosely; it checks them itself.
+    # Lightning annotates some of the Trainer's arguments loosely and checks them itself.
     to.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
 
 
@@ -113,15 +113,14 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
 
 
 def with_checkpoints(words: Sequence[str]) -> list[str]:
-    """The words of a command, with `--checkpoints` as one list of files.
+    """The command's arguments, with `--checkpoints` as one list of files.
 
     Args:
-        words: Where `--checkpoints` may be a list in brackets, several words, names joined by
-            commas, or patterns such as `runs/*.ckpt`, which stand for the files in the order of
-            their names.
+        words: The arguments. `--checkpoints` may be a list in brackets, several words, names
+            joined by commas, or patterns such as `runs/*.ckpt`, whose files are sorted by name.
 
     Raises:
-        ConfigError: If no file is named as a pattern says.
+        ConfigError: If no file matches a pattern.
     """
     made: list[str] = []
     left = list(words)
@@ -192,7 +191,7 @@ def add_model(to: ArgumentParser) -> None:
 
 
 def add_optional_model(to: ArgumentParser) -> None:
-    """Adds `--model`, the LightningModule of what is trained, where something is."""
+    """Adds `--model`, the LightningModule to train; for commands that may train nothing."""
     to.add_subclass_arguments(LightningModule, "model", required=False, fail_untyped=False)
 
 
@@ -204,14 +203,14 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
 
 def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str, bool]:
-    """Parses the command line of a study: its own options, the folder, whether to overwrite."""
+    """Parses a study's command line into its options, the folder, and whether to overwrite."""
     config = plain(of, of.parse_args(words))
     quiet()
     return config, config.pop("output"), config.pop("overwrite")
 
 
 def plan_printer(title: str) -> Callable[[int, int], None]:
-    """A function that prints how much there is to do."""
+    """A function that prints how many pieces of work there are and how many are done."""
 
     def show(count: int, done: int) -> None:
         console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
@@ -220,7 +219,7 @@ def plan_printer(title: str) -> Callable[[int, int], None]:
 
 
 def print_heads(context: Context) -> None:
-    """Prints which tensors are the first ingredient's in all of them, or joined, if any are."""
+    """Prints which tensors all ingredients take from the first, or which are joined, if any."""
     if context.heads:
         what = "side by side" if context.joins_heads else "kept from the first ingredient"
         console.print(f"  {what}: {', '.join(context.heads)}", soft_wrap=True)
@@ -234,7 +233,7 @@ def print_written(folder: str) -> None:
 
 
 def quiet() -> None:
-    """Leaves out what Lightning says of every Trainer, for commands that make dozens."""
+    """Silences Lightning's messages about each Trainer, for commands that make dozens."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):

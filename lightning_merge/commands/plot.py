@@ -12,7 +12,7 @@ from lightning_merge.errors import ConfigError, MergeError
 from lightning_merge.files import read_json
 from lightning_merge.plots.figure import Figures, Stored, figures
 
-# Drawn from checkpoints, with options of their own: where they are.
+# Figures drawn from checkpoints, with options of their own, and the modules that draw them.
 _OF_NETWORKS = {
     "embedding": "plot_embedding",
     "kernels": "plot_patterns",
@@ -31,7 +31,7 @@ def plot(words: list[str]) -> None:
         words: The command line after `plot`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     if words and words[0] in _OF_NETWORKS:
         commands = import_module(f"lightning_merge.commands.{_OF_NETWORKS[words[0]]}")
@@ -56,7 +56,7 @@ def plot(words: list[str]) -> None:
     except (MergeError, OSError):
         raise
     except Exception as error:
-        # A damaged file, or a stranger's, may hold anything anywhere.
+        # A damaged or untrusted file may contain anything anywhere.
         raise ConfigError(
             f"{first} does not hold what {chosen.figure} is drawn from, or is damaged "
             f"({type(error).__name__}: {error}): give the file as it was written"
@@ -89,7 +89,7 @@ def _parser() -> PlainParser:
 
 
 def _endings(figure: str, drawn: Figures) -> Figures:
-    """Figures by what is put behind the path's name: nothing for the first one."""
+    """Figures by the suffix that is added to the file name: none for the first one."""
     first, *rest = drawn
     named = {"": drawn[first]}
     return named | {f"-{name.removeprefix(f'{figure}-')}": drawn[name] for name in rest}
@@ -103,10 +103,10 @@ def _of_merge(source: Path) -> dict[str, Any]:
 def _labels(
     sources: Sequence[Path], results: Sequence[dict[str, Any]], given: Sequence[str] | None
 ) -> Sequence[str]:
-    """What to call several runs: as given, by their networks, or by where they lie."""
+    """Labels for several runs: as given, or their networks' names, or their paths."""
     labels = given or [str(one.get("network", "")) for one in results]
     if not all(labels) or len(set(labels)) < len(labels):
-        # Of one architecture: what differs is where they lie.
+        # All have one architecture, so only their paths differ.
         labels = given or [source.resolve().parent.name for source in sources]
     if len(labels) != len(results) or len(set(labels)) < len(labels):
         raise ConfigError(

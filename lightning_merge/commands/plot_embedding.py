@@ -26,7 +26,7 @@ def embedding(words: list[str]) -> None:
         words: The command line after `plot embedding`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = _parser()
     config = options.plain(parser, parser.parse_args(words))

@@ -22,7 +22,7 @@ def templates(words: list[str]) -> None:
         words: The command line after `plot templates`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = options.figure_parser(
         "templates",
@@ -65,7 +65,7 @@ def kernels(words: list[str]) -> None:
         words: The command line after `plot kernels`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = options.figure_parser(
         "kernels",

@@ -6,7 +6,7 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-# What jsonargparse says of types and of other ways to write a value, around what is wrong.
+# What jsonargparse adds to its message about types and other ways to write a value.
 _AROUND = re.compile(
     r"(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Unable to load config|"
     r"Expected a path but|Expected a <class 'NoneType'>|Not a valid subclass of|"
@@ -19,7 +19,7 @@ _KEY = re.compile(r"Parser key \"([^\"]+)\"")
 
 
 class ShortErrors:
-    """Mixed into a parser: options are written out, and an error is one line."""
+    """Mixin for a parser: no abbreviated options, and one-line errors."""
 
     prog: str
     exit_on_error: bool
@@ -43,8 +43,8 @@ class ShortErrors:
         return f"; did you mean {near[0]}?" if near else ""
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
-        # argparse looks here for options that begin so: one typed too short would silently
-        # change another one, and mean something else in a later version.
+        # argparse looks here for options with this prefix: an abbreviated option would silently
+        # set another one, and could mean something else in a later version.
         parent: Any = super()
         found: list[Any] = parent._get_option_tuples(option_string)
         given = option_string.split("=", 1)[0]
@@ -55,13 +55,13 @@ class ShortErrors:
 
 
 class PlainParser(ShortErrors, argparse.ArgumentParser):
-    """argparse's parser, brief about what is wrong."""
+    """argparse's parser with one-line errors."""
 
 
 def brief(message: str) -> str:
-    """What jsonargparse says is wrong, in one line, without the types that would be right.
+    """A message of jsonargparse in one line, without the list of accepted types.
 
-    A class that is not there is named with those of this package that are written alike.
+    For a class that does not exist, it adds those of this package with a similar name.
     """
     missing = _NO_CLASS.search(message)
     if missing is not None:

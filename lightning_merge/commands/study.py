@@ -1,4 +1,4 @@
-"""`study`: trains the ingredients too, over seeds, and goes on where it was stopped."""
+"""`study`: trains the ingredients too, over several seeds, and resumes where it was stopped."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def study(words: list[str]) -> None:
         words: The command line after `study`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     parser = options.parser(
         "study",

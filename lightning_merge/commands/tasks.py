@@ -1,4 +1,4 @@
-"""`tasks`: one body for several tasks, measured on seen and unseen ones, clean and corrupted."""
+"""`tasks`: one body for several tasks, tested on seen and unseen ones, clean and corrupted."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def tasks(words: list[str]) -> None:
         words: The command line after `tasks`.
 
     Raises:
-        MergeError: If the user can mend it.
+        MergeError: For any error that the user can fix.
     """
     config, folder, overwrite = options.of_study(_parser(), words)
     result = run_tasks(

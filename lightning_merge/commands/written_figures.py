@@ -1,4 +1,4 @@
-"""Figures that a command has drawn, written beside what they were drawn from."""
+"""Writes the figures that a command has drawn."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ def write_figures(figures: Figures, path: Path, overwrite: bool) -> None:
 
     Args:
         figures: The figures.
-        path: Where to; what a figure is called is put behind the name.
-        overwrite: Whether files that are there are written over.
+        path: Where to; each figure's suffix is added to the name.
+        overwrite: Whether existing files may be overwritten.
 
     Raises:
-        OutputExistsError: If one is there, and is not to be.
+        OutputExistsError: If a file exists and may not be overwritten.
     """
     from lightning_merge.plots import save
     from lightning_merge.plots.style import files

@@ -1,10 +1,10 @@
-"""What the small networks share: timm's description of a model, and He's initialisation."""
+"""Shared by the small networks: timm's description of a model, and He's initialisation."""
 
 from typing import Any
 
 from torch import nn
 
-# The statistics of CIFAR-10's train images: what these networks were designed for.
+# The statistics of CIFAR-10's training images, for which these networks were designed.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -35,7 +35,7 @@ def kaiming_init(network: nn.Module) -> None:
     """Initialise every convolution and linear layer after He et al. (arXiv:1502.01852).
 
     The gain is that of the ReLU for convolutions and 1 for linear layers, which are all
-    classifiers here. Biases start at zero; norm layers keep their own start (1 and 0).
+    classifiers here. Biases start at zero; norm layers keep their own initial values (1 and 0).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -20,9 +20,9 @@ class LinearClassifier(nn.Module):
     """Flatten, then one linear layer: its weights are one template image per class.
 
     Args:
-        img_size: Height and width of the images, one number for squares.
+        img_size: Height and width of the images; one number for square images.
         in_chans: Channels of the images.
-        num_classes: Outputs; 0 leaves the flattened image.
+        num_classes: Outputs; 0 returns the flattened image.
         drop_rate: Dropout before the classifier.
     """
 
@@ -48,7 +48,7 @@ class LinearClassifier(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002
-        """Replace the linear layer; there is no pooling to name."""
+        """Replace the linear layer; `global_pool` is ignored, as there is no pooling."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         kaiming_init(self.head)
@@ -58,7 +58,7 @@ class LinearClassifier(nn.Module):
         return self.flatten(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pixels to logits `(N, num_classes)`, or as they are."""
+        """Pixels to logits `(N, num_classes)`, or only dropout if `pre_logits`."""
         x = self.drop(x)
         return x if pre_logits else self.head(x)
 
@@ -72,7 +72,7 @@ def linear_classifier(pretrained: bool = False, **kwargs: Any) -> LinearClassifi
     """One linear layer over the pixels; needs the images' `img_size` and `in_chans`.
 
     Args:
-        pretrained: There are no pretrained weights; True makes timm say so.
+        pretrained: There are no pretrained weights; True makes timm report that.
         **kwargs: Arguments of `LinearClassifier`; timm's `global_pool` is accepted and ignored.
     """
     kwargs.pop("global_pool", None)

@@ -20,11 +20,11 @@ class ResNetCIFAR(nn.Module):
 
     Args:
         depth: Blocks in each stage; 3 make ResNet20.
-        width: What the channels are multiplied by.
+        width: Factor of the numbers of channels.
         shortcut: Where a stage changes the shape: `"conv"` is a 1x1 convolution with
             BatchNorm (option B of the paper), `"pad"` takes every second pixel and appends
-            channels of zeros (option A, no parameters).
-        num_classes: Outputs; 0 leaves the pooled features.
+            channels of zeros (option A, without parameters).
+        num_classes: Outputs; 0 returns the pooled features.
         in_chans: Channels of the images.
         global_pool: Any of timm's poolings; `""` for none.
         drop_rate: Dropout before the classifier.
@@ -122,7 +122,7 @@ class BasicBlock(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Every `stride`-th pixel, then channels of zeros behind the ones there are."""
+    """Every `stride`-th pixel, with channels of zeros appended to the existing ones."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCIFAR:
     """ResNet20: 0.27 million parameters at width 1.
 
     Args:
-        pretrained: There are no pretrained weights; True makes timm say so.
+        pretrained: There are no pretrained weights; True makes timm report that.
         **kwargs: Arguments of `ResNetCIFAR`.
     """
     return build_model_with_cfg(

@@ -1,4 +1,4 @@
-"""VGG11 for small images, without BatchNorm and with (Simonyan and Zisserman, arXiv:1409.1556).
+"""VGG11 for small images, with or without BatchNorm (Simonyan and Zisserman, arXiv:1409.1556).
 
 Configuration A of the paper with its three linear layers replaced by global pooling and
 one, as is usual on CIFAR.
@@ -27,12 +27,12 @@ class VGGCIFAR(nn.Module):
     """Eight 3x3 convolutions with ReLU, five max-pools, global pooling, one linear layer.
 
     The max-pools round up, so that images of 8x8, 28x28 and 32x32 all come out as 1x1.
-    A convolution that BatchNorm follows has no bias: the norm would subtract it.
+    A convolution followed by BatchNorm has no bias: the norm would subtract it.
 
     Args:
         batch_norm: Whether BatchNorm follows each convolution.
-        width: What the channels are multiplied by.
-        num_classes: Outputs; 0 leaves the pooled features.
+        width: Factor of the numbers of channels.
+        num_classes: Outputs; 0 returns the pooled features.
         in_chans: Channels of the images.
         global_pool: Any of timm's poolings; `""` for none.
         drop_rate: Dropout before the classifier.

@@ -1,4 +1,4 @@
-"""Figures, drawn from what was stored; each function returns a `matplotlib` figure."""
+"""Figures, drawn from stored results; each function returns a `matplotlib` figure."""
 
 from lightning_merge.plots.alpha_histograms import plot_alphas
 from lightning_merge.plots.barrier import plot_barrier

@@ -33,12 +33,12 @@ def plot_alphas(
     """Draws a histogram of the alphas of each layer, one ridge above the other.
 
     Args:
-        alphas: The alphas by parameter name, of any shapes, in the network's order.
+        alphas: The alphas by parameter name, of any shape, in the network's order.
             Tensors with one axis (biases, norms) are drawn together as one ridge.
-        title: What to head the figure with.
+        title: The figure's heading.
         bins: How many bins between the smallest and the largest alpha.
-        count: How many ingredients were merged: these are the alphas of the first one, and with
-            `1 / count` everywhere the merge is their mean.
+        count: How many ingredients were merged: these are the alphas of the first one, and if
+            all are `1 / count` the merge is the mean.
 
     Returns:
         The figure; the first layer on top, each ridge scaled to its own highest bin, with
@@ -47,7 +47,7 @@ def plot_alphas(
     layers = {name: alpha for name, alpha in alphas.items() if alpha.dim() > 1}
     vectors = [alpha.flatten() for alpha in alphas.values() if alpha.dim() <= 1]
     roots = {f"{name.split('.')[0]}." for name in alphas}
-    # What every name begins with tells nothing apart.
+    # A prefix that all names share does not distinguish them.
     prefix = roots.pop() if len(roots) == 1 else ""
     ridges = {
         name.removeprefix(prefix).removesuffix(".weight"): _values(alpha)
@@ -96,9 +96,9 @@ def plot_alphas(
 
 
 def alphas_of(of: Mapping[str, Any]) -> int:
-    """Among how many ingredients alphas divide a parameter, by what stands beside them.
+    """The number of ingredients that alphas weight, from the results stored with them.
 
-    Of more than two ingredients each has alphas of its own.
+    With more than two ingredients, each has its own alphas.
     """
     if "alphas_of" in of:
         return int(of["alphas_of"])

@@ -1,4 +1,4 @@
-"""Loss and accuracy along the line from B to A."""
+"""Loss and accuracy along the interpolation path from B to A."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -35,11 +35,11 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Draws test loss and accuracy against alpha.
 
     Args:
-        lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of one length). Lines
-            of one name, from several seeds, become a mean and a band of one standard
-            deviation. Names that begin alike, up to ` + `, share a colour: an alignment
-            with a recalibration is drawn solid, without one dashed.
-        title: What to head the figure with.
+        lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of equal length). Lines
+            with the same name, from several seeds, become a mean and a band of one standard
+            deviation. Names that are equal up to ` + ` share a colour: an alignment with a
+            recalibration is drawn solid, without one dashed.
+        title: The figure's heading.
 
     Returns:
         The figure: loss on the left, accuracy on the right.
@@ -67,7 +67,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
                     )
         loss.set_ylabel("test loss")
         if _is_outlying([line["loss"] for line in lines]):
-            # On a linear scale one line would leave nothing to be seen of the others.
+            # On a linear scale one line would flatten all the others.
             loss.set_yscale("log")
             loss.set_ylabel("test loss (log scale)")
         accuracy.set_ylabel("test accuracy")

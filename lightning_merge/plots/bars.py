@@ -10,7 +10,7 @@ from lightning_merge.plots.style import looks, style
 
 Row = Mapping[str, Any]
 
-# As many bars in a panel can have their figures above them.
+# Up to this many bars in a panel have their numbers above them.
 _WRITTEN = 60
 
 
@@ -34,10 +34,10 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
     """Draws a group of bars for each table, a bar for each method.
 
     Args:
-        tables: Summaries by what they are of (an architecture, a data set); rows with
+        tables: Summaries by their subject (an architecture, a data set); rows with
             `method`, `kind`, `accuracy`, `accuracy_sd` and `pool_size`. Single ingredients are
             left out, their average is kept.
-        title: What to head the figure with.
+        title: The figure's heading.
 
     Returns:
         The figure: a panel for each number of networks, one below the other; merges are

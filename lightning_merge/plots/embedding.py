@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Points = Mapping[str, NDArray[np.float64]]
 
-# Set by set, the last one would lie over all others.
+# Drawn set by set, the last one would cover all others.
 _ROUNDS = 20
 _COLOURS = (*(colour for colour in CYCLE if colour != GREY), "#000000", GREY)
 
@@ -30,11 +30,12 @@ def plot_embedding(
     """Draws a point for each image, a panel for each network.
 
     Args:
-        panels: By network, and in it by data set, `(N, 2)`. A set has one colour and marker in
-            all panels, and its points lie among those of the others, none of them on top.
-        title: What to head the figure with.
-        caption: What to say under it.
-        explained: By network, the shares of the variance along the two axes, if they are
+        panels: Coordinates `(N, 2)` by network, then by data set. A set has the same colour and
+            marker in all panels, and the sets are drawn in mixed order, so that none covers
+            another.
+        title: The figure's heading.
+        caption: Text under the figure.
+        explained: By network, the fractions of the variance along the two axes, if they are
             principal components.
     """
     names = list(dict.fromkeys(name for points in panels.values() for name in points))
@@ -42,7 +43,7 @@ def plot_embedding(
     columns = -(-len(panels) // rows)
     width = max(5.4, 3.4 * columns)
     side = width / columns
-    # As many in each line of the legend, rather than one left over in the last.
+    # Equally many in each line of the legend, rather than one left over in the last.
     lines = -(-len(names) // max(1, int(width / 1.4)))
     with style():
         size = (width, rows * (side + 0.15) + 0.75 + 0.21 * lines)
@@ -72,7 +73,7 @@ def plot_embedding(
 
 
 def _draw(axes: "Axes", points: Points, names: list[str], side: float) -> None:
-    # About as much ink whatever there is to draw.
+    # About the same amount of ink for any number of points.
     size = float(np.clip(1100 * side**2 / sum(map(len, points.values())), 5, 30))
     for start in range(_ROUNDS):
         for name, own in points.items():
@@ -100,7 +101,7 @@ def _label(axes: "Axes", explained: tuple[float, float] | None) -> None:
 
 
 def _look(index: int) -> dict[str, Any]:
-    # Colours and markers come back at different times.
+    # Colours and markers repeat with different periods.
     colour, marker = _COLOURS[index % len(_COLOURS)], MARKERS[index % len(MARKERS)]
     return {"color": colour, "marker": marker}
 

@@ -17,15 +17,15 @@ Figures = dict[str, "Figure"]
 
 @dataclass(frozen=True)
 class Stored:
-    """What a figure is drawn from.
+    """Stored results that a figure is drawn from.
 
     Attributes:
-        results: What `results.json` holds, of one run or several; or what a merged checkpoint
-            holds of its merge.
-        title: What to head the figure with; empty for the figure's own heading.
-        labels: What to call each of several results.
-        in_report: Whether it is drawn for a report, which has figures for what others would
-            show too.
+        results: The contents of `results.json`, of one run or several; or a merged checkpoint's
+            record of its merge.
+        title: The figure's heading; empty for the default one.
+        labels: The label of each of several results.
+        in_report: Whether it is drawn for a report, which has separate figures for content that
+            a figure alone would include.
     """
 
     results: Sequence[Mapping[str, Any]]
@@ -35,16 +35,16 @@ class Stored:
 
     @property
     def first(self) -> Mapping[str, Any]:
-        """The results, where there is one run."""
+        """The results of the first run."""
         return self.results[0]
 
     @property
     def summary(self) -> list[dict[str, Any]]:
-        """The table of the first run."""
+        """The summary table of the first run."""
         return list(self.first.get("summary") or [])
 
     def heading(self, what: str) -> str:
-        """The heading of one of a report's figures; the title as it is for a figure alone."""
+        """The heading: for a report the title with `what`, otherwise the title alone."""
         return f"{self.title}: {what}" if self.in_report else self.title
 
 
@@ -57,12 +57,12 @@ class FigureKind:
     """A registered figure.
 
     Attributes:
-        draw: Draws it; nothing where the results do not hold what it shows.
+        draw: Draws it; returns nothing if the results lack its measurements.
         source: What it is drawn from: stored `results`, a merged `checkpoint`, or `networks`
-            themselves, by a command with options of its own (then `draw` is not called).
-        lacking: What to say of a file that does not hold it, and what to do.
+            themselves, by a command with its own options (then `draw` is not called).
+        lacking: The error message for a file without its measurements, and what to do.
         several: Whether it can be drawn from several runs at once.
-        in_report: Whether reports have it.
+        in_report: Whether reports include it.
     """
 
     draw: Callable[..., Any]
@@ -91,10 +91,10 @@ def figure(
         name: The figure's name, for `plot` and for the report's files.
         lacking: As in `FigureKind`, like the other settings.
         source: What it is drawn from.
-        several: Whether from several runs.
-        in_report: Whether reports have it.
-        paper: Whose figure it is.
-        needs: What must have been measured.
+        several: Whether it can be drawn from several runs.
+        in_report: Whether reports include it.
+        paper: The paper that the figure comes from.
+        needs: The measurements that it needs.
     """
 
     def add(draw: Draw) -> Draw:
@@ -107,7 +107,7 @@ def figure(
 
 
 def network_figure(name: str, *, paper: str = "") -> Callable[[F], F]:
-    """A decorator that registers a figure which a command of its own draws from networks."""
+    """A decorator that registers a figure drawn from networks by its own command."""
 
     def add(draw: F) -> F:
         kind = FigureKind(draw, "networks", "", several=True, in_report=False)
@@ -119,5 +119,5 @@ def network_figure(name: str, *, paper: str = "") -> Callable[[F], F]:
 
 
 def pool_sizes(rows: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """Of how many ingredients the rows' merges and ensembles are, in order of appearance."""
+    """The numbers of ingredients of the rows' merges and ensembles, in order of appearance."""
     return list(dict.fromkeys(row.get(SIZE) for row in rows if row["kind"] != "ingredient"))

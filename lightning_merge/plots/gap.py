@@ -1,4 +1,4 @@
-"""By how much the ensemble is better than each merge (Rethinking, Fig. 8a and 22)."""
+"""The accuracy gap between the ensemble and each merge (Rethinking, Fig. 8a and 22)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def gap(stored: Stored) -> Figures:
 
 
 def ensemble_of(results: Mapping[str, Any]) -> str | None:
-    """The method that merges are held against: the ensemble that a run names, else its first."""
+    """The method that merges are compared with: the ensemble that a run names, else its first."""
     named: str | None = results.get("ensemble")
     ensembles = [row["method"] for row in results["summary"] if row["kind"] == "ensemble"]
     return named or (ensembles[0] if ensembles else None)
@@ -57,13 +57,13 @@ def plot_gap(tables: Tables, ensemble: str, title: str = "") -> Figure:
 
     Args:
         tables: Summaries; rows with `method`, `kind`, `accuracy` and `pool_size`.
-        ensemble: The method that merges are held against.
-        title: What to head the figure with.
+        ensemble: The method that merges are compared with.
+        title: The figure's heading.
 
     Returns:
-        The figure. Of one table over several numbers of networks, the gap against that number, a
-        line for each merge; otherwise a panel for each merge, with the gap of every table, a line
-        for each number of networks. In percentage points.
+        The figure. For one table with several numbers of networks: the gap against that number, a
+        line for each merge. Otherwise: a panel for each merge with the gap of every table, a line
+        for each number of networks. Gaps are in percentage points.
     """
     gaps = {label: _gaps(summary, ensemble) for label, summary in tables.items()}
     merges = list(dict.fromkeys(name for gap in gaps.values() for name, _ in gap))
@@ -115,7 +115,7 @@ def _by_table(
     sizes: Sequence[int | None],
 ) -> Figure:
     labels = list(gaps)
-    # Light to dark, as more networks are merged; told apart in grey as well.
+    # From light to dark as more networks are merged; distinguishable in grey as well.
     colours = mpl.colormaps["viridis_r"]([0.15 + 0.8 * i / max(len(sizes), 1) for i in range(9)])
     width = max(3.4, 1.4 + 0.45 * len(labels))
     figure = Figure(figsize=(max(5.0, width), 1.4 + 2.5 * len(merges)), layout="constrained")
@@ -137,6 +137,6 @@ def _by_table(
     panels[-1].set_xlim(-0.5, len(labels) - 0.5)
     handles, names = panels[0].get_legend_handles_labels()
     if names:
-        # Beside the panels it would meet the heading.
+        # Beside the panels it would overlap the heading.
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure

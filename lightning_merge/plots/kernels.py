@@ -1,4 +1,4 @@
-"""Kernels of a first layer as a grid, and how alike they are (Rethinking, Fig. 7, 12 and 13)."""
+"""First-layer kernels as a grid, and their similarities (Rethinking, Fig. 7, 12 and 13)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from lightning_merge.plots.templates import to_pixels
 
 @network_figure("kernels", paper="Wang et al., Rethinking Weight-Averaged Model-merging")
 def plot_kernels(kernels: Mapping[str, Tensor], title: str = "", most: int = 64) -> Figure:
-    """Draws the kernels of each network, and below the cosines between them.
+    """Draws the kernels of each network, and below them the cosines between kernels.
 
     Args:
-        kernels: `(units, C, height, width)` by network. All are on one scale: what an average
-            has lost of its ingredients' strength is seen.
-        title: What to head the figure with.
-        most: How many kernels of each network to draw, the first ones.
+        kernels: `(units, C, height, width)` by network. All are on one scale, which shows how
+            much smaller an average's weights are than its ingredients'.
+        title: The figure's heading.
+        most: The most kernels to draw of each network, the first ones.
     """
     shown = {name: tensor[:most] for name, tensor in kernels.items()}
     strongest = max(shown.values(), key=lambda tensor: float(tensor.abs().quantile(0.995)))

@@ -1,4 +1,4 @@
-"""The accuracy of every method beside the others."""
+"""The accuracy of all methods side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +29,11 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
 
     Args:
         summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `parameters`.
-        title: What to head the figure with.
+        title: The figure's heading.
 
     Returns:
         The figure; ingredients in grey, merges in blue, ensembles in orange. None is marked as
-        the best: these are test accuracies, and nothing is to be chosen by them.
+        the best: these are test accuracies, which must not be used to choose a method.
     """
     rows = [row for row in summary if row.get("accuracy") is not None]
     with style():

@@ -23,12 +23,12 @@ def pools(stored: Stored) -> Figures:
 
 
 def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws a line for each method over the numbers of ingredients.
+    """Draws accuracy against the number of ingredients, a line for each method.
 
     Args:
         summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `pool_size`; those
             without a size (single ingredients) are left out.
-        title: What to head the figure with.
+        title: The figure's heading.
 
     Returns:
         The figure: merges solid, ensembles dashed, the ingredients' average dotted; a band of

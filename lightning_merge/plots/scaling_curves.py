@@ -1,4 +1,4 @@
-"""Soups and ensembles of networks whose weights are multiplied (Rethinking, Fig. 4, 8b, 8c)."""
+"""Weight scaling: soups and ensembles of scaled networks (Rethinking, Fig. 4, 8b, 8c)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -41,12 +41,12 @@ def magnitude(stored: Stored) -> Figures:
 
 
 def plot_magnitude(curves: Sequence[Curve], title: str = "") -> Figure:
-    """Draws accuracy against the factor, a line for each method.
+    """Draws accuracy against the factor of the weights, a line for each method.
 
     Args:
-        curves: Each with `name`, `kind`, `pool_size`, `factor` and `accuracy`; those of one
-            name and size, from several seeds, become a mean and a band of one deviation.
-        title: What to head the figure with.
+        curves: Each with `name`, `kind`, `pool_size`, `factor` and `accuracy`; those of one name
+            and size, from several seeds, become a mean and a band of one standard deviation.
+        title: The figure's heading.
 
     Returns:
         The figure: a panel for each number of networks. Where 1 is among the factors, a thin
@@ -84,7 +84,7 @@ def plot_magnitude_gap(curves: Sequence[Curve], title: str = "") -> Figure:
     Args:
         curves: As for `plot_magnitude`, with `aggregate`: the first `Average` and the first
             `LogitsEnsemble` are compared.
-        title: What to head the figure with.
+        title: The figure's heading.
 
     Returns:
         The figure: a line for each number of networks.
@@ -114,7 +114,7 @@ def plot_magnitude_scatter(curves: Sequence[Curve], title: str = "") -> Figure:
 
     Args:
         curves: As for `plot_magnitude_gap`, with `by_batch`.
-        title: What to head the figure with.
+        title: The figure's heading.
 
     Returns:
         The figure, of the largest number of networks: a panel for each factor (six at most),
@@ -154,7 +154,7 @@ def plot_magnitude_scatter(curves: Sequence[Curve], title: str = "") -> Figure:
 
 
 def has_pair(curves: Sequence[Curve]) -> bool:
-    """Whether there is a soup to hold against an ensemble of logits."""
+    """Whether there are a soup and an ensemble of logits to compare."""
     return {"Average", "LogitsEnsemble"} <= {curve["aggregate"] for curve in curves}
 
 
@@ -169,7 +169,7 @@ def _pair(curves: Sequence[Curve]) -> tuple[str, str]:
 def _mean(
     curves: Sequence[Curve], name: str, size: int
 ) -> tuple[list[float], np.ndarray, np.ndarray | None]:
-    """Factors in order, mean accuracy over seeds, and its deviation if there are several."""
+    """Factors in order, mean accuracy over seeds, and its standard deviation if several."""
     of = [curve for curve in curves if (curve["name"], curve["pool_size"]) == (name, size)]
     order = np.argsort(of[0]["factor"])
     factor = [of[0]["factor"][index] for index in order]
@@ -178,7 +178,7 @@ def _mean(
 
 
 def _factors(axes: Any, factor: Sequence[float]) -> None:
-    # As far from each other as their neighbours: they may be fractions or hundreds.
+    # Evenly spaced, since factors may be fractions or hundreds.
     turned = {"rotation": 45, "ha": "right"} if len(factor) > 8 else {}
     axes.set_xticks(range(len(factor)), [f"{one:g}" for one in factor], **turned)
 

@@ -1,4 +1,4 @@
-"""How all figures look, and how they are saved."""
+"""The style of all figures, and saving them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lightning_merge.files import write_whole
 
-# Okabe and Ito's palette (2008): told apart with any colour vision, and in grey.
+# Okabe and Ito's palette (2008): distinguishable with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#6E6E6E"
 CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, GREY)
@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings for a figure; the user's own are back afterwards."""
+    """Applies matplotlib's settings for a figure, and restores the user's own afterwards."""
     import matplotlib as mpl
     from cycler import cycler
 
@@ -46,7 +46,7 @@ def style() -> Iterator[None]:
 
 
 def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How a line of each method looks, by its name.
+    """The line style of each method, by its name.
 
     Args:
         rows: With `method` and `kind`.
@@ -78,12 +78,12 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
     Args:
         figure: The figure.
-        path: Where to; `.png` and `.svg` are added, or replace each other.
+        path: Where to; `.png` and `.svg` are added, or replace one another.
 
     Returns:
         The two files.
     """
-    # Resolution and fonts are read when a file is written, not when the figure is made.
+    # Resolution and fonts take effect when a file is written, not when the figure is made.
     with style():
         return [
             write_whole(file, lambda partial: figure.savefig(partial, bbox_inches="tight"))
@@ -92,7 +92,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 def files(path: str | Path) -> list[Path]:
-    """Where `save` writes a figure of this path."""
+    """The files that `save` writes for this path."""
     path = Path(path)
     # Not `with_suffix`: a name may have dots of its own, as in `val_acc=0.97`.
     name = path.stem if path.suffix in (".png", ".svg") else path.name

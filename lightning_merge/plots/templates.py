@@ -24,12 +24,12 @@ def plot_templates(
     """Draws each class's template, with its average image to the left.
 
     Args:
-        templates: `(classes, C, H, W)`; each is scaled to its own largest weight, and zero is
+        templates: `(classes, C, H, W)`; each is scaled to its own largest weight, with zero in
             the middle: grey in colour images, white in others.
-        averages: Pixels in [0, 1], of the same shape; None for templates alone.
+        averages: Pixels in [0, 1], of the same shape; None to draw templates alone.
         names: The classes' names.
-        title: What to head the figure with.
-        caption: What to say under it.
+        title: The figure's heading.
+        caption: Text under the figure.
     """
     shown = [[to_pixels(template, template)] for template in templates]
     if averages is not None:
@@ -45,10 +45,10 @@ def plot_merged_templates(
     Args:
         templates: `(classes, C, H, W)`.
         merged: `(classes // 2, C, H, W)`: the i-th of the first half with the i-th of the
-            second. The three are on one scale, so that what fades is seen to fade.
+            second. All three are on one scale, so that fading is visible.
         names: The classes' names.
-        title: What to head the figure with.
-        caption: What to say under it.
+        title: The figure's heading.
+        caption: Text under the figure.
     """
     half = len(merged)
     shown, headings = [], []
@@ -63,9 +63,9 @@ def to_pixels(weights: Tensor, scale: Tensor) -> np.ndarray:
     """Weights as pixels: zero in the middle, the largest of `scale` at the ends.
 
     Args:
-        weights: `(C, H, W)`. Three channels become colours; the mean of any other number is
-            drawn in two colours, orange above zero and purple below.
-        scale: Whose largest weight, but for one in two hundred, reaches the ends.
+        weights: `(C, H, W)`. Three channels become colours; the mean of any other number of
+            channels is drawn in two colours, orange above zero and purple below.
+        scale: Weights whose 99.5th percentile in magnitude reaches the ends.
 
     Returns:
         `(H, W, 3)` in [0, 1].
@@ -87,7 +87,7 @@ def _grey(image: Tensor) -> np.ndarray:
 def _sheet(
     cells: Sequence[Sequence[np.ndarray]], headings: Sequence[str], title: str, caption: str
 ) -> Figure:
-    """All cells on one sheet: in each its images side by side under a heading."""
+    """All cells on one sheet, each with its images side by side under a heading."""
     per_cell = len(cells[0])
     columns = _columns(len(cells), per_cell)
     width, height = per_cell + (per_cell - 1) * _GAP + _BETWEEN, 1 + _ABOVE
@@ -117,7 +117,7 @@ def _sheet(
 
 
 def _columns(cells: int, per_cell: int) -> int:
-    """So many that the sheet is wider than high, with as many in each row if that is near."""
+    """How many columns make the sheet wider than high, with equal rows where possible."""
     wanted = max(1, round((1.6 * cells * (1 + _ABOVE) / (per_cell + _BETWEEN)) ** 0.5))
     near = sorted(range(max(2, wanted - 1), wanted + 3), key=lambda n: abs(n - wanted))
     even = [n for n in near if cells % n == 0]

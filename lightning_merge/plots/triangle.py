@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]])
 _LEVELS = 12
 _COLUMNS = 4
-# Cividis reads the same with any colour vision; dark is good in both.
+# Cividis looks the same with any colour vision; dark is good in both panels.
 _COLOURS = {"loss": "cividis", "accuracy": "cividis_r"}
 
 
@@ -24,10 +24,10 @@ def plot_triangle(triangles: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     """Draws test loss and accuracy as filled contours over triangles.
 
     Args:
-        triangles: Each with `name`, `weights` (shares of A, B and C at each point), `loss`
-            and `accuracy` (lists of one length). Of those of one name, from several seeds,
-            the mean is drawn.
-        title: What to head the figure with.
+        triangles: Each with `name`, `weights` (merge coefficients of A, B and C at each point),
+            `loss` and `accuracy` (lists of equal length). For triangles with the same name, from
+            several seeds, the mean is drawn.
+        title: The figure's heading.
 
     Returns:
         The figure: a column for each name (four at most side by side), losses above accuracies, all
@@ -47,7 +47,7 @@ def plot_triangle(triangles: Sequence[Mapping[str, Any]], title: str = "") -> Fi
         what: _norm(np.concatenate(list(values.values())), what) for what, values in means.items()
     }
     names = list(by_name)
-    # As many in each block, rather than one left over in the last.
+    # Equally many in each block, rather than one left over in the last.
     columns = -(-len(names) // -(-len(names) // _COLUMNS))
     blocks = [names[start : start + columns] for start in range(0, len(names), columns)]
     with style():
@@ -79,7 +79,7 @@ def _norm(values: np.ndarray, what: str) -> "Normalize":
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if what == "loss" and low > 0 and high > 20 * low:
-        # On a linear scale one bad alignment would leave nothing to be seen of the others.
+        # On a linear scale one bad alignment would flatten all the others.
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + 1e-6)
 

@@ -1,1 +1,1 @@
-"""What a comparison or a study leaves for people: tables, figures, reports."""
+"""The output of a comparison or a study: tables, figures and reports."""

@@ -1,4 +1,4 @@
-"""Recipes side by side: what `compare` and `study` give."""
+"""Recipes side by side: the results of `compare` and `study`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,19 +29,19 @@ Plain = dict[str, Any]
 
 @dataclass
 class Comparison(Results):
-    """The measurements of ingredients, merges and ensembles, and all that stands beside them.
+    """The measurements of ingredients, merges and ensembles, with sweeps and provenance.
 
     Attributes:
-        title: What tables and figures are headed with.
+        title: The heading of tables and figures.
         rows: The measurements.
         merged: The merged networks.
         made_by: Command, versions and device (`provenance`).
-        details: What else `results.json` is to hold: configuration, ingredients' hashes.
+        details: Further entries of `results.json`: configuration, ingredients' hashes.
         swept: The measurements of each sweep, of all seeds, under the sweep's key.
-        alphas: Learned alphas by parameter name, of the last merge that has some.
-        alphas_of: Among how many ingredients they divide each parameter.
-        differing: In what the pieces of a study differ (`differences`).
-        loggers: Where tables and figures are sent as well.
+        alphas: Learned alphas by parameter name, of the last merge that has any.
+        alphas_of: The number of ingredients that the alphas weight.
+        differing: The differences in provenance between a study's pieces (`differences`).
+        loggers: Loggers that also receive tables and figures.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Comparison(Results):
 
     @property
     def summary(self) -> list[Plain]:
-        """One row for each method: mean and deviation over seeds."""
+        """One row for each method: mean and standard deviation over seeds."""
         rows = self._rows()
         return summarise(rows, metric_columns(rows))
 
@@ -66,11 +66,11 @@ class Comparison(Results):
         return terminal_table(self.summary, self.title, metric_columns(self._rows()))
 
     def cells(self) -> list[list[str]]:
-        """The summary as text, the headings first."""
+        """The summary as text, headings first."""
         return table_cells(self.summary, metric_columns(self._rows()))
 
     def figures(self) -> dict[str, "Figure"]:
-        """Every registered figure that the results have the measurements for."""
+        """Every registered figure for which the results have the measurements."""
         held: Plain = {
             "summary": self.summary,
             "alphas": self.alphas,

@@ -30,12 +30,12 @@ def comparison_report(
 
     Args:
         title: Its heading.
-        rows: One a measurement (`Measurement.row`).
+        rows: One per measurement (`Measurement.row`).
         made_by: Command, versions and device.
-        differing: In what the pieces differ.
+        differing: The differences in provenance between the pieces.
         swept: The measurements of sweeps, under their keys.
-        figures: The names of the figures beside it.
-        statistics_examples: From how many examples statistics were read; None for all.
+        figures: The names of the figures beside the report.
+        statistics_examples: The number of examples used for statistics; None for all.
     """
     columns = metric_columns(rows)
     summary = summarise(rows, columns)
@@ -73,7 +73,7 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _choices(rows: Sequence[Row]) -> list[str]:
-    """What was chosen on held-out data: once for all methods that share a choice."""
+    """What was chosen on validation data, one entry for all methods that share a choice."""
     several = len(pool_sizes(rows)) > 1
     methods: dict[tuple[str, str], list[str]] = {}
     for row in rows:

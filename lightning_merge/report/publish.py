@@ -1,4 +1,4 @@
-"""Writing results into a folder, of whatever kind they are: tables, figures, a report."""
+"""Writes results of any kind into a folder: tables, figures, a report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,13 +28,13 @@ def publish(
     """Writes results, figures and the report, and sends tables and figures to the loggers.
 
     Args:
-        folder: Where to; files of earlier results are written over.
-        rows: One a measurement.
-        results: What `results.json` is to hold.
+        folder: Where to; files of earlier results are overwritten.
+        rows: One per measurement.
+        results: The contents of `results.json`.
         report: The report, in Markdown.
-        figures: Figures by their files' names.
-        tables: What loggers get, by name.
-        loggers: Where tables and figures are sent as well.
+        figures: Figures by file name.
+        tables: Tables for the loggers, by name.
+        loggers: Loggers that also receive tables and figures.
 
     Returns:
         The files.
@@ -46,7 +46,7 @@ def publish(
         write_csv(folder / "results.csv", rows),
         write_json(folder / "results.json", results),
     ]
-    # A figure of earlier results would stand beside these.
+    # A figure of earlier results would be mistaken for one of these.
     for name in set(drawn_in(folder)) - set(figures):
         for file in files(folder / name):
             file.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def publish(
 
 
 def drawn_in(folder: Path) -> list[str]:
-    """The names of the figures that earlier results have left in a folder, by its report."""
+    """The names of the figures of earlier results in a folder, according to its report."""
     report = folder / "report.md"
     if not report.is_file():
         return []
@@ -71,10 +71,10 @@ def drawn_in(folder: Path) -> list[str]:
 
 
 def keep_only(folder: Path, merges: set[Path]) -> None:
-    """Removes merged checkpoints of earlier results, which would lie beside these.
+    """Removes merged checkpoints of earlier results, so that they are not mistaken for these.
 
     Args:
-        folder: The output folder; only its `merges` is looked at.
+        folder: The output folder; only its `merges` folder is searched.
         merges: The checkpoints that belong to these results.
     """
     for path in (folder / "merges").rglob("*.ckpt"):
@@ -86,8 +86,8 @@ def provenance_part(made_by: Mapping[str, Any], differing: Sequence[str]) -> str
     """The report's paragraph on how results were made.
 
     Args:
-        made_by: Of the command that wrote the report (`provenance`).
-        differing: In what the pieces that it stands on differ (`differences`).
+        made_by: The `provenance` of the command that wrote the report.
+        differing: The `differences` in provenance between the pieces that it is based on.
     """
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
     text = f"    {made_by['command']}\n\n{versions}; {made_by['device']}.\n"

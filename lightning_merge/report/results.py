@@ -1,4 +1,4 @@
-"""What every verb gives: rows, a table, figures, merged networks, files."""
+"""What every verb returns: rows, a table, figures, merged networks, files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HasRow(Protocol):
-    """A measurement that CSV and JSON hold as a row."""
+    """A measurement that can be stored as a row of CSV or JSON."""
 
     def row(self) -> dict[str, Any]:
         """The row."""
@@ -29,8 +29,8 @@ class StoredMerge:
     """One merged network.
 
     Attributes:
-        path: Where its checkpoint lies in an output folder, below `merges`.
-        build: Makes the module.
+        path: The path of its checkpoint in an output folder, below `merges`.
+        build: Builds the module.
         write: Writes the checkpoint to a path.
     """
 
@@ -40,10 +40,10 @@ class StoredMerge:
 
 
 class Merges(Mapping[str, LightningModule]):
-    """Merged networks by their recipes' names, made when they are wanted.
+    """Merged networks by their recipes' names, built on access.
 
-    Of several repetitions or numbers of ingredients the plain name gives the first one; each is
-    under the name with what distinguishes it too: `"NP Merge, seed 1"`.
+    With several repetitions or numbers of ingredients, the plain name gives the first one; each
+    also has its own key, the name with what distinguishes it: `"NP Merge, seed 1"`.
     """
 
     def __init__(self, stored: Mapping[str, StoredMerge]) -> None:
@@ -66,11 +66,11 @@ class Merges(Mapping[str, LightningModule]):
 
 
 class Results(ABC):
-    """What a comparison or a study has found.
+    """The results of a comparison or a study.
 
     Attributes:
-        title: What tables and figures are headed with.
-        rows: The measurements, a dataclass each.
+        title: The heading of tables and figures.
+        rows: The measurements, each a dataclass.
         merged: The merged networks, by recipe: `results.merged["NP Merge"]` is a module.
     """
 
@@ -98,11 +98,11 @@ class Results(ABC):
 
     @abstractmethod
     def cells(self) -> list[list[str]]:
-        """The table as text, a list of cells a line, the headings first."""
+        """The table as text, a list of cells per line, headings first."""
 
     @abstractmethod
     def figures(self) -> dict[str, "Figure"]:
-        """The figures that the results can be drawn as, by name."""
+        """The figures that can be drawn from the results, by name."""
 
     @abstractmethod
     def write(self, folder: Path) -> list[Path]:
@@ -113,13 +113,13 @@ class Results(ABC):
 
         Args:
             folder: Where to.
-            overwrite: Whether results that the folder holds may be written over.
+            overwrite: Whether existing results in the folder may be overwritten.
 
         Returns:
             The folder.
 
         Raises:
-            OutputExistsError: If it holds results, and they may not.
+            OutputExistsError: If it contains results that may not be overwritten.
         """
         path = claim_folder(folder, WRITTEN, overwrite)
         self.write_merges(path)

@@ -27,14 +27,14 @@ from lightning_merge.study.work import Work
 def study_results(
     study: Study, works: Sequence[Work], store: Store, config: Plain, command: list[str] | None
 ) -> Comparison:
-    """The comparison that a finished study has made.
+    """The comparison of a finished study.
 
     Args:
         study: The study.
-        works: Its work, all of which the store holds.
+        works: Its pieces of work, all of them in the store.
         store: The store.
-        config: Its configuration, as `results.json` is to hold it.
-        command: The words after `python -m lightning_merge`; those of this process if None.
+        config: Its configuration, as stored in `results.json`.
+        command: The arguments after `python -m lightning_merge`; those of this process if None.
     """
     results = {work.key: store.result(work.key) for work in works}
     merges = [w for w in works if w.kind == "merge" and store.weights(w.key).is_file()]
@@ -83,7 +83,7 @@ def study_results(
 def task_results(
     study: TaskStudy, works: Sequence[Work], store: Store, config: Plain, command: list[str] | None
 ) -> TaskResults:
-    """What a finished study of tasks has found; the arguments are those of `study_results`."""
+    """The results of a finished study of tasks; the arguments are those of `study_results`."""
     results = {work.key: store.result(work.key) for work in works}
     trained = [work for work in works if work.kind not in ("task_baseline", "task_merge")]
     stored = {

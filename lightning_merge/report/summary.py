@@ -1,4 +1,4 @@
-"""Tables of measurements: for the terminal, for Markdown, and over seeds."""
+"""Tables of measurements, summarised over seeds: for the terminal and for Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str
     """One row for each method: the mean over seeds, and the standard deviation.
 
     Args:
-        rows: Measurements, as `Measurement.row` gives them.
-        columns: Further numbers to summarise, beside `accuracy` and `seconds`.
+        rows: Measurements, as `Measurement.row` returns them.
+        columns: Further numbers to summarise, besides `accuracy` and `seconds`.
 
     Returns:
-        The ingredients; then for each number of them their average, and what was made of so
-        many, in order of appearance. Each number is under its name, and its sample standard
-        deviation under `name_sd` (None with one seed).
+        The ingredients; then, for each number of ingredients, their average and the merges and
+        ensembles of that many, in order of appearance. Each number is under its name, and its
+        sample standard deviation under `name_sd` (None with one seed).
     """
     ingredients = [row for row in rows if row["kind"] == "ingredient"]
     made = [row for row in rows if row["kind"] != "ingredient"]
@@ -35,7 +35,7 @@ def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str
     for size in pool_sizes(made) or [None]:
         first = [row for row in ingredients if row["method"] in names[:size]]
         if len(names) > 1:
-            # Averaged within each seed first: the deviation is that of the average.
+            # Averaged within each seed first, so that the deviation is that of the average.
             means = [
                 {**_mean_row([row for row in first if row["seed"] == seed], columns), SIZE: size}
                 for seed in dict.fromkeys(row["seed"] for row in first)
@@ -49,7 +49,7 @@ def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str
 
 
 def metric_columns(rows: Sequence[Row]) -> list[str]:
-    """The metrics that a table shows beside accuracy."""
+    """The metrics that a table shows besides accuracy."""
     own = {field.name for field in fields(Measurement)}
     found = dict.fromkeys(name for row in rows for name in row if name not in own)
     return sorted(found, key=lambda name: (name == "loss", list(found).index(name)))
@@ -65,7 +65,7 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     of = ["models"] if len(sizes) > 1 else []
     for column in [*of, *shown, "seconds", "parameters", "MFLOPs"]:
         table.add_column(column, justify="right", no_wrap=True)
-    # None is marked as the best: these are test accuracies, and nothing is to be chosen by them.
+    # None is marked as the best: test accuracies must not be used to choose a method.
     for row in summary:
         cells = [_models(row)] if of else []
         if of and row["method"] == AVERAGE:
@@ -80,7 +80,7 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
 
 
 def table_cells(summary: Sequence[Row], columns: Sequence[str] = ()) -> list[list[str]]:
-    """The summary as text, a list of cells a line, the headings first."""
+    """The summary as text, a list of cells per line, headings first."""
     shown = _shown(summary, columns)
     of = ["models"] if len(pool_sizes(summary)) > 1 else []
     lines = [["method", *of, *shown, "seconds", "parameters", "MFLOPs"]]
@@ -110,7 +110,7 @@ def pool_table(summary: Sequence[Row]) -> str:
 
 
 def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
-    """Cells as Markdown; the second line says how columns are aligned."""
+    """Cells as a Markdown table; the second line sets the alignment of columns."""
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
@@ -141,7 +141,7 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
     }
     for column in ["accuracy", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
-        # NaN is stored as null: a mean of the other seeds would hide the one that failed.
+        # NaN is stored as null; a mean over the other seeds would hide the failed one.
         whole = len(values) == len(rows)
         summary[column] = statistics.fmean(values) if whole else None
         summary[f"{column}_sd"] = statistics.stdev(values) if whole and len(values) > 1 else None

@@ -27,11 +27,11 @@ def task_report(
 
     Args:
         study: The study.
-        rows: One a measurement (`TaskMeasurement.row`).
-        methods: What is known of each baseline and merge.
+        rows: One per measurement (`TaskMeasurement.row`).
+        methods: Parameters, seconds and choices of each baseline and merge.
         heads: How each task's head was made.
         made_by: Command, versions and device.
-        differing: In what the pieces differ.
+        differing: The differences in provenance between the pieces.
     """
     seeds = ", ".join(str(seed) for seed in study.seeds)
     tested = {row["task"]: row["test_examples"] for row in rows}

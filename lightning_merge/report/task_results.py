@@ -1,4 +1,4 @@
-"""Several tasks in one network: what `tasks` gives."""
+"""Several tasks in one network: the results of `tasks`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,18 +28,18 @@ Plain = dict[str, Any]
 
 @dataclass
 class TaskResults(Results):
-    """What bodies get right on every task, clean and corrupted.
+    """The accuracy of bodies on every task, clean and corrupted.
 
     Attributes:
         study: The study.
         rows: The measurements.
         merged: The merged networks, each under the first task's head.
         made_by: Command, versions and device (`provenance`).
-        details: What else `results.json` is to hold.
-        methods: What is known of each baseline and merge: parameters, seconds, choices.
+        details: Further entries of `results.json`.
+        methods: Parameters, seconds and choices of each baseline and merge.
         heads: How each task's head was made.
-        differing: In what the pieces of the study differ (`differences`).
-        loggers: Where tables are sent as well.
+        differing: The differences in provenance between the study's pieces (`differences`).
+        loggers: Loggers that also receive tables.
     """
 
     study: TaskStudy
@@ -54,29 +54,29 @@ class TaskResults(Results):
 
     @property
     def title(self) -> str:  # type: ignore[override]
-        """What tables are headed with."""
+        """The heading of tables."""
         return self.study.title
 
     def table(self, width: int = 80) -> "Table":
-        """Accuracy on seen and unseen tasks, for a terminal of so many characters."""
+        """Accuracy on seen and unseen tasks, for a terminal `width` characters wide."""
         return terminal(task_table(self._rows()), self.title, width)
 
     def corruptions(self, width: int = 80) -> "Table | None":
-        """The same under corruptions; None where there are none."""
+        """Accuracy under corruptions, for a terminal; None if there are none."""
         under = corruption_table(self._rows())
         title = f"Under corruptions, severity {self.study.severity}"
         return terminal(under, title, width) if under else None
 
     def cells(self) -> list[list[str]]:
-        """The table as text, the headings first."""
+        """The table as text, headings first."""
         return cells(task_table(self._rows()))
 
     def figures(self) -> dict[str, "Figure"]:
-        """None: `plot embedding` draws the networks themselves."""
+        """An empty dict: `plot embedding` draws the networks themselves."""
         return {}
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `results.csv` (a line a measurement), `results.json` and `report.md`."""
+        """Writes `results.csv` (a line per measurement), `results.json` and `report.md`."""
         rows = self._rows()
         tables: dict[str, Any] = {
             "tasks": task_table(rows),

@@ -1,6 +1,6 @@
 """Tables of several tasks: averages over seen and unseen ones, and under corruptions.
 
-As Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
+Like Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
 """
 
 import statistics
@@ -23,12 +23,12 @@ def task_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Accuracy on each task, and averages over the seen, the unseen and all tasks.
 
     Args:
-        rows: What `measure_tasks` gives; those under corruptions are left aside.
+        rows: The measurements of `measure_tasks`; those under corruptions are ignored.
 
     Returns:
         For each method, in order of appearance: under each column's name the mean over seeds,
         under `name_sd` the sample standard deviation (None with one seed). Averages are taken
-        within each seed first; where a task was not measured, an average over it is None.
+        within each seed first; an average over a task that was not measured is None.
     """
     clean = [row for row in rows if row["condition"] == CLEAN]
     groups = {
@@ -44,11 +44,11 @@ def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Accuracy under each corruption, averaged over the tasks that were measured under it.
 
     Args:
-        rows: What `measure_tasks` gives.
+        rows: The measurements of `measure_tasks`.
 
     Returns:
-        As `task_table`, with a column for the clean images of the same tasks, for each
-        corruption, and for the average over corruptions; nothing if there are none.
+        As `task_table`, with columns for the clean images of the same tasks, for each
+        corruption, and for the average over corruptions; empty if there are no corruptions.
     """
     names = [name for name in _names(rows, "condition") if name != CLEAN]
     if not names:
@@ -68,7 +68,7 @@ def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def condition_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """For each condition, the accuracy on each task that was measured under a corruption."""
+    """For each condition, the accuracy on each task that was also tested under corruptions."""
     tasks = _names(row for row in rows if row["condition"] != CLEAN)
     return {
         condition: _table(
@@ -88,15 +88,15 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def cells(table: Sequence[Row]) -> list[list[str]]:
-    """A table as text, a list of cells a line, the headings first."""
+    """A table as text, a list of cells per line, headings first."""
     columns = columns_of(table)
     return [["method", *columns], *([row["method"], *cells_of(row, columns)] for row in table)]
 
 
 def terminal(table: Sequence[Row], title: str, width: int) -> Table:
-    """A table for a terminal of so many characters a line.
+    """A table for a terminal `width` characters wide.
 
-    In per cent and with the deviations below, so that eight tasks fit into 80.
+    In per cent, with standard deviations below, so that eight tasks fit into 80 characters.
     """
     made = Table(
         title=f"{title}: accuracy in %",
@@ -107,7 +107,7 @@ def terminal(table: Sequence[Row], title: str, width: int) -> Table:
         padding=0,
     )
     columns = columns_of(table)
-    # rich cuts the last columns off before it folds the headings of the others.
+    # rich cuts off the last columns before it wraps the headings of the others.
     methods = max(11, width // 4 - 10)
     widest = max(5, (width - methods - 2) // max(1, len(columns)) - 1)
     made.add_column("method", max_width=methods)
@@ -131,7 +131,7 @@ def columns_of(table: Sequence[Row]) -> list[str]:
 
 
 def cells_of(row: Row, columns: Sequence[str]) -> list[str]:
-    """A row's numbers as text: the mean, and the deviation if there is one."""
+    """A row's numbers as text: the mean, and the standard deviation if there is one."""
     cells = []
     for column in columns:
         value, deviation = row[column], row[f"{column}_sd"]
@@ -151,7 +151,7 @@ def _table(
             tasks = averages.get(column, [column])
             values = [_mean(own, seed, tasks) for seed in dict.fromkeys(row["seed"] for row in own)]
             known = [value for value in values if value is not None]
-            # A mean of some seeds would look like that of all.
+            # A mean over some of the seeds would look like the mean over all.
             whole = len(known) == len(values)
             line[column] = statistics.fmean(known) if known and whole else None
             line[f"{column}_sd"] = statistics.stdev(known) if whole and len(known) > 1 else None
