@@ -306,6 +306,6 @@ def test_lightnings_other_commands_take_a_checkpoint(tmp_path, capsys, command):
     if command == "predict":
         assert torch.allclose(KeepPredictions.kept[0], probabilities, atol=1e-4)
     else:
-        accuracy = (probabilities.argmax(1) == targets).float().mean()
-        shown = re.search(r"test_accuracy\W+(\d\.\d+)", capsys.readouterr().out)
-    assert float(shown[1]) == pytest.approx(accuracy, abs=1e-6)
+        accuracy = float((probabilities.argmax(1) == targets).float().mean())
+        shown = re.search(r"(?:val|test)_accuracy\W+(\d\.\d+)", capsys.readouterr().out)
+        assert float(shown[1]) == pytest.approx(accuracy, abs=1e-6)

@@ -85,14 +85,14 @@ def test_ties_sums_or_averages_by_hand(tuned, merge, weights):
 def test_the_authors_scales_go_on_beyond_one(tuned):
     context = context_of(tuned)
     made = built("TIES", candidates="authors", merge="sum")(context)
-    tried = sorted(map(float, made.choices[0].scores))
+    tried = sorted(map(float, made.choices[0].details["scores"]))
     assert tried == [round(0.8 + 0.1 * step, 1) for step in range(18)]
     vectors = [task_vector(state, tuned[0]) for state in context.states]
-    expected = ties(tuned[0], vectors, made.choices[0].scale, merge="sum")
+    expected = ties(tuned[0], vectors, made.choices[0].details["scale"], merge="sum")
     for name, value in made.module.state_dict().items():
         torch.testing.assert_close(value, expected[name])
     own = built("TIES", candidates=[1.7, 3.0])(context)
-    assert sorted(own.choices[0].scores) == ["1.7", "3"]
+    assert sorted(own.choices[0].details["scores"]) == ["1.7", "3"]
 
 
 def test_dare_passes_its_weights_on(tuned):
