@@ -107,6 +107,15 @@ class Command:
         """Sends a signal; until `ended` was called, no other process has its number."""
         os.kill(self.process, number)
 
+    def interrupt(self) -> None:
+        """Ctrl-C, and again where Python was in a place that ignores what is raised in it."""
+        for _ in range(5):
+            self.send(signal.SIGINT)
+            for _ in range(100):
+                if "nterrupt" in self.log.read_text():
+                    return
+                time.sleep(0.1)
+
 
 def wait_for(there: Callable[[], bool], command: Command) -> None:
     """Until `there()` is true."""

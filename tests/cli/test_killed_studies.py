@@ -75,7 +75,7 @@ def in_training(output, words, commands):
 def test_an_interrupt_in_training_is_one_line_and_goes_on(commands, whole, tmp_path):
     output = tmp_path / "out"
     command = in_training(output, study_words(tmp_path, output, epochs=5000), commands)
-    command.send(signal.SIGINT)
+    command.interrupt()
     status, printed = command.ended()
     assert status == 130
     line = "lightning_merge study: interrupted; the same command goes on"
