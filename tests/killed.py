@@ -16,7 +16,9 @@ import yaml
 _PATIENCE = 240
 # Runs one command in a copy of a process that has imported everything; the parent's only thread.
 _SERVER = """
-import os, sys
+import os, signal, sys
+# Ignored, and inherited so, where the tests run in the background of a shell.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
