@@ -43,11 +43,12 @@ def reloaded(
             "the loader's own batch sampler does not say how large its batches are: give a "
             "batch_size"
         )
+    own = bool(getattr(loader.batch_sampler, "drop_last", loader.drop_last))
     return DataLoader(
         loader.dataset if indices is None else Subset(loader.dataset, list(indices)),
         batch_size=size,
         shuffle=shuffle_seed is not None,
-        drop_last=loader.drop_last if drop_last is None else drop_last,
+        drop_last=own if drop_last is None else drop_last,
         generator=torch.Generator().manual_seed(shuffle_seed or 0),
         **_ways(loader),
     )

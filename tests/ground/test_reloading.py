@@ -3,7 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from lightning_merge.batches import classes_of
 from lightning_merge.errors import ConfigError
@@ -99,3 +105,11 @@ def test_classes_of_a_batch():
         assert classes_of(batch) is classes
     for batch in (x, (x,), (x, classes.float()), (x, x.long()), {"x": x}, (x, "name")):
         assert classes_of(batch) is None
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_batch_sampler_says_whether_its_last_batch_is_dropped(drop_last):
+    sampler = BatchSampler(SequentialSampler(range(10)), 4, drop_last)
+    loader = DataLoader(TensorDataset(torch.arange(10)), batch_sampler=sampler)
+    sizes = [len(batch[0]) for batch in reloaded(loader)]
+    assert sizes == ([4, 4] if drop_last else [4, 4, 2])

@@ -4,6 +4,7 @@ Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from lightning_merge.recipe.recipe import Recipe
 
 
 @dataclass
-class _Measured:
+class _Measured(ABC):
     """Measurements of convex combinations of the first ingredients.
 
     Attributes:
@@ -40,9 +41,9 @@ class _Measured:
     ingredients: list[float]
 
     @property
+    @abstractmethod
     def shares(self) -> list[list[float]]:
         """The ingredients' shares at each point; they add up to 1."""
-        raise NotImplementedError
 
     @property
     def barrier(self) -> float:
