@@ -1,6 +1,6 @@
 """Counting the examples that a Trainer's loop really goes through."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,14 @@ class ExampleCounter(Callback):
 
     count: int = 0
     example: Tensor | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """The count, for a training that goes on after its first epoch."""
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Takes what `state_dict` gave."""
+        self.count = state_dict["count"]
 
     def _add(
         self,

@@ -1,9 +1,26 @@
 """Fitting a module for a merge or a study: quietly, and counting what it learned from."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_merge.callbacks.epoch_checkpoint import EpochCheckpoint
 from lightning_merge.callbacks.first_batch import FirstBatch
 from lightning_merge.recipe.counting import counting
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training that may have been interrupted took.
+
+    Attributes:
+        examples: How many labelled examples an epoch has.
+        seconds: How long it took before it was last interrupted.
+    """
+
+    examples: int
+    seconds: float
 
 
 def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
@@ -12,8 +29,31 @@ def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) ->
     Returns:
         How many labelled examples an epoch has.
     """
+    return _fit(module, data, trainer, None)
+
+
+def fit_resumably(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer, kept: Path
+) -> Fitted:
+    """As `fit`, from the last epoch whose end is in a file, if one is.
+
+    Args:
+        module: The module, as the training starts from it.
+        data: The data.
+        trainer: The Trainer.
+        kept: The file (`EpochCheckpoint`).
+    """
+    keeper = EpochCheckpoint(kept)
+    trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
+    examples = _fit(module, data, trainer, keeper.found())
+    return Fitted(examples, keeper.seconds)
+
+
+def _fit(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer, start: Path | None
+) -> int:
     trainer.callbacks.append(FirstBatch())  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
     with counting(trainer) as seen:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=start)
     return seen.count

@@ -17,6 +17,7 @@ SCHEMA = 2
 
 _WEIGHTS = "weights.ckpt"
 _RESULT = "result.json"
+_TRAINING = "training.ckpt"
 # What a damaged JSON file raises when it is read, or when it does not hold what it should.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
@@ -101,6 +102,7 @@ class Store:
         parts = {"result": plain, "made_by": made_by, "files": files}
         digest = _digest_of(*parts.values())
         write_json(self.folder / key / _RESULT, {**parts, "digest": digest})
+        self.training(key).unlink(missing_ok=True)
 
     def result(self, key: str) -> dict[str, Any]:
         """The result of a finished piece."""
@@ -115,6 +117,10 @@ class Store:
     def weights(self, key: str) -> Path:
         """Where a piece's checkpoint lies, or would."""
         return self.folder / key / _WEIGHTS
+
+    def training(self, key: str) -> Path:
+        """Where the state of a training that has not ended lies, or would."""
+        return self.folder / key / _TRAINING
 
     def state(self, key: str) -> dict[str, Any]:
         """The state dict in a piece's checkpoint."""

@@ -1,6 +1,7 @@
 """The pre-trained body of a study of tasks, and a body for each task."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,7 +19,7 @@ from lightning_merge.measure.task_heads import (
 )
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
-from lightning_merge.recipe.fitting import fit
+from lightning_merge.recipe.fitting import Fitted, fit_resumably
 from lightning_merge.recipe.task_context import TaskData, head_of, loaded
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
@@ -48,12 +49,16 @@ def pretrain(work: Work, store: Store, session: Session) -> None:
     data = set_up(settings["data"])
     module = module_to_train(settings["model"], data)
     trainer = trainer_of(settings["trainer"], session.progress)
-    examples = fit(module, data, trainer())
-    seconds = time.perf_counter() - start
+    fitted = fit_resumably(module, data, trainer(), store.training(work.key))
+    seconds = fitted.seconds + time.perf_counter() - start
     own = Conditions([TaskData(work.name, module, {}, data)])
     named = work.name, "baseline", work.seed, False
     (row,) = measure_tasks(lambda _: module, own, trainer, *named)
-    result = {"seconds": seconds, "train_examples": examples, "accuracy": row.metrics["accuracy"]}
+    result = {
+        "seconds": seconds,
+        "train_examples": fitted.examples,
+        "accuracy": row.metrics["accuracy"],
+    }
     store.put(work.key, result, content_of(module, module))
 
 
@@ -70,13 +75,14 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
         result |= {"head": "of its checkpoint", "seconds": None}
     else:
         module, head, described = _headed(work, store, session, data)
-        tuned = 0
+        tuned = Fitted(0, 0.0)
         if settings["training"] is not None:
             arguments = {**settings["trainer"], **settings["training"]}
             trainer = trainer_of(arguments, session.progress)()
-            tuned = _tune(module, data, trainer, list(head), settings["train_heads"])
-        examples = max(described.pop("train_examples", 0), tuned)
-        seconds = time.perf_counter() - start
+            kept = store.training(work.key)
+            tuned = _tune(module, data, trainer, list(head), settings["train_heads"], kept)
+        examples = max(described.pop("train_examples", 0), tuned.examples)
+        seconds = tuned.seconds + time.perf_counter() - start
         result |= {**described, "train_examples": examples, "seconds": seconds}
     result["split_hash"] = getattr(data, "split_hash", None)
     content = content_of(module, module)
@@ -136,12 +142,13 @@ def _tune(
     trainer: Trainer,
     head: list[str],
     train_head: bool,
-) -> int:
-    """Trains the body, and its head if that is wanted; returns how many examples it saw."""
+    kept: Path,
+) -> Fitted:
+    """Trains the body, and its head if that is wanted."""
     before = {name: module.get_parameter(name).requires_grad for name in head}
     for name in head:
         module.get_parameter(name).requires_grad_(train_head)
-    examples = fit(module, data, trainer)
+    fitted = fit_resumably(module, data, trainer, kept)
     for name, state in before.items():
         module.get_parameter(name).requires_grad_(state)
-    return examples
+    return fitted

@@ -7,7 +7,7 @@ from lightning.pytorch import seed_everything
 from lightning_merge.checkpoint import digest
 from lightning_merge.measure.measurement import measure
 from lightning_merge.recipe.build import Plain, build_data, build_module, trainer_of
-from lightning_merge.recipe.fitting import fit
+from lightning_merge.recipe.fitting import fit_resumably
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
@@ -25,11 +25,11 @@ def train(work: Work, store: Store, session: Session) -> None:
     start = time.perf_counter()
     trainer = trainer_of(settings["trainer"], session.progress)
     fitting = trainer()
-    examples = fit(module, data, fitting)
-    seconds = time.perf_counter() - start
+    fitted = fit_resumably(module, data, fitting, store.training(work.key))
+    seconds = fitted.seconds + time.perf_counter() - start
     result: Plain = {}
     if work.kind == "ingredient":
-        named = work.name, "ingredient", seconds, work.seed, examples
+        named = work.name, "ingredient", seconds, work.seed, fitted.examples
         result["row"] = measure(module, data, trainer(), *named).row()
     content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
     content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}

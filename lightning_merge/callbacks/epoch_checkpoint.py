@@ -1,0 +1,106 @@
+"""A training that was killed goes on from its last epoch, and ends with the same weights."""
+
+import random
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_merge.checkpoint import write_checkpoint
+
+
+class EpochCheckpoint(Callback):
+    """Keeps a training's whole state at the ends of epochs, and goes on from it.
+
+    To the weights, the optimizer and the schedules, which Lightning stores, it adds the states of
+    the random number generators, so that the order of the batches and all augmentation go on as
+    they would have.
+
+    Args:
+        path: The file; the caller removes it when what the training made is safe elsewhere.
+
+    Attributes:
+        every: The least number of seconds from one writing to the next. An epoch that is shorter
+            costs less to train again than to write.
+        seconds: How long the training took before it was last killed.
+    """
+
+    every = 2.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = 0.0
+        self._began = self._written = time.monotonic()
+        self._generators: dict[str, Any] | None = None
+
+    def found(self) -> Path | None:
+        """The file, if it is there and whole."""
+        try:
+            with zipfile.ZipFile(self.path) as parts:
+                # torch reads a changed byte without a word.
+                whole = parts.testzip() is None
+            torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:
+            # Missing, cut off, or with a callback's state that is more than plain values.
+            return None
+        return self.path if whole else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators' states and the seconds so far."""
+        seconds = self.seconds + time.monotonic() - self._began
+        return {"generators": _generators(), "seconds": seconds}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        self._generators, self.seconds = state_dict["generators"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        del trainer, pl_module
+        self._began = self._written = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets the generators in the first epoch of a training that goes on."""
+        del pl_module
+        if self._generators is not None:
+            _set_generators(self._generators)
+            self._generators = None
+            # Lightning has made this epoch's iterator already, from generators in another state.
+            assert trainer.fit_loop._data_fetcher is not None
+            iter(trainer.fit_loop._data_fetcher)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file, if the last writing is long enough ago."""
+        del pl_module
+        if time.monotonic() - self._written < self.every:
+            return
+        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        write_checkpoint(self.path, content)
+        self._written = time.monotonic()
+
+
+def _generators() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "python": [version, list(numbers), gauss],
+        # As a tensor, which is read without running code.
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+    }
+
+
+def _set_generators(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"].cpu())
+    if len(states["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
