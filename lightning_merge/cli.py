@@ -22,6 +22,7 @@ Train, align and merge image classifiers.
   study      train the ingredients too, over seeds; can be stopped, and goes on
   tasks      merge bodies of different tasks, measure on seen and unseen ones, corrupted too
   average    average checkpoint files; needs no network and no data
+  join       put several folders of one study together into one
   export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
   list       what there is: aggregates, matchings, recalibrations, selections, figures
@@ -36,7 +37,7 @@ _SETTINGS = (
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
-_OURS = ("merge", "compare", "study", "tasks", "average", "export", "plot", "list")
+_OURS = ("merge", "compare", "study", "tasks", "average", "join", "export", "plot", "list")
 
 
 def main(args: Sequence[str] | None = None) -> None:

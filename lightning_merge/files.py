@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -10,14 +11,21 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import OutputExistsError
+from lightning_merge.processes import begun, here
 
 _numbers = itertools.count()
-_PARTIAL = re.compile(r"\.(\d+)-.*\.partial(\..*)?$")
+_PARTIAL = re.compile(r"\.(\d+)-(?:m([0-9a-f]{8})-)?.*\.partial(\..*)?$")
+# Temporary files that this process is writing at this moment, in any of its threads.
+_writing: set[str] = set()
+# Seconds after which another machine's temporary file counts as left behind.
+_LONG = 24 * 3600
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -48,7 +56,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         mode = stat.S_IMODE(there.st_mode)
     made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{os.getpid()}-{next(_numbers)}.partial{place.suffix[:32]}")
+    name = f".{os.getpid()}-{_machine()}-{next(_numbers)}.partial{place.suffix[:32]}"
+    partial = place.with_name(name)
+    _writing.add(name)
     try:
         write(partial)
         if mode is not None:
@@ -59,6 +69,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             _to_disk(folder)
     finally:
         partial.unlink(missing_ok=True)
+        _writing.discard(name)
     return path
 
 
@@ -122,7 +133,7 @@ def sweep(folder: str | Path) -> None:
     """Removes the half-written files that killed processes left in a folder."""
     for path in Path(folder).glob(".*-*.partial*"):
         found = _PARTIAL.match(path.name)
-        if found is None or _lives(int(found[1])):
+        if found is None or _is_being_written(path, int(found[1]), found[2]):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -130,18 +141,21 @@ def sweep(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lives(process: int) -> bool:
-    """Whether another process with this ID is running."""
+def _is_being_written(path: Path, process: int, machine: str | None) -> bool:
+    if machine is not None and f"m{machine}" != _machine():
+        # Its processes cannot be seen from here.
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.lstat().st_mtime < _LONG
+        return False
     if process == os.getpid():
-        # Left by an earlier process with the same ID: this one has not written yet.
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        # An earlier process may have had the same number.
+        return path.name in _writing
+    return begun(process) is not None
+
+
+@cache
+def _machine() -> str:
+    return "m" + hashlib.sha256("".join(here()).encode()).hexdigest()[:8]
 
 
 def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) -> Path:

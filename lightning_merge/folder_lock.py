@@ -1,4 +1,4 @@
-"""A lock that lets only one process at a time work in a folder."""
+"""Locks on a folder: of all that work in it together, of one alone, and turns of a moment."""
 
 import contextlib
 import errno
@@ -15,84 +15,178 @@ from pathlib import Path
 from typing import IO
 
 from lightning_merge.errors import OutputExistsError
+from lightning_merge.processes import begun
 
 _NAME = ".lock"
+_TURN = ".turn"
 # Other ranks that a launcher starts share the folder of the first one.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 _CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS)
+# How often a shared lock is tried again: one that is leaving has it alone for a moment.
+_TRIES = 20
+
+
+class FolderLock:
+    """A lock that this process has on a folder.
+
+    Args:
+        folder: The folder.
+        file: The locked file; None on a file system without locks, and in further ranks.
+    """
+
+    def __init__(self, folder: Path, file: IO[str] | None) -> None:
+        self.folder, self.file = folder, file
+
+    def check_alone(self) -> None:
+        """Checks that no other process works in the folder.
+
+        Raises:
+            OutputExistsError: If one does; the message names it.
+        """
+        if self.file is not None:
+            if not _flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                raise _in_use(self.folder, self.file, other_than=os.getpid())
+            fcntl.flock(self.file, fcntl.LOCK_SH)
+
+    def _leave(self) -> None:
+        if self.file is not None:
+            if _flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                (self.folder / _NAME).unlink(missing_ok=True)
+            self.file.close()
 
 
 @contextmanager
-def lock_folder(folder: str | Path) -> Iterator[None]:
+def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[FolderLock]:
     """Locks a folder against other processes.
 
     The operating system releases the lock when the process ends, however it ends.
 
     Args:
         folder: The folder; created if missing, and removed afterwards if it stayed empty.
+        shared: Whether others that share it may work there at the same time.
 
     Raises:
         OutputExistsError: If another process works in it; the message names that process.
     """
-    if any(os.environ.get(rank, "0") != "0" for rank in _RANKS):
-        yield
-        return
     folder = Path(folder)
+    if _is_further_rank():
+        yield FolderLock(folder, None)
+        return
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError(f"{folder} is a file: give --output a folder")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file = _locked(folder)
+    lock = FolderLock(folder, _locked(folder, shared))
     try:
-        yield
+        yield lock
     finally:
-        if file is not None:
-            (folder / _NAME).unlink(missing_ok=True)
-            file.close()
+        lock._leave()
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
-def _locked(folder: Path) -> IO[str] | None:
-    path = folder / _NAME
+@contextmanager
+def turn_in_folder(folder: Path) -> Iterator[None]:
+    """Waits until no other process has its turn in a folder, and has it meanwhile."""
+    if _is_further_rank():
+        yield
+        return
+    path = folder / _TURN
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            with file:
-                raise OutputExistsError(
-                    f"{folder} is in use by {_holder(file)}: wait until it has ended, or choose "
-                    "another --output"
-                ) from error
+            _flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                file.close()
+                raise
+            # `lock_folder` has warned.
+            break
+        if _is_there(path, file):
+            break
+        file.close()
+    os.register_at_fork(after_in_child=file.close)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _is_further_rank() -> bool:
+    return any(os.environ.get(rank, "0") != "0" for rank in _RANKS)
+
+
+def _locked(folder: Path, shared: bool) -> IO[str] | None:
+    path = folder / _NAME
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    tries = _TRIES if shared else 1
+    while True:
+        file = path.open("a+")
+        try:
+            if not _flock(file, how | fcntl.LOCK_NB):
+                with file:
+                    tries -= 1
+                    if not tries:
+                        raise _in_use(folder, file)
+                time.sleep(0.05)
+                continue
         except OSError as error:
             file.close()
             if error.errno not in _CANNOT:
                 raise
             warnings.warn(
-                f"{folder} is on a file system without locks: start nothing else with this output",
-                stacklevel=4,
+                f"{folder} is on a file system without locks: start no other study with this "
+                "output",
+                stacklevel=5,
             )
             return None
-        # The process that had the lock may have removed the file since it was opened here.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                break
+        if _is_there(path, file):
+            break
         file.close()
     # A forked process, such as a data loader's worker, does not keep the lock.
     os.register_at_fork(after_in_child=file.close)
-    file.truncate(0)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300]
-    json.dump([os.getpid(), platform.node(), time.strftime("%F %T"), command], file)
+    line = [os.getpid(), platform.node(), time.strftime("%F %T"), command]
+    file.write(json.dumps(line) + "\n")
     file.flush()
     return file
 
 
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
+def _flock(file: IO[str], how: int) -> bool:
     try:
-        process, machine, since, command = json.load(file)
-    except ValueError:
-        return "another process"
-    return f"process {process} on {machine}, since {since} ({command})"
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    """Whether a locked file is still at its path: its last owner may have removed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(folder: Path, file: IO[str], other_than: int | None = None) -> OutputExistsError:
+    holder = _holder(file, other_than)
+    return OutputExistsError(
+        f"{folder} is in use by {holder}: wait until it has ended, or choose another --output"
+    )
+
+
+def _holder(file: IO[str], other_than: int | None) -> str:
+    """The last process that came and is not known to have ended."""
+    file.seek(0)
+    found = "another process"
+    for line in file:
+        try:
+            process, machine, since, command = json.loads(line)
+            ended = machine == platform.node() and begun(process) is None
+        except (ValueError, TypeError):
+            continue
+        if not ended and process != other_than:
+            found = f"process {process} on {machine}, since {since} ({command})"
+    return found

@@ -150,7 +150,9 @@ def outcome(output: Path):
 
 
 def leftovers(output: Path) -> list[Path]:
-    return [path for path in output.rglob(".*") if "partial" in path.name or path.name == ".lock"]
+    hidden = output.rglob(".*")
+    left = [path for path in hidden if "partial" in path.name or path.name in (".lock", ".turn")]
+    return [*left, *output.glob("runs/*.claim"), *output.glob("runs/*/training.ckpt")]
 
 
 def _timeless(value):

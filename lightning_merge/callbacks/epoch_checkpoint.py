@@ -86,7 +86,8 @@ class EpochCheckpoint(Callback):
 
 def _generators() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)
+    # Augmentations and data sets still draw from numpy's global generator.
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -103,4 +104,4 @@ def _set_generators(states: Mapping[str, Any]) -> None:
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

@@ -3,9 +3,10 @@
 from typing import Any
 
 from lightning_merge.commands import options
+from lightning_merge.commands.execution import add_execution, parse, print_estimate
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.study.work import Work
-from lightning_merge.study_verbs import Watcher, run_study
+from lightning_merge.study_verbs import Watcher, estimate_study, run_study
 
 
 def study(words: list[str]) -> None:
@@ -39,11 +40,17 @@ def study(words: list[str]) -> None:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Study")
     options.add_data_and_trainer(parser)
-    config, folder, overwrite = options.of_study(parser, words)
+    add_execution(parser)
+    given = parse(parser, words)
+    config, folder = given.config, given.folder
+    if given.dry_run:
+        print_estimate(config["title"], estimate_study(config, folder), folder)
+        return
     result = run_study(
         config,
         folder,
-        overwrite=overwrite,
+        overwrite=given.overwrite,
+        executor=given.executor,
         watcher=Watcher(
             command=["study", *words],
             on_plan=options.plan_printer(config["title"]),

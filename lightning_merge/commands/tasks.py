@@ -5,10 +5,11 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
+from lightning_merge.commands.execution import add_execution, parse, print_estimate
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.task_tables import task_table
 from lightning_merge.study.work import Work
-from lightning_merge.study_verbs import Watcher, run_tasks
+from lightning_merge.study_verbs import Watcher, estimate_tasks, run_tasks
 
 
 def tasks(words: list[str]) -> None:
@@ -20,11 +21,16 @@ def tasks(words: list[str]) -> None:
     Raises:
         MergeError: For any error that the user can fix.
     """
-    config, folder, overwrite = options.of_study(_parser(), words)
+    given = parse(_parser(), words)
+    config, folder = given.config, given.folder
+    if given.dry_run:
+        print_estimate(config["title"], estimate_tasks(config, folder), folder)
+        return
     result = run_tasks(
         config,
         folder,
-        overwrite=overwrite,
+        overwrite=given.overwrite,
+        executor=given.executor,
         watcher=Watcher(
             command=["tasks", *words],
             on_plan=options.plan_printer(config["title"]),
@@ -94,6 +100,7 @@ def _parser() -> Any:
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Tasks")
     options.add_trainer(parser)
+    add_execution(parser)
     return parser
 
 

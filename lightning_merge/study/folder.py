@@ -1,20 +1,22 @@
 """The folder of a study, in which work that was stopped is resumed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import OutputExistsError
 from lightning_merge.files import claim_folder, read_json, sweep, write_json
-from lightning_merge.folder_lock import lock_folder
+from lightning_merge.folder_lock import FolderLock, lock_folder, turn_in_folder
 from lightning_merge.recipe.build import Plain
+from lightning_merge.study.claims import Claims
 from lightning_merge.study.plan import determining
 from lightning_merge.study.store import Store
+from lightning_merge.study.work import Work
 
-# A study with more of these resumes one with fewer.
-_GROWS = ("seeds", "recipes", "pool_sizes")
+# What a folder's study takes in from every command that works there.
+_GROWS = ("seeds", "recipes", "pool_sizes", "ingredients")
 
 
 @dataclass(frozen=True)
@@ -37,47 +39,97 @@ class StudyFolder:
         return Store(self.folder / "runs")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While no other process works in the folder; what killed ones left half written goes.
+    def entered(self) -> Iterator[FolderLock]:
+        """While this process works in the folder, with others that work on the same study.
+
+        What killed processes left half written goes.
 
         Raises:
-            OutputExistsError: If another process works there.
+            OutputExistsError: If another process has the folder alone.
         """
-        with lock_folder(self.folder):
+        with lock_folder(self.folder, shared=True) as lock:
             merges = self.folder / "merges"
             for folder in (*self.store.folder.glob("*/"), merges, *merges.rglob("*/")):
                 sweep(folder)
             sweep(self.store.folder)
             sweep(self.folder)
-            yield
+            yield lock
 
-    def claim(self, config: Plain, results: Sequence[str], overwrite: bool) -> None:
-        """Takes the folder for a study.
+    def turn(self) -> AbstractContextManager[None]:
+        """While this process alone plans or publishes; others wait for their turn."""
+        return turn_in_folder(self.folder)
 
-        The same study, or one that does more, is resumed in its folder; another one would write
-        over its tables.
+    def tidy(self, works: Sequence[Work]) -> None:
+        """Removes what killed processes left beside finished pieces of work."""
+        store, claims = self.store, Claims(self.store.folder)
+        for work in works:
+            claims.clear(work.key)
+            store.training(work.key).unlink(missing_ok=True)
+
+    def united(self, config: Plain, overwrite: bool = False) -> Plain:
+        """A study together with that of the folder, if there is one.
+
+        The seeds, recipes, pool sizes and ingredients are those of both; of two recipes with one
+        name the new one stays. Title and sweeps are the new study's.
 
         Args:
             config: The study's options.
-            results: What is written into the folder.
-            overwrite: Whether another study's results there may be written over.
+            overwrite: Whether the folder's study is to be left aside.
 
         Raises:
-            OutputExistsError: If another study is in the folder and is not to be overwritten, or
-                work in another version's format.
+            OutputExistsError: If the folder has a study that differs in more.
         """
-        self.store.check_schema()
         kept = self.folder / self.name
-        before = None if overwrite or not kept.is_file() else self._before(kept)
-        if before is not None and not goes_on(before, config, self.shown):
+        if overwrite or not kept.is_file():
+            return config
+        both = unite(self.stored(), config, self.shown)
+        if both is None:
             raise OutputExistsError(
                 f"{self.folder} holds another study: choose another --output, or add --overwrite "
                 "(what both studies share is not computed again)"
             )
-        claim_folder(self.folder, () if kept.is_file() else results, overwrite)
+        return both
+
+    def claim(
+        self, config: Plain, results: Sequence[str], overwrite: bool, lock: FolderLock | None = None
+    ) -> None:
+        """Takes the folder for a study, or for one that has grown.
+
+        Args:
+            config: The study's options, as `united` returns them.
+            results: What is written into the folder.
+            overwrite: Whether another study's results there may be written over.
+            lock: Of `entered`; with it, nothing is written over while others work there.
+
+        Raises:
+            OutputExistsError: If results of something else are in the folder and are not to be
+                overwritten, if others work in it on what would be, or if it has work in another
+                version's format.
+        """
+        self.store.check_schema()
+        kept = self.folder / self.name
+        there = kept.is_file()
+        if there:
+            try:
+                before = self.stored()
+            except OutputExistsError:
+                if not overwrite:
+                    raise
+                before = None
+            if before == config:
+                return
+            if lock is not None and (before is None or unite(before, config, self.shown) != config):
+                lock.check_alone()
+        claim_folder(self.folder, () if there else results, overwrite)
         write_json(kept, config)
 
-    def _before(self, kept: Path) -> Plain:
+    def stored(self) -> Plain:
+        """The options of the folder's study.
+
+        Raises:
+            OutputExistsError: If they cannot be read.
+        """
+        kept = self.folder / self.name
         try:
             found = read_json(kept)
         except (OSError, ValueError, RecursionError):
@@ -90,12 +142,30 @@ class StudyFolder:
         return found
 
 
-def goes_on(before: Plain, now: Plain, shown: Sequence[str]) -> bool:
-    """Whether a study does all that an earlier one did, whose results are then its own, too."""
-    before, now = ({**one, "trainer": _determining(one.get("trainer"))} for one in (before, now))
-    same = all(before.get(key) == now[key] for key in now if key not in (*_GROWS, *shown))
-    more = (key for key in _GROWS if key in now)
-    return same and all(item in now[key] for key in more for item in _listed(before.get(key)))
+def unite(before: Plain, now: Plain, shown: Sequence[str]) -> Plain | None:
+    """One study that does all that two do; None where they differ in what every piece depends on.
+
+    Args:
+        before: The earlier study's options.
+        now: The later one's, which has the last word.
+        shown: Options in which they may differ.
+    """
+    plain = [{**one, "trainer": _determining(one.get("trainer"))} for one in (before, now)]
+    same = (plain[0].get(key) == plain[1][key] for key in now if key not in (*_GROWS, *shown))
+    if not all(same):
+        return None
+    both = dict(now)
+    for key in ("seeds", "pool_sizes"):
+        if key in now:
+            both[key] = list(dict.fromkeys([*_listed(before.get(key)), *now[key]]))
+    by_name = {one["name"]: one for one in _listed(before.get("recipes"))}
+    both["recipes"] = list({**by_name, **{one["name"]: one for one in now["recipes"]}}.values())
+    if "ingredients" in now:
+        fewer, more = sorted((_listed(before.get("ingredients")), now["ingredients"]), key=len)
+        if more[: len(fewer)] != fewer:
+            return None
+        both["ingredients"] = more
+    return both
 
 
 def _determining(trainer: Any) -> Any:
@@ -103,5 +173,5 @@ def _determining(trainer: Any) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    # What is no list was not written here, and is in no list either.
-    return value if isinstance(value, list) else [value] if value else []
+    # What is no list was not written here.
+    return value if isinstance(value, list) else []

@@ -22,8 +22,8 @@ def options_of(
     However a study is given, the same one has the same options, and goes on in the same folder.
 
     Args:
-        study: A `Study` or `TaskStudy`, a mapping, or a YAML file; there `output` and
-            `overwrite`, which a command has as well, are left aside.
+        study: A `Study` or `TaskStudy`, a mapping, or a YAML file; there `output`, `overwrite`
+            and what else is a command's own are left aside.
         kind: Which of the two it is.
 
     Raises:
@@ -62,7 +62,8 @@ def _read_options(path: Path) -> Plain:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no options of a study: give a YAML file of `name: value`")
     # A command's own, which are arguments here.
-    return {name: value for name, value in found.items() if name not in ("output", "overwrite")}
+    own = ("output", "overwrite", "executor", "executor_options", "dry_run")
+    return {name: value for name, value in found.items() if name not in own}
 
 
 def _default(option: Field[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Studies that are killed or interrupted at any moment go on to what they would have given."""
 
 import json
+import random
 import signal
 import time
 
@@ -89,22 +90,96 @@ def test_an_interrupt_in_training_is_one_line_and_goes_on(commands, whole, tmp_p
     assert outcome(output) == whole["study"][0]
 
 
-def test_one_process_at_a_time_and_its_number_is_named(commands, tmp_path):
+def test_another_study_waits_for_those_that_work_in_the_folder(commands, tmp_path):
     output = tmp_path / "out"
     words = study_words(tmp_path, output, epochs=5000)
     first = in_training(output, words, commands)
-    before = sorted(path.name for path in output.rglob("*"))
-    # The same study, and another one in its folder.
-    for again in (words, [*words, "--seeds", "[5]", "--overwrite"]):
-        status, printed = commands.start(*again).ended()
+    before = (output / "study.json").read_text()
+    # Another study in the folder, and one that does less.
+    for again in (["--training", "{max_epochs: 1}"], ["--seeds", "[5]"]):
+        status, printed = commands.start(*words, *again, "--overwrite").ended()
         assert status == 2
         (line,) = printed.splitlines()
         named = f"is in use by process {first.process} on "
         assert line.startswith(f"lightning_merge study: {output} {named}")
-        assert sorted(path.name for path in output.rglob("*")) == before
+        assert (output / "study.json").read_text() == before
     first.send(signal.SIGKILL)
     assert first.ended()[0] == -signal.SIGKILL
-    assert json.loads((output / ".lock").read_text())[0] == first.process
-    # A dead process has no lock, whatever is written there.
+    (line,) = (output / ".lock").read_text().splitlines()[:1]
+    assert json.loads(line)[0] == first.process
+    # A dead process has no lock and no claim, whatever is written there.
     commands.run(*study_words(tmp_path, output), "--overwrite")
+    assert leftovers(output) == []
+
+
+SEEDS = ["--seeds", "[0, 1]"]
+
+
+@pytest.fixture(scope="module")
+def of_one(commands, tmp_path_factory):
+    """What one process gives for two seeds."""
+    folder = tmp_path_factory.mktemp("one")
+    commands.run(*study_words(folder, folder / "out"), *SEEDS)
+    return outcome(folder / "out")
+
+
+def done_by(printed):
+    """The pieces that a command has done itself."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip().startswith("seed ")]
+    return [line.split(":")[0] for line in lines if "(stored)" not in line]
+
+
+def test_two_processes_share_a_study(commands, of_one, tmp_path):
+    output = tmp_path / "out"
+    words = study_words(tmp_path, output)
+    both = [commands.start(*words, *SEEDS) for _ in range(2)]
+    ended = [command.ended() for command in both]
+    assert [status for status, _ in ended] == [0, 0], ended
+    done = [done_by(printed) for _, printed in ended]
+    # Two ingredients and two merges of each seed, each made by one of the two.
+    assert len(done[0] + done[1]) == len(set(done[0] + done[1])) == 8
+    assert min(map(len, done)) > 0
+    assert outcome(output) == of_one
+    assert leftovers(output) == []
+
+
+def test_what_a_killed_process_had_claimed_the_other_does(commands, of_one, tmp_path):
+    output = tmp_path / "out"
+    words = study_words(tmp_path, output)
+    first = commands.start(*words, *SEEDS)
+    wait_for(lambda: list(output.glob("runs/*.claim")), first)
+    second = commands.start(*words, *SEEDS)
+    wait_for(lambda: len(list(output.glob("runs/*.claim"))) == 2, second)
+    first.send(signal.SIGKILL)
+    assert first.ended()[0] == -signal.SIGKILL
+    status, printed = second.ended()
+    assert status == 0, printed
+    assert outcome(output) == of_one
+    assert leftovers(output) == []
+
+
+def test_a_study_grows_while_it_runs(commands, of_one, tmp_path):
+    output = tmp_path / "out"
+    words = study_words(tmp_path, output)
+    first = commands.start(*words, "--seeds", "[0]")
+    wait_for(lambda: list(output.glob("runs/*.claim")), first)
+    second = commands.start(*words, "--seeds", "[1]")
+    assert [one.ended()[0] for one in (first, second)] == [0, 0]
+    # Whichever ended last, the report is of both seeds.
+    assert outcome(output) == of_one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_two_processes_of_which_either_is_killed(commands, of_one, tmp_path, seed):
+    output = tmp_path / "out"
+    words = study_words(tmp_path, output)
+    draw = random.Random(seed)
+    for _ in range(3):
+        both = [commands.start(*words, *SEEDS) for _ in range(2)]
+        time.sleep(4 * draw.random())
+        draw.choice(both).send(signal.SIGKILL)
+        assert {one.ended()[0] for one in both} <= {0, -signal.SIGKILL}
+    commands.run(*words, *SEEDS)
+    assert outcome(output) == of_one
     assert leftovers(output) == []

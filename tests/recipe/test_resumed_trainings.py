@@ -17,7 +17,7 @@ from lightning_merge.recipe.fitting import fit, fit_resumably
 EPOCHS = 4
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """In the place of a kill."""
 
 
@@ -29,7 +29,7 @@ class StopIn(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.epoch and batch_idx == 1:
-            raise Stopped
+            raise StoppedError
 
 
 class Noisy(Learner):
@@ -41,7 +41,7 @@ class Noisy(Learner):
         self.interval = interval
 
     def training_step(self, batch, batch_idx):
-        noise = random.random() + np.random.standard_normal()
+        noise = random.random() + np.random.standard_normal()  # noqa: NPY002
         return super().training_step([batch[0] + 0.1 * noise, batch[1]], batch_idx)
 
     def configure_optimizers(self):
@@ -69,7 +69,7 @@ def every_epoch(monkeypatch):
 def begin(interval):
     torch.manual_seed(0)
     random.seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     return Noisy(interval)
 
 
@@ -85,7 +85,7 @@ def test_a_stopped_training_ends_with_the_same_bits(every_epoch, tmp_path, inter
         module = begin(interval)
         trainer = quiet_trainer(max_epochs=EPOCHS)
         trainer.callbacks.append(StopIn(epoch))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit_resumably(module, data(), trainer, kept)
         assert kept.exists() == (epoch > 0)
     module = begin(interval)

@@ -95,7 +95,7 @@ def test_a_study_sweeps_its_store_and_its_merges(tmp_path):
     for place in ("", "runs", "runs/key", "merges", "merges/seed0"):
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / name).touch()
-    with StudyFolder(tmp_path, "study.json", ()).alone():
+    with StudyFolder(tmp_path, "study.json", ()).entered():
         assert not list(tmp_path.rglob("*.partial*"))
     (tmp_path / name).touch()
     claim_folder(tmp_path, (), overwrite=False)
@@ -106,10 +106,12 @@ def test_a_study_sweeps_its_store_and_its_merges(tmp_path):
 def test_a_damaged_note_of_the_study_is_named(text, tmp_path):
     (tmp_path / "study.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     folder = StudyFolder(tmp_path, "study.json", ())
+    config = {"data": 1, "trainer": {}, "recipes": []}
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        folder.claim({"data": 1, "trainer": {}}, (), overwrite=False)
-    folder.claim({"data": 1, "trainer": {}}, (), overwrite=True)
-    folder.claim({"data": 1, "trainer": {}}, (), overwrite=False)
+        folder.united(config)
+    folder.claim(folder.united(config, overwrite=True), (), overwrite=True)
+    assert folder.united(config) == config
+    folder.claim(config, (), overwrite=False)
 
 
 @pytest.mark.parametrize("schema", ['{"schema": Infinity}', '{"schema": []}', "[2]", "2"])

@@ -1,0 +1,175 @@
+"""What a study will cost, from a short probe of each kind of piece; nothing is kept."""
+
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_merge.recipe.build import Plain, build_data
+from lightning_merge.study.store import Store
+from lightning_merge.study.work import Session, Work, execute
+
+TRAINED = ("start", "ingredient", "pretraining", "task")
+"""The kinds of work that train a network."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a study.
+
+    Attributes:
+        counts: For each kind of work how many pieces there are, and how many of them are finished.
+        seconds: For each kind how long those that are left take, one after the other.
+        size: How many bytes the study will add to its folder.
+    """
+
+    counts: dict[str, tuple[int, int]]
+    seconds: dict[str, float]
+    size: int
+
+    @property
+    def total(self) -> float:
+        """How many seconds all that is left takes in one process."""
+        return sum(self.seconds.values())
+
+
+def estimate(works: Sequence[Work], store: Store) -> Estimate:
+    """Counts what is left, and probes one piece of each kind, name and number of ingredients.
+
+    A probe does a piece twice on a few batches of an epoch, in a temporary folder, on networks that
+    were hardly trained; what a further batch costs is the difference. Alignments are computed anew
+    in every probe, where a study shares them between recipes: it can be faster than this.
+
+    Args:
+        works: The study's pieces, in an order in which they can be done.
+        store: Has what is finished; nothing is written there.
+    """
+    done = {work.key for work in works if work.key in store}
+    kinds = list(dict.fromkeys(work.kind for work in works))
+    counts = {}
+    for kind in kinds:
+        of = [work for work in works if work.kind == kind]
+        counts[kind] = len(of), sum(work.key in done for work in of)
+    left = [work for work in works if work.key not in done]
+    seconds, size = dict.fromkeys(kinds, 0.0), 0
+    folder = Path(tempfile.mkdtemp(prefix="estimate-"))
+    try:
+        prober = _Prober(works, Store(folder))
+        for work in left:
+            took, wrote = prober.cost(work)
+            seconds[work.kind] += took
+            # A merge lies among the finished pieces, and where a user looks for it.
+            size += wrote * (2 if work.kind in ("merge", "task_merge") else 1)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Estimate(counts, seconds, size)
+
+
+class _Prober:
+    """Probes one piece of each sort, and knows then what the others of that sort cost."""
+
+    def __init__(self, works: Sequence[Work], store: Store) -> None:
+        self.works = {work.key: work for work in works}
+        self.store = store
+        self.batches: dict[str, int] = {}
+        self.known: dict[tuple[str, str, int], tuple[float, int]] = {}
+        self.warm: set[str] = set()
+
+    def cost(self, work: Work) -> tuple[float, int]:
+        """Seconds and bytes of a piece."""
+        sort = work.kind, work.name, len(work.needs)
+        if sort not in self.known:
+            for key in work.needs:
+                self._make(self.works[key])
+            self.known[sort] = self._probe(work)
+        return self.known[sort]
+
+    def _make(self, work: Work) -> None:
+        """Makes something for a piece that others need: a network that is hardly trained."""
+        if work.key not in self.store:
+            for key in work.needs:
+                self._make(self.works[key])
+            self._execute(work, self._share(work, 1))
+
+    def _probe(self, work: Work) -> tuple[float, int]:
+        few, more = self._share(work, 1), self._share(work, 4)
+        if work.kind not in self.warm:
+            # The first one also imports what its kind needs.
+            self._execute(work, few)
+            self.warm.add(work.kind)
+        first, second = self._execute(work, few), self._execute(work, more)
+        written = (self.store.folder / work.key).iterdir()
+        size = sum(path.stat().st_size for path in written)
+        if more <= few:
+            return second * _epochs(work, self._batches(work)), size
+        each = max(0.0, (second - first) / (more - few))
+        fixed = max(0.0, second - each * more)
+        return fixed + each * _epochs(work, self._batches(work)), size
+
+    def _execute(self, work: Work, share: float) -> float:
+        start = time.perf_counter()
+        execute(_shortened(work, share), self.store, Session(progress=False))
+        return time.perf_counter() - start
+
+    def _share(self, work: Work, batches: int) -> float:
+        """The share of an epoch that so many batches of the smallest data set are."""
+        if {"limit_train_batches", "limit_test_batches"} & _arguments(work).keys():
+            return 1.0
+        # A little more, so that the product is not rounded to fewer.
+        return min(1.0, (batches + 0.01) / self._batches(work))
+
+    def _batches(self, work: Work) -> int:
+        """How many batches the smaller one of the training and the test data has."""
+        configs = _data_of(work.settings)
+        key = repr(configs)
+        if key not in self.batches:
+            counts = [1]
+            for config in configs:
+                data = build_data(config)
+                data.prepare_data()
+                data.setup("fit")
+                data.setup("test")
+                counts += [len(data.train_dataloader()), len(data.test_dataloader())]
+            self.batches[key] = min(counts[1:], default=1)
+        return max(1, self.batches[key])
+
+
+def _data_of(settings: Plain) -> list[Plain]:
+    if "data" in settings:
+        return [settings["data"]]
+    return [task["data"] for task in settings.get("tasks", [])]
+
+
+def _shortened(work: Work, share: float) -> Work:
+    """The same piece over a share of one epoch."""
+    settings = copy.deepcopy(work.settings)
+    few: Plain = {}
+    if share < 1.0:
+        few = {"limit_train_batches": share, "limit_test_batches": share}
+    if work.kind in TRAINED:
+        few |= {"max_epochs": 1, "max_steps": -1}
+    for name in ("trainer", "training"):
+        if settings.get(name) is not None:
+            settings[name] |= few
+    return Work(work.key, work.kind, work.name, work.seed, settings, work.needs)
+
+
+def _epochs(work: Work, batches: int) -> float:
+    """How many epochs a training lasts; 1 for what is no training, whose probes have all theirs."""
+    if work.kind not in TRAINED:
+        return 1.0
+    arguments = _arguments(work)
+    steps, epochs = arguments.get("max_steps") or -1, arguments.get("max_epochs")
+    if steps > 0:
+        return steps / batches
+    # Lightning's own default.
+    return float(1000 if epochs is None else epochs)
+
+
+def _arguments(work: Work) -> Plain:
+    """The Trainer's arguments of a piece that are set."""
+    given = {**(work.settings.get("trainer") or {}), **(work.settings.get("training") or {})}
+    return {name: value for name, value in given.items() if value is not None}

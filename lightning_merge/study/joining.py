@@ -1,0 +1,91 @@
+"""Several folders of one study, put together into one."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.checkpoint import digest
+from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.recipe.build import Plain
+from lightning_merge.study.folder import StudyFolder, unite
+from lightning_merge.study.store import Store
+
+
+def study_of(folders: Sequence[Path], names: Sequence[str]) -> str:
+    """Which of several files says what the study in the folders is.
+
+    Raises:
+        ConfigError: If a folder has none, or they differ.
+    """
+    found = {}
+    for folder in folders:
+        found[folder] = next((name for name in names if (folder / name).is_file()), None)
+        if found[folder] is None:
+            listed = " or ".join(names)
+            raise ConfigError(f"{folder} holds no study: it has no {listed}; leave it out")
+    first = found[folders[0]]
+    for folder, name in found.items():
+        if name != first:
+            raise ConfigError(f"{folders[0]} has {first}, and {folder} has {name}: join like ones")
+    assert first is not None
+    return first
+
+
+def joined_config(folders: Sequence[StudyFolder]) -> Plain:
+    """The study that does what those of all folders do.
+
+    Raises:
+        OutputExistsError: If one differs in more than seeds, recipes, pool sizes and ingredients.
+    """
+    config = folders[0].stored()
+    for folder in folders[1:]:
+        both = unite(config, folder.stored(), folder.shown)
+        if both is None:
+            raise OutputExistsError(
+                f"{folder.folder} holds another study than {folders[0].folder}: join folders whose "
+                "model, data and training are the same"
+            )
+        config = both
+    return config
+
+
+def gather(sources: Sequence[Store], target: Store) -> int:
+    """Copies finished pieces, with how they were made, into one store.
+
+    What does not match its digest is left out, with a warning. Where two folders have a piece with
+    different results the first one's stays, and a warning names it.
+
+    Returns:
+        How many pieces were copied.
+    """
+    copied = 0
+    for source in sources:
+        source.check_schema()
+        for path in sorted(source.folder.glob("*/result.json")):
+            key = path.parent.name
+            damage = source.damage(key)
+            if damage:
+                warnings.warn(f"{path.parent}: {damage}; it is left out", stacklevel=2)
+            elif key not in target:
+                target.take(source, key)
+                copied += 1
+            elif _essence(source, key) != _essence(target, key):
+                warnings.warn(
+                    f"{path.parent} and {target.folder / key} are the same piece of work with "
+                    "different results: the latter is kept",
+                    stacklevel=2,
+                )
+    return copied
+
+
+def _essence(store: Store, key: str) -> Any:
+    """A piece's result without times, and the digest of its tensors."""
+    tensors = digest(store.state(key)) if store.weights(key).is_file() else None
+    return _timeless(store.result(key)), tensors
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(one) for name, one in value.items() if "seconds" not in name}
+    return [_timeless(one) for one in value] if isinstance(value, list) else value

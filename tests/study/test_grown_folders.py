@@ -1,0 +1,222 @@
+"""A study's folder: it grows, is put together from several, damaged pieces are done again."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from test_study_verbs import STUDY, TASKS, rows_of
+from tiny_contexts import Learner
+
+from lightning_merge import run_study, run_tasks
+from lightning_merge.cli import main
+from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.study.folder import unite
+from lightning_merge.study.store import Store
+from lightning_merge.study_verbs import Watcher, config_of_study, estimate_study, join
+
+ONE = {**STUDY, "seeds": [0]}
+
+
+def done_in(folder, study, **options):
+    """What a call does itself, and its results."""
+    done = []
+    watcher = Watcher(
+        on_done=lambda work, result, stored: stored or done.append((work.seed, work.name))
+    )
+    result = run_study(study, folder, progress=False, watcher=watcher, **options)
+    return done, result
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return folder, run_study(STUDY, folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def by_seed(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("seed") / f"out{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        run_study({**STUDY, "seeds": [seed]}, folder, progress=False)
+    return folders
+
+
+def test_a_folder_grows_by_seeds_recipes_sizes_and_ingredients(whole, tmp_path):
+    folder = tmp_path / "out"
+    run_study({**ONE, "recipes": STUDY["recipes"][:1]}, folder, progress=False)
+    # The other seed alone: the report is of both.
+    done, result = done_in(folder, {**STUDY, "seeds": [1], "recipes": STUDY["recipes"][:1]})
+    assert done == [(1, "Ingredient 1"), (1, "Ingredient 2"), (1, "Mean")]
+    # The other recipe alone, of one seed: it is run for all.
+    done, result = done_in(folder, {**ONE, "recipes": STUDY["recipes"][1:]})
+    assert done == [(0, "All"), (1, "All")]
+    assert rows_of(result) == rows_of(whole[1])
+    # A recipe under the same name with other settings: it alone is done again.
+    mean = {"name": "Mean", "aggregate": "Average", "recalibrate": "batchnorm"}
+    with pytest.raises(ConfigError, match="BatchNorm"):
+        done_in(folder, {**ONE, "recipes": [mean]})
+    weighted = {"class_path": "Average", "init_args": {"weights": [1.0, 0.0]}}
+    done, result = done_in(folder, {**STUDY, "recipes": [{"name": "Mean", "aggregate": weighted}]})
+    assert done == [(0, "Mean"), (1, "Mean")]
+    rows = {(row.method, row.seed): row.accuracy for row in result.rows}
+    for seed in (0, 1):
+        assert rows["Mean", seed] == rows["Ingredient 1", seed]
+        assert rows["All", seed] == next(
+            row.accuracy for row in whole[1].rows if (row.method, row.seed) == ("All", seed)
+        )
+    # A third ingredient, and with it another size.
+    done, result = done_in(
+        folder, {**ONE, "ingredients": [{}, {}, {}], "recipes": STUDY["recipes"]}
+    )
+    assert sorted({name for _, name in done}) == ["All", "Ingredient 3", "Mean"]
+    sizes = {(row.method, row.pool_size) for row in result.rows if row.method == "All"}
+    assert sizes == {("All", 2), ("All", 3)}
+
+
+def test_overwriting_takes_away_from_a_study(whole, tmp_path):
+    folder = tmp_path / "out"
+    run_study(ONE, folder, progress=False)
+    done, result = done_in(folder, {**ONE, "recipes": STUDY["recipes"][:1]}, overwrite=True)
+    assert done == []
+    assert rows_of(result) == rows_of(whole[1])[:3]
+
+
+@pytest.mark.parametrize("change", ["model", "data", "training", "statistics_examples"])
+def test_what_changes_all_pieces_makes_another_study(change):
+    before = config_of_study(STUDY)
+    now = {**before, change: "another"}
+    assert unite(before, now, ("title",)) is None
+    assert unite(before, {**before, "title": "x"}, ("title",)) == {**before, "title": "x"}
+    other = {**before, "ingredients": [{"a": 1}, {}]}
+    assert unite(before, other, ("title",)) is None
+
+
+def test_folders_are_put_together(whole, by_seed, tmp_path, capsys):
+    output = tmp_path / "joined"
+    main(["join", *map(str, by_seed), "--output", str(output)])
+    assert "8 pieces of work copied; all are finished" in capsys.readouterr().out
+    rows = json.loads((output / "results.json").read_text())["measurements"]
+    assert [{**row, "seconds": None} for row in rows] == rows_of(whole[1])
+    # Byte for byte, so that each piece still says how it was made.
+    for folder in by_seed:
+        for path in (folder / "runs").glob("*/*"):
+            assert (output / path.relative_to(folder)).read_bytes() == path.read_bytes()
+    done, result = done_in(output, STUDY)
+    assert done == []
+    assert rows_of(result) == rows_of(whole[1])
+
+
+def test_a_joined_study_with_something_left_goes_on(whole, by_seed, tmp_path):
+    output = tmp_path / "joined"
+    one = tmp_path / "one"
+    run_study({**ONE, "recipes": STUDY["recipes"][:1]}, one, progress=False)
+    joined = join([one, by_seed[1]], output)
+    assert (joined.copied, joined.left) == (7, 1)
+    assert not (output / "results.json").exists()
+    done, result = done_in(output, output / "study.json")
+    assert done == [(0, "All")]
+    table = {(row.method, row.seed): row.accuracy for row in result.rows}
+    assert table == {(row.method, row.seed): row.accuracy for row in whole[1].rows}
+
+
+def test_conflicts_and_damage_are_named(by_seed, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    for folder in (first, other):
+        run_study(ONE, folder, progress=False)
+    stored = json.loads((other / "results.json").read_text())["ingredients"]
+    key, broken = list(stored)
+    result = json.loads((other / f"runs/{key}/result.json").read_text())["result"]
+    result["row"]["accuracy"] = 0.125
+    store = Store(other / "runs")
+    store.put(key, result, {"state_dict": store.state(key)})
+    weights = other / f"runs/{broken}/weights.ckpt"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.warns(UserWarning) as warned:
+        joined = join([first, other], tmp_path / "joined")
+    named = [str(one.message) for one in warned if "runs" in str(one.message)]
+    assert len(named) == 2
+    assert any(key in line and "different results" in line for line in named)
+    assert any(broken in line and "was changed" in line for line in named)
+    assert joined.left == 0
+    kept = json.loads((tmp_path / f"joined/runs/{key}/result.json").read_text())
+    assert kept["result"]["row"]["accuracy"] != 0.125
+
+
+def test_folders_of_different_studies_are_not_put_together(by_seed, tmp_path):
+    other = tmp_path / "other"
+    run_study({**ONE, "training": {"max_epochs": 2}}, other, progress=False)
+    with pytest.raises(OutputExistsError, match="another study"):
+        join([by_seed[0], other], tmp_path / "out")
+    tasks = tmp_path / "tasks"
+    run_tasks(TASKS, tasks, progress=False)
+    with pytest.raises(ConfigError, match=r"tasks\.json"):
+        join([by_seed[0], tasks], tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds no study"):
+        join([by_seed[0], tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def seen(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_dry_run_counts_and_writes_nothing(by_seed, tmp_path):
+    before = seen(by_seed[0])
+    found = estimate_study(STUDY, by_seed[0])
+    assert found.counts == {"ingredient": (4, 2), "merge": (4, 2)}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    # What is finished of the seed weighs as much as what is left of the other.
+    runs = by_seed[0] / "runs"
+    weights = sum(path.stat().st_size for path in runs.glob("*/weights.ckpt"))
+    assert found.size == pytest.approx(weights, rel=0.5)
+    assert seen(by_seed[0]) == before
+    estimate_study(STUDY, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    nothing = estimate_study(ONE, by_seed[0])
+    assert (nothing.total, nothing.size) == (0, 0)
+
+
+clock = SimpleNamespace(now=0.0)
+
+
+class Timed(Learner):
+    """A network whose steps take a known time of a clock that only they move."""
+
+    def training_step(self, batch, batch_idx):
+        clock.now += 0.5
+        return super().training_step(batch, batch_idx)
+
+    def test_step(self, batch, batch_idx):
+        clock.now += 0.25
+        super().test_step(batch, batch_idx)
+
+
+def test_an_estimate_is_of_all_epochs_and_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightning_merge.study.estimate.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    timed = {**ONE, "model": {"class_path": f"{__name__}.Timed"}, "training": {"max_epochs": 40}}
+    found = estimate_study(timed, tmp_path / "out")
+    # Of 3 batches to train on, 40 times, and 3 to test on, which a probe cannot tell apart.
+    training, test = 3 * 0.5, 3 * 0.25
+    assert 2 * 40 * training <= found.seconds["ingredient"] <= 2 * 40 * (training + test) + 0.01
+    # A mean and an ensemble of two are tested, each network on all batches.
+    assert found.seconds["merge"] == pytest.approx(test + 2 * test, rel=0.5)
+
+
+def test_the_command_prints_a_dry_run(by_seed, tmp_path, capsys):
+    main(
+        [
+            "study",
+            "-c",
+            str(by_seed[0] / "study.json"),
+            "--output",
+            str(tmp_path / "out"),
+            "--dry_run",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "trainings: 2, 0 of them finished" in printed
+    assert "merges: 2, 0 of them finished" in printed
+    assert "disk: " in printed
+    assert not (tmp_path / "out").exists()
