@@ -17,6 +17,7 @@ KINDS = {
     "figures": "lightning_merge.plots.figure",
     "sweeps": "lightning_merge.measure.sweep",
     "work_kinds": "lightning_merge.study.work",
+    "executors": "lightning_merge.study.executor",
 }
 """The registries' names, and the modules that hold them under the same names."""
 

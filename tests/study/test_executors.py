@@ -51,7 +51,7 @@ def test_a_wrong_executor_is_named_in_a_line(name, options, message):
 
 
 def test_an_unknown_parameter_of_a_job_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="executor_options of submitit: .*colour"):
+    with pytest.raises(ConfigError, match=r"executor_options of submitit: .*colour"):
         run_study(
             STUDY,
             tmp_path / "out",

@@ -131,7 +131,7 @@ def test_conflicts_and_damage_are_named(by_seed, tmp_path):
     store.put(key, result, {"state_dict": store.state(key)})
     weights = other / f"runs/{broken}/weights.ckpt"
     weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="runs") as warned:
         joined = join([first, other], tmp_path / "joined")
     named = [str(one.message) for one in warned if "runs" in str(one.message)]
     assert len(named) == 2

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.modules import MergeModule, merge_in_pairs, successive_pairs
+from lightning_merge.modules import Granularity, MergeModule, merge_in_pairs, successive_pairs
 from lightning_merge.recipe.aggregate import Merged, aggregates
 from lightning_merge.recipe.aggregates.gradient_merges import NPMerge, fit_quietly
 from lightning_merge.recipe.choice import Choice
@@ -19,17 +23,29 @@ class NPMergePairs(NPMerge):
     The context's seed draws the pairs; one that is left over waits for the next round. Each
     pair's alphas are trained for `max_epochs`, so N ingredients cost N - 1 times that. The
     ingredients come in the order of the first one's units, as the recipe's `align` has put them,
-    and so do all results: pairs are not aligned anew, as the paper does (`merge_in_pairs` with a
-    `matching`, from Python, does so).
+    and so do all results. With a `matching` the second network of each pair is aligned to the
+    first, results included, as the paper does; the recipe's `align` is left out then.
 
     Args:
         granularity: As for `NPMerge`.
         max_epochs: How many epochs over the training data for each pair.
         alpha: The initial share of each pair's first network; 0.5 if not given.
         optimizer: Called with each pair's logits.
+        matching: How the networks of each pair are aligned; they stay as they are if not given.
     """
 
     label = "NPMergePairs"
+
+    def __init__(
+        self,
+        granularity: Granularity = "parameter",
+        max_epochs: int = 10,
+        alpha: float | None = None,
+        optimizer: OptimizerCallable = lambda logits: torch.optim.Adam(logits, lr=0.01),
+        matching: Matching | None = None,
+    ) -> None:
+        super().__init__(granularity, max_epochs, alpha, optimizer)
+        self.matching = matching
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the merged weights."""
@@ -44,6 +60,7 @@ class NPMergePairs(NPMerge):
             states,
             fit,
             seed=context.seed,
+            matching=self.matching,
             granularity=self.granularity,
             alpha=self.alpha,
             optimizer=self.optimizer,
