@@ -256,22 +256,23 @@ def _run(
 ) -> R:
     """Does what remains of a folder's study, saves its results there, and returns them."""
     watcher, executor = watcher or Watcher(), executor or InProcess()
-    prepare(config)
+    prepared = prepare(config)
     executor.check()
+    grown = False
     with folder.entered() as lock:
         store = folder.store
         store.check_schema()
         while True:
             with folder.turn():
-                config = folder.united(config, overwrite)
-                prepared = prepare(config)
+                both = folder.stored() if grown else folder.united(config, overwrite)
+                if both != config:
+                    config, prepared = both, prepare(both)
                 works = prepared.works
                 loggers = instantiate_trainer(config.get("trainer") or {}).pop("loggers")
                 done = sum(work.key in store for work in works)
                 if done < len(works):
                     prepared.check()
                 folder.claim(config, WRITTEN, overwrite, lock)
-                overwrite = False
             for logger in loggers:
                 log_config(logger, config)
             if watcher.on_plan is not None:
@@ -279,7 +280,8 @@ def _run(
             executor.run(works, store, watcher.on_done, progress)
             with folder.turn():
                 # Another command may have added to the study meanwhile.
-                if folder.stored() == config:
+                grown = not folder.has(config)
+                if not grown:
                     found = prepared.results(store, watcher.command)
                     found.loggers = loggers
                     found.save(folder.folder, overwrite=True)

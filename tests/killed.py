@@ -150,9 +150,11 @@ def outcome(output: Path):
 
 
 def leftovers(output: Path) -> list[Path]:
+    """What is there of stopped commands that no later one goes on with."""
     hidden = output.rglob(".*")
     left = [path for path in hidden if "partial" in path.name or path.name in (".lock", ".turn")]
-    return [*left, *output.glob("runs/*.claim"), *output.glob("runs/*/training.ckpt")]
+    finished = (path.with_name("training.ckpt") for path in output.glob("runs/*/result.json"))
+    return [*left, *output.glob("runs/*.claim"), *filter(Path.exists, finished)]
 
 
 def _timeless(value):

@@ -27,14 +27,16 @@ class EpochCheckpoint(Callback):
     Attributes:
         every: The least number of seconds from one writing to the next. An epoch that is shorter
             costs less to train again than to write.
+        share: The most that writing may take of the time.
         seconds: How long the training took before it was last killed.
     """
 
     every = 2.0
+    share = 0.05
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds = 0.0
+        self.seconds, self._pause = 0.0, self.every
         self._began = self._written = time.monotonic()
         self._generators: dict[str, Any] | None = None
 
@@ -77,11 +79,13 @@ class EpochCheckpoint(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file, if the last writing is long enough ago."""
         del pl_module
-        if time.monotonic() - self._written < self.every:
+        start = time.monotonic()
+        if start - self._written < self._pause:
             return
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         write_checkpoint(self.path, content)
         self._written = time.monotonic()
+        self._pause = max(self.every, (self._written - start) / self.share)
 
 
 def _generators() -> dict[str, Any]:

@@ -159,7 +159,8 @@ def _shortened(work: Work, share: float) -> Work:
 
 def _epochs(work: Work, batches: int) -> float:
     """How many epochs a training lasts; 1 for what is no training, whose probes have all theirs."""
-    if work.kind not in TRAINED:
+    trained = work.kind in TRAINED and work.settings.get("training", True) is not None
+    if not trained or "file" in work.settings:
         return 1.0
     arguments = _arguments(work)
     steps, epochs = arguments.get("max_steps") or -1, arguments.get("max_epochs")

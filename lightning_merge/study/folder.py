@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import claim_folder, read_json, sweep, write_json
+from lightning_merge.files import as_json, claim_folder, read_json, sweep, write_json
 from lightning_merge.folder_lock import FolderLock, lock_folder, turn_in_folder
 from lightning_merge.recipe.build import Plain
 from lightning_merge.study.claims import Claims
@@ -80,7 +80,7 @@ class StudyFolder:
             OutputExistsError: If the folder has a study that differs in more.
         """
         kept = self.folder / self.name
-        if overwrite or not kept.is_file():
+        if overwrite or not kept.is_file() or self.has(config):
             return config
         both = unite(self.stored(), config, self.shown)
         if both is None:
@@ -116,12 +116,16 @@ class StudyFolder:
                 if not overwrite:
                     raise
                 before = None
-            if before == config:
+            if before == as_json(config):
                 return
             if lock is not None and (before is None or unite(before, config, self.shown) != config):
                 lock.check_alone()
         claim_folder(self.folder, () if there else results, overwrite)
         write_json(kept, config)
+
+    def has(self, config: Plain) -> bool:
+        """Whether the folder's study is this one, no more and no less."""
+        return self.stored() == as_json(config)
 
     def stored(self) -> Plain:
         """The options of the folder's study.

@@ -64,6 +64,7 @@ class Workers(Points):
 @pytest.fixture
 def every_epoch(monkeypatch):
     monkeypatch.setattr(EpochCheckpoint, "every", 0.0)
+    monkeypatch.setattr(EpochCheckpoint, "share", float("inf"))
 
 
 def begin(interval):
