@@ -1,5 +1,6 @@
 """NP Merge of more than two by random pairs, as a recipe."""
 
+import pytest
 import torch
 from strangers import quiet_trainer
 from tiny_contexts import Learner, Points, trained
@@ -27,9 +28,10 @@ def context_of(count, seed=0):
     )
 
 
-def test_each_pair_is_an_np_merge_of_the_two_that_the_choice_names():
+@pytest.mark.parametrize("matching", [None, WeightMatching()], ids=["as they are", "aligned"])
+def test_each_pair_is_an_np_merge_of_the_two_that_the_choice_names(matching):
     context = context_of(4, seed=3)
-    aggregate = NPMergePairs("channel", max_epochs=1, optimizer=sgd)
+    aggregate = NPMergePairs("channel", max_epochs=1, optimizer=sgd, matching=matching)
     torch.manual_seed(7)
     made = aggregate(context.states, context)
     (choice,) = made.choices
@@ -38,7 +40,11 @@ def test_each_pair_is_an_np_merge_of_the_two_that_the_choice_names():
     for first, second in choice.details["pairs"]:
         # By hand: the plain class on the two that are named, one after the other.
         module = MergeModule(
-            context.build(known[first]), [known[first], known[second]], "channel", optimizer=sgd
+            context.build(known[first]),
+            [known[first], known[second]],
+            "channel",
+            optimizer=sgd,
+            matching=matching,
         )
         quiet_trainer(max_epochs=1, limit_val_batches=0).fit(module, datamodule=context.data)
         module.eval()

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from test_study_verbs import STUDY, rows_of
@@ -82,6 +84,20 @@ def test_a_worker_does_one_piece_and_says_what_a_user_can_mend(tmp_path):
     assert "Nothing" in message
     with pytest.raises(MergeError, match=r"seed 0, a: .*Nothing"):
         report_done(broken, message, store, None)
+
+
+def test_the_executor_of_the_page_gives_the_same(whole, tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "scaling-out.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    before = dict(executors._entries)
+    try:
+        exec(compile(block, str(page), "exec"), {"__name__": "page_of_scaling_out"})
+        executor = executor_of("backwards")
+    finally:
+        executors._entries.clear()
+        executors._entries.update(before)
+    result = run_study(ONE, tmp_path / "out", progress=False, executor=executor)
+    assert rows_of(result) == rows_of(whole)
 
 
 class Killer(threading.Thread):
