@@ -16,6 +16,10 @@ TRAINED = ("start", "ingredient", "pretraining", "task")
 """The kinds of work that train a network."""
 
 
+# The numbers of batches of a piece's two probes.
+_FEW, _MORE = 1, 4
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is left of a study.
@@ -92,10 +96,11 @@ class _Prober:
         if work.key not in self.store:
             for key in work.needs:
                 self._make(self.works[key])
-            self._execute(work, self._share(work, 1))
+            self._execute(work, 1)
 
     def _probe(self, work: Work) -> tuple[float, int]:
-        few, more = self._share(work, 1), self._share(work, 4)
+        whole = self._batches(work)
+        few, more = min(_FEW, whole), min(_MORE, whole)
         if work.kind not in self.warm:
             # The first one also imports what its kind needs.
             self._execute(work, few)
@@ -103,26 +108,27 @@ class _Prober:
         first, second = self._execute(work, few), self._execute(work, more)
         written = (self.store.folder / work.key).iterdir()
         size = sum(path.stat().st_size for path in written)
-        if more <= few:
-            return second * _epochs(work, self._batches(work)), size
+        epochs = _epochs(work, whole)
+        if more == few:
+            return second * epochs, size
         each = max(0.0, (second - first) / (more - few))
-        fixed = max(0.0, second - each * more)
-        return fixed + each * _epochs(work, self._batches(work)), size
+        return max(0.0, second - each * more) + each * whole * epochs, size
 
-    def _execute(self, work: Work, share: float) -> float:
+    def _execute(self, work: Work, batches: int) -> float:
+        """How long a piece takes on so many batches of an epoch."""
+        # A little more, so that a share of the batches is not rounded to fewer.
+        share = min(1.0, (batches + 0.01) / self._batches(work))
         start = time.perf_counter()
         execute(_shortened(work, share), self.store, Session(progress=False))
         return time.perf_counter() - start
 
-    def _share(self, work: Work, batches: int) -> float:
-        """The share of an epoch that so many batches of the smallest data set are."""
-        if {"limit_train_batches", "limit_test_batches"} & _arguments(work).keys():
-            return 1.0
-        # A little more, so that the product is not rounded to fewer.
-        return min(1.0, (batches + 0.01) / self._batches(work))
-
     def _batches(self, work: Work) -> int:
-        """How many batches the smaller one of the training and the test data has."""
+        """How many batches the smaller one of the training and the test data has.
+
+        It is 1 where the Trainer has a limit of its own: then a probe is a whole epoch.
+        """
+        if {"limit_train_batches", "limit_test_batches"} & _arguments(work).keys():
+            return 1
         configs = _data_of(work.settings)
         key = repr(configs)
         if key not in self.batches:

@@ -1,6 +1,7 @@
 """Where the pieces of a study are done: in this process, or by workers of a library."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work
 
 
-class Executor:
+class Executor(ABC):
     """Does the pieces of a study that are not finished.
 
     One is registered under the name that `--executor` takes; its arguments are
@@ -39,6 +40,7 @@ class Executor:
                 "another --executor"
             )
 
+    @abstractmethod
     def run(
         self, works: Sequence[Work], store: Store, on_done: OnDone | None, progress: bool
     ) -> None:
@@ -53,7 +55,6 @@ class Executor:
         Raises:
             MergeError: As the pieces do.
         """
-        raise NotImplementedError
 
 
 executors: Registry[type[Executor]] = Registry("executors", "lightning_merge.study.executors")

@@ -165,10 +165,9 @@ def test_a_dry_run_counts_and_writes_nothing(by_seed, tmp_path):
     found = estimate_study(STUDY, by_seed[0])
     assert found.counts == {"ingredient": (4, 2), "merge": (4, 2)}
     assert all(seconds > 0 for seconds in found.seconds.values())
-    # What is finished of the seed weighs as much as what is left of the other.
-    runs = by_seed[0] / "runs"
-    weights = sum(path.stat().st_size for path in runs.glob("*/weights.ckpt"))
-    assert found.size == pytest.approx(weights, rel=0.5)
+    # The other seed will weigh what this one does.
+    stored = [*by_seed[0].glob("runs/*/*"), *by_seed[0].glob("merges/*/*")]
+    assert found.size == pytest.approx(sum(path.stat().st_size for path in stored), rel=0.4)
     assert seen(by_seed[0]) == before
     estimate_study(STUDY, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -197,11 +196,10 @@ def test_an_estimate_is_of_all_epochs_and_batches(tmp_path, monkeypatch):
     )
     timed = {**ONE, "model": {"class_path": f"{__name__}.Timed"}, "training": {"max_epochs": 40}}
     found = estimate_study(timed, tmp_path / "out")
-    # Of 3 batches to train on, 40 times, and 3 to test on, which a probe cannot tell apart.
+    # 3 batches to train on, 40 times, and 3 to test on, which a probe counts in every epoch.
     training, test = 3 * 0.5, 3 * 0.25
-    assert 2 * 40 * training <= found.seconds["ingredient"] <= 2 * 40 * (training + test) + 0.01
-    # A mean and an ensemble of two are tested, each network on all batches.
-    assert found.seconds["merge"] == pytest.approx(test + 2 * test, rel=0.5)
+    assert found.seconds["ingredient"] == pytest.approx(2 * 40 * (training + test))
+    assert found.seconds["merge"] >= test - 1e-9
 
 
 def test_the_command_prints_a_dry_run(by_seed, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Ray: the pieces of a study as its tasks, on a cluster or on the GPUs of one machine."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning_merge.study.executor import (
     Executor,
@@ -85,5 +86,5 @@ class RayTasks(Executor):
                 ray.shutdown()
 
 
-def _piece(work: Work, folder: object, *needed: str) -> str:
-    return next(filter(None, needed), "") or work_alone(work, folder)  # type: ignore[arg-type]
+def _piece(work: Work, folder: Path, *needed: str) -> str:
+    return next(filter(None, needed), "") or work_alone(work, folder)
