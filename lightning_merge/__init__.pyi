@@ -2,13 +2,25 @@ from .aggregate import (
     average as average,
 )
 from .aggregate import (
+    cart as cart,
+)
+from .aggregate import (
     greedy_soup as greedy_soup,
 )
 from .aggregate import (
     interpolate as interpolate,
 )
 from .aggregate import (
+    iso_c as iso_c,
+)
+from .aggregate import (
+    iso_cts as iso_cts,
+)
+from .aggregate import (
     select_dpp as select_dpp,
+)
+from .aggregate import (
+    svc as svc,
 )
 from .aggregate import (
     task_arithmetic as task_arithmetic,
@@ -18,6 +30,9 @@ from .aggregate import (
 )
 from .aggregate import (
     ties as ties,
+)
+from .aggregate import (
+    tsv_merge as tsv_merge,
 )
 from .align import (
     ActivationMatching as ActivationMatching,
@@ -110,7 +125,13 @@ from .recalibrate import reset_batchnorm as reset_batchnorm
 from .recipe.aggregate import Aggregate as Aggregate
 from .recipe.aggregate import Merged as Merged
 from .recipe.aggregates import (
+    CART as CART,
+)
+from .recipe.aggregates import (
     DARE as DARE,
+)
+from .recipe.aggregates import (
+    SVC as SVC,
 )
 from .recipe.aggregates import (
     TIES as TIES,
@@ -137,6 +158,12 @@ from .recipe.aggregates import (
     GreedyLogitsEnsemble as GreedyLogitsEnsemble,
 )
 from .recipe.aggregates import (
+    IsoC as IsoC,
+)
+from .recipe.aggregates import (
+    IsoCTS as IsoCTS,
+)
+from .recipe.aggregates import (
     LearnedSoup as LearnedSoup,
 )
 from .recipe.aggregates import (
@@ -156,6 +183,9 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     TaskArithmetic as TaskArithmetic,
+)
+from .recipe.aggregates import (
+    TSVMerge as TSVMerge,
 )
 from .recipe.context import Context as Context
 from .recipe.recalibration import Recalibration as Recalibration

@@ -13,12 +13,15 @@ from lightning_merge.recipe.aggregates.output_ensembles import (
 )
 from lightning_merge.recipe.aggregates.pairwise_merges import NPMergePairs
 from lightning_merge.recipe.aggregates.soup_on_held_out import LearnedSoup
+from lightning_merge.recipe.aggregates.spectral_merges import CART, SVC, IsoC, IsoCTS, TSVMerge
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
 
 __all__ = [
+    "CART",
     "DARE",
+    "SVC",
     "TIES",
     "AdaMerging",
     "Aggregate",
@@ -29,11 +32,14 @@ __all__ = [
     "GreedyFeaturesEnsemble",
     "GreedyLogitsEnsemble",
     "GreedySoup",
+    "IsoC",
+    "IsoCTS",
     "LearnedSoup",
     "LogitsEnsemble",
     "ModelStock",
     "NPMerge",
     "NPMergePairs",
     "RegMean",
+    "TSVMerge",
     "TaskArithmetic",
 ]
