@@ -42,7 +42,9 @@ def run(full: bool = False) -> list[Ratio]:
             beyond = status("VmHWM") - before - (status("RssFile") - mapped)
             errors: list[float] = []
 
-            def decompose(theirs: Callable[..., Tensor] = theirs) -> None:
+            def decompose(
+                theirs: Callable[..., Tensor] = theirs, errors: list[float] = errors
+            ) -> None:
                 for key, value in pretrained.items():
                     steps = [vector[key] for vector in vectors]
                     if value.dim() > 1:

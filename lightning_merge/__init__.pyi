@@ -5,6 +5,9 @@ from .aggregate import (
     cart as cart,
 )
 from .aggregate import (
+    consensus as consensus,
+)
+from .aggregate import (
     greedy_soup as greedy_soup,
 )
 from .aggregate import (
@@ -17,10 +20,19 @@ from .aggregate import (
     iso_cts as iso_cts,
 )
 from .aggregate import (
+    karcher_mean as karcher_mean,
+)
+from .aggregate import (
     select_dpp as select_dpp,
 )
 from .aggregate import (
+    slerp as slerp,
+)
+from .aggregate import (
     svc as svc,
+)
+from .aggregate import (
+    tall_masks as tall_masks,
 )
 from .aggregate import (
     task_arithmetic as task_arithmetic,
@@ -131,6 +143,12 @@ from .recipe.aggregates import (
     DARE as DARE,
 )
 from .recipe.aggregates import (
+    DELLA as DELLA,
+)
+from .recipe.aggregates import (
+    SCE as SCE,
+)
+from .recipe.aggregates import (
     SVC as SVC,
 )
 from .recipe.aggregates import (
@@ -141,6 +159,12 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     Average as Average,
+)
+from .recipe.aggregates import (
+    Breadcrumbs as Breadcrumbs,
+)
+from .recipe.aggregates import (
+    Consensus as Consensus,
 )
 from .recipe.aggregates import (
     FeaturesEnsemble as FeaturesEnsemble,
@@ -164,6 +188,9 @@ from .recipe.aggregates import (
     IsoCTS as IsoCTS,
 )
 from .recipe.aggregates import (
+    KarcherMean as KarcherMean,
+)
+from .recipe.aggregates import (
     LearnedSoup as LearnedSoup,
 )
 from .recipe.aggregates import (
@@ -180,6 +207,9 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     RegMean as RegMean,
+)
+from .recipe.aggregates import (
+    Slerp as Slerp,
 )
 from .recipe.aggregates import (
     TaskArithmetic as TaskArithmetic,

@@ -48,6 +48,9 @@ from .kernel import (
 from .kernel import (
     relative_gain_quality as relative_gain_quality,
 )
+from .localised import consensus as consensus
+from .localised import consensus_vector as consensus_vector
+from .localised import tall_masks as tall_masks
 from .magnitude_masks import breadcrumbs as breadcrumbs
 from .magnitude_masks import della as della
 from .on_disk import (

@@ -68,9 +68,9 @@ def della(
 
     Deep et al. 2024, "DELLA-Merging" (arXiv 2406.11617), MAGPRUNE. Within each row (all weights of
     one output; a tensor of one axis is one row) of n entries, that of rank r by magnitude, 0 for
-    the largest, is set to 0 with probability `p = drop - window / 2 + window * r / n`, and else divided
-    by `1 - p`, so that every entry keeps its expected value. Running statistics, and complex
-    tensors, are left as they are.
+    the largest, is set to 0 with probability `p = drop - window / 2 + window * r / n`, and else
+    divided by `1 - p`, so that every entry keeps its expected value. Running statistics, and
+    complex tensors, are left as they are.
 
     Args:
         vectors: K task vectors with the same names, or paths of their files.

@@ -192,7 +192,7 @@ def test_what_is_no_share_is_refused():
         lambda: della(vectors, 0.99, 0.1),
         lambda: sce_vector(vectors, 0),
     ):
-        with pytest.raises(ConfigError, match="choose|give"):
+        with pytest.raises(ConfigError, match=r"choose|give"):
             wrong()
     with pytest.raises(ArchitectureMismatchError, match="'w'"):
         slerp(state(1, 2), state(1, 2, 3), 0.5)
