@@ -2,7 +2,7 @@
 
 Held against the same merges with full decompositions of every layer (`torch.linalg.svd`), in one
 run. The weights are made: a low-rank step and noise. `--full` has all twelve blocks (86 M
-parameters), without it there are two. Memory is the peak that the kernel counts (Linux only) beyond
+parameters), without it there is one. Memory is the peak that the kernel counts (Linux only) beyond
 the pages of the input files.
 """
 
@@ -19,11 +19,11 @@ from benchmarks.ratio import Ratio, seconds
 _TASKS, _RANK = 8, 16
 
 
-def run(full: bool = False) -> list[Ratio]:
-    """Times, accuracies and memory; `full` for the whole network."""
+def run(full: bool = False, blocks: int = 1) -> list[Ratio]:
+    """Times, accuracies and memory; `full` for the whole network, else so many blocks."""
     from lightning_merge.aggregate import LazyTaskVector, StateOnDisk, iso_c, tsv_merge
 
-    blocks = 12 if full else 2
+    blocks = 12 if full else blocks
     with tempfile.TemporaryDirectory() as folder:
         _write_networks(Path(folder), blocks)
         pretrained, *tuned = (StateOnDisk(_file(Path(folder), k)) for k in range(_TASKS + 1))

@@ -23,6 +23,9 @@ from .aggregate import (
     karcher_mean as karcher_mean,
 )
 from .aggregate import (
+    load_task as load_task,
+)
+from .aggregate import (
     select_dpp as select_dpp,
 )
 from .aggregate import (
@@ -74,7 +77,16 @@ from .callbacks import (
     GreedySoup as GreedySoup,
 )
 from .callbacks import (
+    InModelMerging as InModelMerging,
+)
+from .callbacks import (
     LastEpochsSoup as LastEpochsSoup,
+)
+from .callbacks import (
+    Population as Population,
+)
+from .callbacks import (
+    PopulationAverage as PopulationAverage,
 )
 from .data import (
     CelebADataModule as CelebADataModule,

@@ -53,6 +53,8 @@ from .localised import consensus_vector as consensus_vector
 from .localised import tall_masks as tall_masks
 from .magnitude_masks import breadcrumbs as breadcrumbs
 from .magnitude_masks import della as della
+from .masked_tasks import load_task as load_task
+from .masked_tasks import write_masked as write_masked
 from .on_disk import (
     SafetensorsState as SafetensorsState,
 )
