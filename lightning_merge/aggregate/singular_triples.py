@@ -60,8 +60,9 @@ def leading_triples(matrix: Tensor, count: int) -> Triples:
     image = (working @ basis.to(working)).to(torch.float64)
     squares, turn = torch.linalg.eigh(image.mT @ image)
     squares, turn = squares.flip(0), turn.flip(1)
-    values = squares.clamp(min=0).sqrt()
-    inverse = torch.where(squares > _NO_DIRECTION * squares[0], 1 / values, 0)
+    known = squares > _NO_DIRECTION * squares[0]
+    values = torch.where(known, squares.clamp(min=0).sqrt(), 0)
+    inverse = torch.where(known, 1 / values, 0)
     return Triples(image @ (turn * inverse), values * length, basis @ turn)
 
 
