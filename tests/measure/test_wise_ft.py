@@ -12,18 +12,22 @@ from lightning_merge.measure.sweep import sweep_of
 from lightning_merge.plots.figure import Stored, figures
 
 
+def linear():
+    return ImageClassifier("linear_classifier", 10, 1, model_kwargs={"img_size": 8})
+
+
 def states(count):
     made = []
     for seed in range(count):
         torch.manual_seed(seed)
-        made.append(ImageClassifier("linear", 10, in_chans=1, img_size=8).state_dict())
+        made.append(linear().state_dict())
     return made
 
 
 def test_curves_are_those_of_networks_interpolated_by_hand(tmp_path):
     data = DigitsDataModule()
     start, *ends = states(3)
-    module = ImageClassifier("linear", 10, in_chans=1, img_size=8)
+    module = linear()
     names = ["a", "b"]
     context = Context(module, ends, names, data, quiet_trainer, progress=False, pretrained=start)
     sweep = sweep_of("wise_ft")
