@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.ratio import Ratio
 from lightning_merge.provenance import provenance
 
-_ALL = ("np_cost", "alignment", "ensembles", "ties", "averaging")
+_ALL = ("np_cost", "alignment", "ensembles", "ties", "spectral", "averaging")
 _COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")
 
 
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help=f"modules of this folder; {', '.join(_ALL)}")
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     parser.add_argument("--peer-python", help="a Python that has timm and rebasin, for alignment")
+    parser.add_argument("--full", action="store_true", help="networks of full size, for spectral")
     given = parser.parse_args(arguments)
     names = given.names or list(_ALL)
     made_by = provenance([])
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     table = Table(*_COLUMNS)
     lines = []
     for name in names:
-        options = {"peer_python": given.peer_python} if name == "alignment" else {}
+        own = {"alignment": {"peer_python": given.peer_python}, "spectral": {"full": given.full}}
+        options = own.get(name, {})
         for result in import_module(f"benchmarks.{name}").run(**options):
             cells = _cells(result)
             table.add_row(*cells)
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.write:
         words = ["python", "-m", "benchmarks", *names, "--write", str(given.write)]
         words += ["--peer-python", "PYTHON"] if given.peer_python else []
+        words += ["--full"] if given.full else []
         about = [cleandoc(import_module(f"benchmarks.{name}").__doc__ or "") for name in names]
         header = [
             "| " + " | ".join(_COLUMNS) + " |",

@@ -2,13 +2,40 @@ from .aggregate import (
     average as average,
 )
 from .aggregate import (
+    cart as cart,
+)
+from .aggregate import (
+    consensus as consensus,
+)
+from .aggregate import (
     greedy_soup as greedy_soup,
 )
 from .aggregate import (
     interpolate as interpolate,
 )
 from .aggregate import (
+    iso_c as iso_c,
+)
+from .aggregate import (
+    iso_cts as iso_cts,
+)
+from .aggregate import (
+    karcher_mean as karcher_mean,
+)
+from .aggregate import (
+    load_task as load_task,
+)
+from .aggregate import (
     select_dpp as select_dpp,
+)
+from .aggregate import (
+    slerp as slerp,
+)
+from .aggregate import (
+    svc as svc,
+)
+from .aggregate import (
+    tall_masks as tall_masks,
 )
 from .aggregate import (
     task_arithmetic as task_arithmetic,
@@ -18,6 +45,9 @@ from .aggregate import (
 )
 from .aggregate import (
     ties as ties,
+)
+from .aggregate import (
+    tsv_merge as tsv_merge,
 )
 from .align import (
     ActivationMatching as ActivationMatching,
@@ -47,7 +77,16 @@ from .callbacks import (
     GreedySoup as GreedySoup,
 )
 from .callbacks import (
+    InModelMerging as InModelMerging,
+)
+from .callbacks import (
     LastEpochsSoup as LastEpochsSoup,
+)
+from .callbacks import (
+    Population as Population,
+)
+from .callbacks import (
+    PopulationAverage as PopulationAverage,
 )
 from .data import (
     CelebADataModule as CelebADataModule,
@@ -110,7 +149,19 @@ from .recalibrate import reset_batchnorm as reset_batchnorm
 from .recipe.aggregate import Aggregate as Aggregate
 from .recipe.aggregate import Merged as Merged
 from .recipe.aggregates import (
+    CART as CART,
+)
+from .recipe.aggregates import (
     DARE as DARE,
+)
+from .recipe.aggregates import (
+    DELLA as DELLA,
+)
+from .recipe.aggregates import (
+    SCE as SCE,
+)
+from .recipe.aggregates import (
+    SVC as SVC,
 )
 from .recipe.aggregates import (
     TIES as TIES,
@@ -120,6 +171,12 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     Average as Average,
+)
+from .recipe.aggregates import (
+    Breadcrumbs as Breadcrumbs,
+)
+from .recipe.aggregates import (
+    Consensus as Consensus,
 )
 from .recipe.aggregates import (
     FeaturesEnsemble as FeaturesEnsemble,
@@ -135,6 +192,15 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     GreedyLogitsEnsemble as GreedyLogitsEnsemble,
+)
+from .recipe.aggregates import (
+    IsoC as IsoC,
+)
+from .recipe.aggregates import (
+    IsoCTS as IsoCTS,
+)
+from .recipe.aggregates import (
+    KarcherMean as KarcherMean,
 )
 from .recipe.aggregates import (
     LearnedSoup as LearnedSoup,
@@ -155,7 +221,13 @@ from .recipe.aggregates import (
     RegMean as RegMean,
 )
 from .recipe.aggregates import (
+    Slerp as Slerp,
+)
+from .recipe.aggregates import (
     TaskArithmetic as TaskArithmetic,
+)
+from .recipe.aggregates import (
+    TSVMerge as TSVMerge,
 )
 from .recipe.context import Context as Context
 from .recipe.recalibration import Recalibration as Recalibration

@@ -4,6 +4,9 @@ from .averaging import (
 from .averaging import (
     interpolate as interpolate,
 )
+from .calibrated_spectrum import svc as svc
+from .cart_merging import cart as cart
+from .cart_merging import cart_vector as cart_vector
 from .dpp import (
     exact_map as exact_map,
 )
@@ -32,6 +35,10 @@ from .greedy_search import (
 from .greedy_search import (
     greedy_soup_by_counts as greedy_soup_by_counts,
 )
+from .isotropic import iso_c as iso_c
+from .isotropic import iso_c_vector as iso_c_vector
+from .isotropic import iso_cts as iso_cts
+from .isotropic import iso_cts_vector as iso_cts_vector
 from .kernel import (
     cosine_similarity_matrix as cosine_similarity_matrix,
 )
@@ -41,6 +48,13 @@ from .kernel import (
 from .kernel import (
     relative_gain_quality as relative_gain_quality,
 )
+from .localised import consensus as consensus
+from .localised import consensus_vector as consensus_vector
+from .localised import tall_masks as tall_masks
+from .magnitude_masks import breadcrumbs as breadcrumbs
+from .magnitude_masks import della as della
+from .masked_tasks import load_task as load_task
+from .masked_tasks import write_masked as write_masked
 from .on_disk import (
     SafetensorsState as SafetensorsState,
 )
@@ -53,7 +67,12 @@ from .regression_mean import (
 from .regression_mean import (
     regmean as regmean,
 )
+from .select_calculate_erase import sce_vector as sce_vector
+from .spherical import karcher_mean as karcher_mean
+from .spherical import slerp as slerp
 from .stock import model_stock as model_stock
+from .task_singular_vectors import tsv_merge as tsv_merge
+from .task_singular_vectors import tsv_vector as tsv_vector
 from .ties_merging import (
     ties as ties,
 )

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_merge.aggregate.kernel import Numbers, as_numbers
 from lightning_merge.analysis.similarity import similarities
 from lightning_merge.batches import inputs_of
 from lightning_merge.errors import ConfigError, DataError
@@ -90,29 +91,32 @@ def class_averages(batches: Transferred, classes: int, progress: bool = True) ->
     return (total / counts.view(-1, 1, 1, 1)).float()
 
 
-def match(templates: Tensor, averages: Tensor) -> Tensor:
+def match(templates: Numbers, averages: Numbers) -> Tensor:
     """How alike each class's template is to each class's average image.
 
     What all classes have in common is subtracted from both: a template distinguishes its class from
     the others, so it is compared with what its class's images have beyond the rest.
 
     Args:
-        templates: `(classes, C, H, W)`.
+        templates: `(classes, C, H, W)`, a tensor, an array or lists.
         averages: Likewise.
 
     Returns:
         The cosines `(classes, classes)`, a row for each template.
     """
-    return similarities(templates - templates.mean(0), averages - averages.mean(0))
+    both = as_numbers(templates), as_numbers(averages)
+    return similarities(*(values - values.mean(0) for values in both))
 
 
-def pairs(templates: Tensor) -> Tensor:
+def pairs(templates: Numbers) -> Tensor:
     """The mean of each template of the first half and its counterpart in the second half.
 
     Of `(classes, C, H, W)` come `(classes // 2, C, H, W)`; an odd number's last one is left out.
     """
-    half = len(templates) // 2
-    return (templates[:half] + templates[half : 2 * half]) / 2
+    # Lists have no arithmetic.
+    values = templates if isinstance(templates, Tensor) else as_numbers(templates)
+    half = len(values) // 2
+    return (values[:half] + values[half : 2 * half]) / 2
 
 
 def first_kernels(state: Mapping[str, Tensor], name: str) -> tuple[str, Tensor]:

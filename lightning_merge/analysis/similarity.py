@@ -3,20 +3,23 @@
 import torch
 from torch import Tensor
 
+from lightning_merge.aggregate.kernel import Numbers, as_numbers
 
-def similarities(one: Tensor, other: Tensor) -> Tensor:
+
+def similarities(one: Numbers, other: Numbers) -> Tensor:
     """The cosines of the angles between the rows of two tensors; 0 where one of them is zero.
 
     Rethinking Weight-Averaged Model-merging (Wang et al.), Eq. 1.
 
     Args:
-        one: `(N, ...)`.
-        other: `(M, ...)`.
+        one: `(N, ...)`, a tensor, an array or lists.
+        other: `(M, ...)`, likewise.
 
     Returns:
         The cosines `(N, M)`.
     """
     units = [
-        torch.nn.functional.normalize(tensor.flatten(1).double(), dim=1) for tensor in (one, other)
+        torch.nn.functional.normalize(as_numbers(numbers).flatten(1), dim=1)
+        for numbers in (one, other)
     ]
     return (units[0] @ units[1].T).float()

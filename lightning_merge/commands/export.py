@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lightning_merge.commands.export_masks import export_masks
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json
@@ -30,7 +31,21 @@ def export(words: list[str]) -> None:
         help="what `merge` wrote, for the card; result.json beside the checkpoint if not given",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over an export")
+    parser.add_argument(
+        "--masks",
+        nargs="+",
+        metavar="NAME=CHECKPOINT",
+        help="networks fine-tuned from the checkpoint: written as one sum and a bit mask each, "
+        "which lightning_merge.load_task(FOLDER, NAME) reads",
+    )
+    parser.add_argument("--threshold", type=float, default=0.4, help="of the masks")
     chosen = parser.parse_args(words)
+    if chosen.masks:
+        folder = export_masks(
+            chosen.checkpoint, chosen.masks, chosen.output, chosen.threshold, chosen.overwrite
+        )
+        print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
+        return
     beside = chosen.checkpoint.parent / "result.json"
     path = chosen.result or (beside if beside.is_file() else None)
     try:

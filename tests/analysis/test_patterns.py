@@ -135,3 +135,11 @@ def test_a_trained_classifiers_templates_are_like_its_classes(tmp_path, capsys):
     templates = torch.tensor(fitted.coef_).float().reshape(10, 1, 8, 8)
     found = match(templates, class_averages(loader, 10, progress=False))
     assert bool((found.argmax(1) == torch.arange(10)).all())
+
+
+def test_arrays_and_lists_are_as_good_as_tensors():
+    one, other = torch.randn(4, 1, 3, 3), torch.randn(4, 1, 3, 3)
+    for made in (torch.Tensor.numpy, torch.Tensor.tolist):
+        assert torch.equal(similarities(made(one), made(other)), similarities(one, other))
+        assert torch.equal(match(made(one), made(other)), match(one, other))
+        torch.testing.assert_close(pairs(made(one)).float(), pairs(one))

@@ -13,27 +13,41 @@ from lightning_merge.recipe.aggregates.output_ensembles import (
 )
 from lightning_merge.recipe.aggregates.pairwise_merges import NPMergePairs
 from lightning_merge.recipe.aggregates.soup_on_held_out import LearnedSoup
+from lightning_merge.recipe.aggregates.sparse_vectors import DELLA, SCE, Breadcrumbs, Consensus
+from lightning_merge.recipe.aggregates.spectral_merges import CART, SVC, IsoC, IsoCTS, TSVMerge
+from lightning_merge.recipe.aggregates.spherical_means import KarcherMean, Slerp
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
 
 __all__ = [
+    "CART",
     "DARE",
+    "DELLA",
+    "SCE",
+    "SVC",
     "TIES",
     "AdaMerging",
     "Aggregate",
     "Average",
+    "Breadcrumbs",
+    "Consensus",
     "FeaturesEnsemble",
     "FineTune",
     "Fisher",
     "GreedyFeaturesEnsemble",
     "GreedyLogitsEnsemble",
     "GreedySoup",
+    "IsoC",
+    "IsoCTS",
+    "KarcherMean",
     "LearnedSoup",
     "LogitsEnsemble",
     "ModelStock",
     "NPMerge",
     "NPMergePairs",
     "RegMean",
+    "Slerp",
+    "TSVMerge",
     "TaskArithmetic",
 ]

@@ -1,111 +1,24 @@
 """Merges of task vectors: what fine-tuning changed, added to the pre-trained network."""
 
-import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate import LazyTaskVector, MergedVector, dare, sum_vectors, ties_vector
-from lightning_merge.aggregate.name_weights import NameWeights
-from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
-from lightning_merge.progress import tracked
-from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
-from lightning_merge.recipe.choice import Choice
+from lightning_merge.aggregate import MergedVector, dare, sum_vectors, ties_vector
+from lightning_merge.recipe.aggregate import aggregates
+from lightning_merge.recipe.aggregates.scaled_direction import OfTaskVectors, Scale, Shares
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
-from lightning_merge.recipe.recalibration import recalibrate_with
 
-Scale = float | Literal["search"]
-Shares = list[float] | dict[str, list[float]]
-
-# 0.0 to 1.0, as in "Quality and Diversity Both Matters When Merging Models".
-_CANDIDATES = [step / 10 for step in range(11)]
 # 0.8 to 2.5, as TIES' authors search (README of their code).
 _AUTHORS = [step / 10 for step in range(8, 26)]
 
 _NEEDS = "the pre-trained network; held-out labels where the scale is searched"
 
 
-class _OfTaskVectors(Aggregate):
-    from_pretrained = True
-
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-        weights: Shares | None = None,
-    ) -> None:
-        self.pretrained = pretrained
-        self.scale = scale
-        self.weights = weights
-        self.candidates = _CANDIDATES if candidates is None else candidates
-        if not self.candidates:
-            raise ConfigError(f"{type(self).__name__}: there are no candidates; give some numbers")
-        self.metric = metric
-        self.sign = 1.0 if mode == "max" else -1.0
-
-    def check(self, context: Context) -> None:
-        """Checks that the pre-trained network is known, and that there are data to search on."""
-        check_pretrained(self.pretrained, context, type(self).__name__)
-        if self.scale == "search":
-            context.held_out()
-
-    def check_count(self, count: int) -> None:
-        """Checks that there is a weight for each ingredient.
-
-        Raises:
-            ConfigError: If not.
-        """
-        NameWeights(self.weights, count, type(self).__name__)
-
-    @property
-    def fits_any_count(self) -> bool:
-        """Whether no weights were given."""
-        return self.weights is None
-
-    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the merged weights."""
-        pretrained = pretrained_state(self.pretrained, context, type(self).__name__)
-        (start,) = without(context.heads, [pretrained])
-        vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
-        direction = self.direction(vectors, context)
-        if self.scale != "search":
-            return Merged(context.build(direction.at(pretrained, self.scale)))
-        held_out, recalibrate = context.held_out(), recalibrate_with(context, states)
-        scores = {}
-        for scale in tracked(sorted(self.candidates), "Scale", context.progress):
-            module = context.build(direction.at(pretrained, scale))
-            recalibrate(module, None)
-            scores[scale] = held_out.score(module, self.metric)
-        # Of equals the smallest; a score that is no number is worse than any.
-        worth = {one: -math.inf if math.isnan(x) else self.sign * x for one, x in scores.items()}
-        best = max(worth, key=worth.__getitem__)
-        score, size = self.metric or "accuracy", held_out.size
-        choice = Choice(
-            f"scale {best:g}, chosen by {score} on {size:,} validation examples",
-            {
-                "scale": best,
-                "scores": {f"{one:g}": value for one, value in scores.items()},
-                "score": score,
-                "examples": size,
-            },
-        )
-        return Merged(context.build(direction.at(pretrained, best)), (choice,), size)
-
-    @abstractmethod
-    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
-        """What the task vectors are merged to."""
-
-
 @aggregates.register(paper="Ilharco et al. 2023, Editing Models with Task Arithmetic", needs=_NEEDS)
-class TaskArithmetic(_OfTaskVectors):
+class TaskArithmetic(OfTaskVectors):
     """The pre-trained network plus `scale` times the sum of the task vectors.
 
     Ilharco et al. 2023, "Editing Models with Task Arithmetic".
@@ -132,7 +45,7 @@ class TaskArithmetic(_OfTaskVectors):
 
 
 @aggregates.register(paper="Yadav et al. 2023, TIES-Merging", needs=_NEEDS)
-class TIES(_OfTaskVectors):
+class TIES(OfTaskVectors):
     """The pre-trained network plus `scale` times the TIES merge of the task vectors.
 
     Yadav et al. 2023, "TIES-Merging: Resolving Interference When Merging Models".
@@ -176,7 +89,7 @@ class TIES(_OfTaskVectors):
 
 
 @aggregates.register(paper="Yu et al. 2024, DARE", needs=_NEEDS)
-class DARE(_OfTaskVectors):
+class DARE(OfTaskVectors):
     """Task vectors of which most entries are dropped at random, then merged.
 
     Yu et al. 2024, "Language Models are Super Mario". The context's seed determines which entries.

@@ -1,0 +1,35 @@
+"""`export --masks`: networks of several tasks as one sum and a mask of bits for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_merge.aggregate import write_masked
+from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.errors import ConfigError
+
+
+def export_masks(
+    pretrained: Path, tasks: Sequence[str], folder: Path, threshold: float, overwrite: bool
+) -> Path:
+    """Writes what `load_task` reads.
+
+    Args:
+        pretrained: The checkpoint that all were fine-tuned from.
+        tasks: `NAME=CHECKPOINT` each; the name is that of the file if it is left out.
+        folder: Where to.
+        threshold: Of the TALL masks.
+        overwrite: Whether an export in the folder may be overwritten.
+
+    Raises:
+        MergeError: If two tasks have one name, or as for `write_masked`.
+    """
+    paths: dict[str, Path] = {}
+    for given in tasks:
+        name, found, path = given.partition("=")
+        path, name = (path, name) if found else (given, Path(given).stem)
+        if name in paths:
+            raise ConfigError(f"--masks: two tasks are called '{name}': write NAME=CHECKPOINT")
+        paths[name] = Path(path)
+    states = {name: read_checkpoint(path).state_dict for name, path in paths.items()}
+    start = read_checkpoint(pretrained).state_dict
+    return write_masked(start, states, folder, threshold, overwrite)

@@ -1,0 +1,222 @@
+"""Merges by singular values of task matrices: TSV-M, Iso-C, Iso-CTS, CART, and SVC after any."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_merge.aggregate import (
+    LazyTaskVector,
+    MergedVector,
+    average,
+    cart_vector,
+    iso_c_vector,
+    iso_cts_vector,
+    svc,
+    tsv_vector,
+)
+from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.aggregates.scaled_direction import (
+    OfTaskVectors,
+    Scale,
+    ScaledDirection,
+)
+from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
+
+_SEARCH = "held-out labels where the scale is searched"
+_NEEDS = f"the pre-trained network; {_SEARCH}"
+# The authors of Iso search 0.5, 0.6, ..., and find scales above 1; CART's lie between 1 and 2.5.
+_WIDER = [step / 10 for step in range(0, 31, 2)]
+
+
+@aggregates.register(paper="Gargiulo et al. 2025, Task Singular Vectors", needs=_NEEDS)
+class TSVMerge(OfTaskVectors):
+    """The leading singular vectors of each task, made orthogonal to those of the others (TSV-M).
+
+    Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging".
+
+    Args:
+        pretrained: As for `TaskArithmetic`.
+        scale: As for `TaskArithmetic`; 1, the default, is the paper's own choice.
+        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "TSV-M"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        scale: Scale = 1.0,
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        tried = _WIDER if candidates is None else candidates
+        super().__init__(pretrained, scale, tried, metric, mode)
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """TSV-M's direction."""
+        del context
+        return tsv_vector(vectors)
+
+
+@aggregates.register(paper="Marczak et al. 2025, No Task Left Behind", needs=_NEEDS)
+class IsoC(OfTaskVectors):
+    """The sum of the task vectors with all singular values of a matrix replaced by their mean.
+
+    Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
+    Task-Specific Subspaces".
+
+    Args:
+        pretrained: As for `TaskArithmetic`.
+        scale: As for `TaskArithmetic`.
+        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "Iso-C"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        tried = _WIDER if candidates is None else candidates
+        super().__init__(pretrained, scale, tried, metric, mode)
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """Iso-C's direction."""
+        del context
+        return iso_c_vector(vectors)
+
+
+@aggregates.register(paper="Marczak et al. 2025, No Task Left Behind", needs=_NEEDS)
+class IsoCTS(IsoC):
+    """Iso-C in a common subspace, with directions of each task in the place of the last ones.
+
+    Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
+    Task-Specific Subspaces".
+
+    Args:
+        pretrained: As for `TaskArithmetic`.
+        common: The share of the rank that is common, in [0, 1].
+        scale: As for `TaskArithmetic`.
+        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "Iso-CTS"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        common: float = 0.8,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__(pretrained, scale, candidates, metric, mode)
+        self.common = common
+
+    def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
+        """Iso-CTS's direction."""
+        del context
+        return iso_cts_vector(vectors, self.common)
+
+
+@aggregates.register(paper="Choi et al. 2024, Revisiting Weight Averaging", needs=_SEARCH)
+class CART(ScaledDirection):
+    """The average plus `scale` times the low-rank parts of what distinguishes each from it.
+
+    Choi et al. 2024, "Revisiting Weight Averaging for Model Merging". No pre-trained network is
+    needed: the average is the centre.
+
+    Args:
+        rank: The share of a matrix' rank that is kept of each difference, in (0, 1].
+        scale: As for `TaskArithmetic`.
+        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
+        metric: As for `TaskArithmetic`.
+        mode: As for `TaskArithmetic`.
+    """
+
+    label = "CART"
+
+    def __init__(
+        self,
+        rank: float = 0.08,
+        scale: Scale = "search",
+        candidates: list[float] | None = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__(scale, _WIDER if candidates is None else candidates, metric, mode)
+        self.rank = rank
+
+    def line(self, states: Sequence[StateDict], context: Context) -> tuple[StateDict, MergedVector]:
+        """The average, and the sum of the truncated differences from it."""
+        return average(states), cart_vector(without(context.heads, states), self.rank)
+
+
+@aggregates.register(
+    paper="Li et al. 2026, singular value calibration (arXiv 2602.05536)",
+    needs="the pre-trained network; what the aggregate needs",
+)
+class SVC(Aggregate):
+    """Another merge of task vectors, its singular values corrected for what the tasks share.
+
+    Li et al. 2026, arXiv 2602.05536. A scale that the other aggregate searches is searched before.
+
+    Args:
+        aggregate: The merge of task vectors to be corrected.
+        alpha: The smallest factor, above 0; the authors use 0.1 to 1.
+        pretrained: As for `TaskArithmetic`.
+    """
+
+    label = "SVC"
+    from_pretrained = True
+
+    def __init__(
+        self, aggregate: Aggregate, alpha: float = 0.1, pretrained: str | None = None
+    ) -> None:
+        if aggregate.is_ensemble:
+            raise ConfigError(
+                f"SVC: {type(aggregate).__name__} gives several networks; choose a merge into one"
+            )
+        self.aggregate = aggregate
+        self.alpha = alpha
+        self.pretrained = pretrained
+        self.learns = aggregate.learns  # type: ignore[misc]
+
+    def check(self, context: Context) -> None:
+        """Checks that the pre-trained network is known, and what the other aggregate needs."""
+        check_pretrained(self.pretrained, context, "SVC")
+        self.aggregate.check(context)
+
+    def check_count(self, count: int) -> None:
+        """Checks that the other aggregate can combine so many."""
+        self.aggregate.check_count(count)
+
+    @property
+    def fits_any_count(self) -> bool:
+        """Whether the other aggregate does."""
+        return self.aggregate.fits_any_count
+
+    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
+        """A module with the corrected weights."""
+        merged = self.aggregate(states, context)
+        pretrained = pretrained_state(self.pretrained, context, "SVC")
+        (start,) = without(context.heads, [pretrained])
+        vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
+        state = svc(pretrained, vectors, merged.module.state_dict(), self.alpha)
+        return Merged(context.build(state), merged.choices, merged.labelled_examples)

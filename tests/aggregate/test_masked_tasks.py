@@ -1,0 +1,81 @@
+"""Networks that are stored as one sum and masks, and read again."""
+
+import pytest
+import torch
+from tiny_contexts import trained
+
+from lightning_merge import load_task, tall_masks, task_vector
+from lightning_merge.aggregate import StateOnDisk, write_masked
+from lightning_merge.cli import main
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+
+
+@pytest.fixture
+def start():
+    return trained(0, steps=3, norm=True).state_dict()
+
+
+def tuned(start, seed, disjoint):
+    """Moves entries of its own alone, or all of them; statistics, counters and the head differ."""
+    drawn = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in start.items():
+        if not value.is_floating_point():
+            state[name] = value + seed
+            continue
+        moved = value + torch.randn(value.shape, generator=drawn)
+        part = torch.arange(value.numel()).view(value.shape) % 3 == seed
+        state[name] = torch.where(part, moved, value) if disjoint else moved
+    state["net.6.bias"] = torch.randn(4 + seed, generator=drawn)
+    return state
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_tasks_that_move_their_own_entries_are_given_back(start, tmp_path, threshold):
+    tasks = {f"task {seed}": tuned(start, seed, True) for seed in range(3)}
+    folder = write_masked(start, tasks, tmp_path / "masked", threshold)
+    for name, state in tasks.items():
+        found = load_task(folder, name)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+def test_others_are_what_their_masks_say(start, tmp_path):
+    tasks = {f"{seed}": tuned(start, seed, False) for seed in range(3)}
+    folder = write_masked(start, tasks, tmp_path / "masked")
+    key = "net.0.weight"
+    vectors = [task_vector({key: one[key]}, {key: start[key]}) for one in tasks.values()]
+    total = sum(vector[key] for vector in vectors)
+    masks = tall_masks({key: start[key]}, vectors)
+    for mask, name in zip(masks, tasks, strict=True):
+        expected = start[key] + mask[key] * total
+        torch.testing.assert_close(load_task(folder, name)[key], expected)
+    stored = StateOnDisk(folder / "masks.safetensors")["0/net.0.weight"]
+    assert stored.nbytes == 6 * 12 / 8
+
+
+def test_the_command_writes_what_load_task_reads(start, tmp_path, capsys):
+    torch.save(start, tmp_path / "start.pt")
+    for seed in (1, 2):
+        torch.save(tuned(start, seed, True), tmp_path / f"{seed}.pt")
+    words = ["export", str(tmp_path / "start.pt"), "--output", str(tmp_path / "out")]
+    words += ["--masks", f"cars={tmp_path / '1.pt'}", str(tmp_path / "2.pt")]
+    main(words)
+    assert "masks.safetensors" in capsys.readouterr().out
+    found, expected = load_task(tmp_path / "out", "cars"), tuned(start, 1, True)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert torch.equal(
+        load_task(tmp_path / "out", "2")["net.6.bias"], tuned(start, 2, 1)["net.6.bias"]
+    )
+
+
+def test_what_is_not_there_is_said(start, tmp_path):
+    folder = write_masked(start, {"a": start}, tmp_path / "masked")
+    with pytest.raises(ConfigError, match="no task 'b': choose among a"):
+        load_task(folder, "b")
+    with pytest.raises(ConfigError, match=r"no tasks\.json"):
+        load_task(tmp_path, "a")
+    with pytest.raises(ConfigError, match="without slashes"):
+        write_masked(start, {"a/b": start}, tmp_path / "other")
+    with pytest.raises(ArchitectureMismatchError, match=r"net\.0\.weight"):
+        write_masked(start, {"a": {"other": torch.zeros(1)}}, tmp_path / "other")

@@ -1,0 +1,78 @@
+"""WiSE-FT curves against networks that are interpolated and tested by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from strangers import quiet_trainer
+
+from lightning_merge import Average, Context, DigitsDataModule, ImageClassifier, Recipe, average
+from lightning_merge.errors import ConfigError
+from lightning_merge.measure.sweep import sweep_of
+from lightning_merge.plots.figure import Stored, figures
+
+
+def linear():
+    return ImageClassifier("linear_classifier", 10, 1, model_kwargs={"img_size": 8})
+
+
+def states(count):
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        made.append(linear().state_dict())
+    return made
+
+
+def test_curves_are_those_of_networks_interpolated_by_hand(tmp_path):
+    data = DigitsDataModule()
+    start, *ends = states(3)
+    module = linear()
+    names = ["a", "b"]
+    context = Context(module, ends, names, data, quiet_trainer, progress=False, pretrained=start)
+    sweep = sweep_of("wise_ft")
+    value = {"points": 3, "corruptions": ["contrast", "gaussian_noise"]}
+    sweep.check(value, 2)
+    sweep.check_context(context)
+    settings = sweep.settings(value, [Recipe("soup", Average())], [2])
+    soup = average(ends)
+    found = sweep.measure(context, settings, lambda name, size: soup)
+    assert [one["name"] for one in found] == ["a", "soup"]
+    for one, end in zip(found, (ends[0], soup), strict=True):
+        assert one["coefficient"] == [0, 0.5, 1]
+        for index, share in enumerate(one["coefficient"]):
+            state = {k: (1 - share) * start[k] + share * v for k, v in end.items()}
+            network = context.build(state).eval()
+            for name in ("clean", "contrast", "gaussian_noise"):
+                tested = data if name == "clean" else data.corrupted(name, 3)
+                with torch.no_grad():
+                    right = [
+                        (network(x).argmax(1) == y).float() for x, y in tested.test_dataloader()
+                    ]
+                expected = float(torch.cat(right).mean())
+                assert one["accuracy"][name][index] == pytest.approx(expected, abs=2e-3)
+    (table,) = sweep.tables(found)
+    assert [line[:2] for line in table[1:]] == [
+        [name, share] for name in ("a", "soup") for share in ("0", "0.5", "1")
+    ]
+    drawn = figures.get("wise_ft").value.draw(Stored([{"wise_ft": found}]))
+    left, right = drawn["wise_ft"].axes
+    assert len(left.lines) == 4
+    assert list(left.lines[0].get_ydata()) == pytest.approx(found[0]["accuracy"]["clean"])
+    assert figures.get("wise_ft").value.draw(Stored([{}])) == {}
+    with pytest.raises(ConfigError, match="fine-tuned from"):
+        sweep.measure(replace(context, pretrained=None), settings, lambda name, size: soup)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"point": 3}, "'point' is unknown"),
+        ({"points": 1}, "2 points"),
+        ({"corruptions": []}, "a corruption"),
+        ({"corruptions": ["fog_of_war"]}, "fog_of_war"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(value, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep_of("wise_ft").check(value, 2)
