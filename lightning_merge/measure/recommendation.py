@@ -174,7 +174,7 @@ class Recommendation:
     def _on_test(self, use: Standing, best: Standing) -> str:
         line = f"On the {use.test_examples:,} test examples: {_with_interval(use)}"
         if use is best or self.difference is None:
-            return f"{line} [95% interval]."
+            return f"{line} (95% interval)."
         line += f", difference to {self.name(best)} {self.difference:+.3f}"
         if self.difference_low is None or self.difference_high is None or self.p_value is None:
             line += " (not tested: it is not known which examples each gets right)"

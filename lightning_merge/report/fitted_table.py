@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 # Between two columns; at both ends and behind the first column.
 _GAP, _EDGES = 2, 3
@@ -47,7 +48,11 @@ class FittedTable:
         del console
         first, blocks = self.blocks(options.max_width)
         for number, block in enumerate(blocks):
-            yield self._table(first, block, number, len(blocks))
+            yield self._table(first, block, "" if number == 0 else " (further columns)")
+        moved = f"too wide for this terminal: its columns are in {len(blocks)} tables"
+        for line in (self.caption, moved if len(blocks) > 1 else ""):
+            if line:
+                yield Text(line, style="dim italic")
 
     def blocks(self, width: int) -> tuple[int, list[dict[int, int]]]:
         """How wide the first column is, and which others (by number), how wide, each table has."""
@@ -75,18 +80,10 @@ class FittedTable:
             first = max(first, min(wanted[0], first + spare))
         return first, blocks
 
-    def _table(self, first: int, block: dict[int, int], number: int, count: int) -> Table:
-        title = self.title
-        if number:
-            title = f"{title} (further columns)".strip()
-        last = number == count - 1
-        moved = f"too wide for this terminal: its columns are in {count} tables"
-        caption = "\n".join(part for part in (self.caption, moved if count > 1 else "") if part)
+    def _table(self, first: int, block: dict[int, int], more: str) -> Table:
         table = Table(
-            title=title or None,
-            caption=caption if last and caption else None,
+            title=f"{self.title}{more}".strip() or None,
             title_justify="left",
-            caption_justify="left",
             title_style="bold",
             header_style="bold",
             box=SIMPLE_HEAD,
