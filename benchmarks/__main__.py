@@ -9,10 +9,10 @@ from inspect import cleandoc
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.ratio import Ratio
 from lightning_merge.provenance import provenance
+from lightning_merge.report.fitted_table import FittedTable
 
 _ALL = ("np_cost", "alignment", "ensembles", "ties", "spectral", "averaging")
 _COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")
@@ -33,16 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     machine = f"{versions}; {made_by['device']}, {load}"
     console = Console(highlight=False)
     console.print(machine)
-    table = Table(*_COLUMNS)
-    lines = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         own = {"alignment": {"peer_python": given.peer_python}, "spectral": {"full": given.full}}
-        options = own.get(name, {})
-        for result in import_module(f"benchmarks.{name}").run(**options):
-            cells = _cells(result)
-            table.add_row(*cells)
-            lines.append("| " + " | ".join(cells) + " |")
-    console.print(table)
+        rows += [_cells(one) for one in import_module(f"benchmarks.{name}").run(**own.get(name, {}))]
+    console.print(FittedTable(_COLUMNS, rows, words=("held against", "goal")))
     if given.write:
         words = ["python", "-m", "benchmarks", *names, "--write", str(given.write)]
         words += ["--peer-python", "PYTHON"] if given.peer_python else []
@@ -53,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             "| --- | ---: | --- | ---: | ---: | ---: | --- |",
         ]
         text = [f"# {', '.join(names).capitalize()}: speed and memory", "", *about, ""]
+        lines = ["| " + " | ".join(cells) + " |" for cells in rows]
         text += [*header, *lines, "", "`" + shlex.join(words) + "`; " + machine + "."]
         given.write.write_text("\n".join(text) + "\n")
 

@@ -44,20 +44,28 @@ def inputs_of(batch: Any) -> Tensor:
     )
 
 
-def classes_of(batch: Any) -> Tensor | None:
-    """The classes of a batch's examples, `(N,)` integers; None where the batch has none.
+def targets_of(batch: Any) -> Tensor | None:
+    """What a batch's examples should give, as the loader has it; None where it has no such tensor.
 
     Args:
-        batch: As for `inputs_of`; classes are its second item, or `label`, `target` or `y`.
+        batch: As for `inputs_of`; targets are its second item, or `label`, `target` or `y`.
     """
     found = None
     if isinstance(batch, Mapping):
         found = next((batch[key] for key in LABEL_KEYS if key in batch), None)
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
         found = batch[1]
-    if not isinstance(found, Tensor) or found.dim() != 1 or found.is_floating_point():
-        return None
-    return found
+    return found if isinstance(found, Tensor) else None
+
+
+def classes_of(batch: Any) -> Tensor | None:
+    """The classes of a batch's examples, `(N,)` integers; None where the batch has none.
+
+    Args:
+        batch: As for `targets_of`.
+    """
+    found = targets_of(batch)
+    return None if found is None or found.dim() != 1 or found.is_floating_point() else found
 
 
 def to_device_of(model: torch.nn.Module, inputs: Tensor) -> Tensor:

@@ -311,6 +311,7 @@ def _details(context: Context, recipes: Sequence[Recipe], config: Plain | None) 
         "ensemble": reference_ensemble(recipes),
         "ingredients": dict(zip(context.names, context.digests, strict=True)),
         "split_hash": getattr(context.data, "split_hash", None),
+        "class_names": getattr(context.data, "class_names", None),
         "statistics_examples": context.statistics_examples,
         "choices": {},
     }

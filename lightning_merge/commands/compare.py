@@ -46,6 +46,7 @@ def compare(words: list[str]) -> None:
         **swept,
     )
     options.console.print(result.table())
+    options.console.print(result.recommendation.text, markup=False)
     options.print_written(folder)
 
 

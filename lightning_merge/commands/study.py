@@ -58,6 +58,7 @@ def study(words: list[str]) -> None:
         ),
     )
     options.console.print(result.table())
+    options.console.print(result.recommendation.text, markup=False)
     options.print_written(folder)
 
 

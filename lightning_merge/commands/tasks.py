@@ -37,8 +37,8 @@ def tasks(words: list[str]) -> None:
             on_done=_print_done,
         ),
     )
-    options.console.print(result.table(options.console.width))
-    under = result.corruptions(options.console.width)
+    options.console.print(result.table())
+    under = result.corruptions()
     if under is not None:
         options.console.print(under)
     options.console.print(f"{folder}: results.csv, results.json, report.md, merges/")

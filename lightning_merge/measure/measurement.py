@@ -1,15 +1,22 @@
 """What is measured of a module: its metrics on the test set, and what it costs to run."""
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lightning_merge.measure.answers import Answers, recording
 from lightning_merge.measure.cost import flops, parameters_at_inference
+from lightning_merge.measure.guessing import majority
+from lightning_merge.measure.intervals import interval_of
 from lightning_merge.recipe.counting import counting
 
 AVERAGE = "Ingredients' average"
@@ -36,6 +43,18 @@ class Measurement:
         pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
         chosen: What was chosen on held-out data, in words.
+        held_out: The accuracy, by the module's own test, on the data module's validation data,
+            by which methods may be chosen; None where there are none.
+        held_out_examples: How many held-out examples that are: 0 where nothing was held out, None
+            where it was not measured.
+        majority: The accuracy on the test set of always giving the most frequent training class
+            (`measure.guessing.majority`); None if the classes are not known.
+        accuracy_low: The lower end of the accuracy's 95% interval over test examples.
+        accuracy_high: The upper end.
+        interval: How the interval was made: `bootstrap`, or `Wilson` where it is not known which
+            examples are right.
+        answers: What was answered for each test example; None if that is not known. It is no
+            column of a table (`stored` keeps it).
     """
 
     method: str
@@ -50,13 +69,25 @@ class Measurement:
     pool_size: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     chosen: str = ""
+    held_out: float | None = None
+    held_out_examples: int | None = None
+    majority: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    interval: str = ""
+    answers: Answers | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:
         """The measurement as in CSV and JSON, with one column for each metric."""
-        row = asdict(self)
+        row = asdict(replace(self, answers=None))
         metrics, chosen = row.pop("metrics"), row.pop("chosen")
+        del row["answers"]
         row |= {name: value for name, value in metrics.items() if name != "accuracy"}
         return {**row, "chosen": chosen} if chosen else row
+
+    def stored(self) -> dict[str, Any]:
+        """The row with the answers, if they are known, as `of_row` reads it again."""
+        return self.row() | ({} if self.answers is None else {"answers": self.answers.plain()})
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
@@ -64,6 +95,8 @@ class Measurement:
         known, metrics = split_row(cls, row)
         if known.get("accuracy") is not None:
             metrics["accuracy"] = known["accuracy"]
+        if known.get("answers") is not None:
+            known["answers"] = Answers.of_plain(known["answers"])
         return cls(**known, metrics=metrics)
 
 
@@ -84,7 +117,7 @@ def measure(
     seed: int,
     train_examples: int | None,
 ) -> Measurement:
-    """Tests a module, and counts its parameters and operations.
+    """Tests a module on held-out and on test data, and counts its parameters and operations.
 
     Args:
         module: The module; its `test_step` determines what is measured.
@@ -96,12 +129,20 @@ def measure(
         seed: The repetition's.
         train_examples: None if not known.
     """
-    with counting(trainer) as seen:
+    with isolate_rng():
+        # Before the test, so that what a module's hooks write last is of the test.
+        held_out, held_out_examples = _held_out(module, data, trainer)
+    with counting(trainer) as seen, recording(trainer, module) as recorded:
         metrics = _tested(module, data, trainer)
+    accuracy = metrics.get("accuracy")
+    answers = recorded.answers(seen.count, accuracy)
+    interval = interval_of(answers and answers.right, accuracy, seen.count)
+    with isolate_rng():
+        guessed = majority(data, recorded.targets)
     return Measurement(
         method=method,
         kind=kind,
-        accuracy=metrics.get("accuracy"),
+        accuracy=accuracy,
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
@@ -109,6 +150,13 @@ def measure(
         train_examples=train_examples,
         flops=_flops(module, seen.example),
         metrics=metrics,
+        held_out=held_out,
+        held_out_examples=held_out_examples,
+        majority=guessed,
+        accuracy_low=interval and interval.low,
+        accuracy_high=interval and interval.high,
+        interval=interval.how if interval else "",
+        answers=answers,
     )
 
 
@@ -124,6 +172,21 @@ def evaluate(
     with counting(trainer) as seen:
         metrics = _tested(module, data, trainer)
     return metrics, seen.count
+
+
+def _held_out(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer
+) -> tuple[float | None, int]:
+    """The accuracy of the module's own test on the validation data, and on how many examples."""
+    if not is_overridden("val_dataloader", data, LightningDataModule):
+        return None, 0
+    loader = data.val_dataloader()
+    if not isinstance(loader, DataLoader):
+        return None, 0
+    held_out = copy.copy(data)
+    held_out.test_dataloader = lambda: loader  # type: ignore[method-assign]
+    metrics, examples = evaluate(module, held_out, trainer)
+    return metrics.get("accuracy"), examples
 
 
 def _tested(

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import SIZE, Figures, Stored, figure, pool_sizes
-from lightning_merge.plots.style import BLUE, GREY, ORANGE, style
+from lightning_merge.plots.style import BLUE, GREEN, GREY, ORANGE, style
 
 _COLOURS = {"ingredient": GREY, "merge": BLUE, "ensemble": ORANGE}
 
@@ -27,13 +27,18 @@ def methods(stored: Stored) -> Figures:
 def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Draws a dot for each method's accuracy, with one standard deviation over seeds.
 
+    With one seed the bars are the 95% intervals over test examples.
+
     Args:
-        summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `parameters`.
+        summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `parameters`, perhaps
+            `accuracy_low`, `accuracy_high`, `majority`, and `mark`.
         title: The figure's heading.
 
     Returns:
-        The figure; ingredients in grey, merges in blue, ensembles in orange. None is marked as
-        the best: these are test accuracies, which must not be used to choose a method.
+        The figure; ingredients in grey, merges in blue, ensembles in orange; green rings where
+        `mark` says `best` or `tied`, which held-out data determine; a dotted line where always
+        giving the most frequent class lies. Nothing is marked by its test accuracy, which must
+        not be used to choose a method.
     """
     rows = [row for row in summary if row.get("accuracy") is not None]
     with style():
@@ -42,20 +47,50 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
         for position, row in enumerate(reversed(rows)):
             colour = _COLOURS.get(row["kind"], GREY)
             axes.plot([0, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
+            below, above = _spread(row)
+            if row.get("mark"):
+                axes.plot(row["accuracy"], position, "o", ms=11, mfc="none", mec=GREEN, mew=1.8)
             axes.errorbar(
                 row["accuracy"],
                 position,
-                xerr=row.get("accuracy_sd") or None,
+                xerr=[[below], [above]] if below or above else None,
                 fmt="o",
                 color=colour,
                 capsize=2.5,
             )
-            right = row["accuracy"] + (row.get("accuracy_sd") or 0.0)
-            axes.text(right + 0.015, position, f"{row['accuracy']:.3f}", va="center", fontsize=8)
+            text = f"{row['accuracy']:.3f}" + (f", {row['mark']}" if row.get("mark") else "")
+            axes.text(row["accuracy"] + above + 0.015, position, text, va="center", fontsize=8)
+        guessed = next((row["majority"] for row in rows if row.get("majority") is not None), None)
+        if guessed is not None:
+            axes.axvline(guessed, color="black", ls=":", lw=0.8)
         axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
-        axes.set_xlim(0, 1.12)
+        axes.set_xlim(0, 1.2)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("test accuracy")
+        axes.set_xlabel(_label(rows))
         axes.set_title(title or "Merges against their ingredients")
     return figure
+
+
+def _spread(row: Mapping[str, Any]) -> tuple[float, float]:
+    """How far the bar goes to the left and to the right of the dot."""
+    accuracy, deviation = row["accuracy"], row.get("accuracy_sd")
+    if deviation is not None:
+        return deviation, deviation
+    low, high = row.get("accuracy_low"), row.get("accuracy_high")
+    if low is None or high is None:
+        return 0.0, 0.0
+    return max(0.0, accuracy - low), max(0.0, high - accuracy)
+
+
+def _label(rows: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    if any(row.get("accuracy_sd") is not None for row in rows):
+        parts.append("bars: standard deviation over seeds")
+    elif any(row.get("accuracy_low") is not None for row in rows):
+        parts.append("bars: 95% over test examples")
+    if any(row.get("mark") for row in rows):
+        parts.append("ring: best on held-out data")
+    if any(row.get("majority") is not None for row in rows):
+        parts.append("dotted: guessing")
+    return "; ".join(["test accuracy", *parts])

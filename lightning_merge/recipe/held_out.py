@@ -31,16 +31,24 @@ def are_classes(targets: Tensor) -> bool:
     return not targets.is_floating_point() and targets.numel() == len(targets)
 
 
+def predicted_classes(logits: Tensor) -> Tensor:
+    """The predicted classes `(B,)`.
+
+    Args:
+        logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
+    """
+    one = logits.numel() == len(logits)
+    return (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
+
+
 def are_right(logits: Tensor, targets: Tensor) -> Tensor:
     """Which predictions are right: `(B,)` booleans.
 
     Args:
-        logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
+        logits: As for `predicted_classes`.
         targets: `(B,)` classes.
     """
-    one = logits.numel() == len(targets)
-    predicted = (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
-    return predicted == targets
+    return predicted_classes(logits) == targets
 
 
 class HeldOut:

@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_merge.callbacks.alpha_monitor import alpha_rows
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.recommendation import Recommendation, recommend
 from lightning_merge.plots.figure import Stored, figures
 from lightning_merge.report.comparison_report import comparison_report
+from lightning_merge.report.confusion_matrices import confusion_matrices
+from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
 from lightning_merge.report.summary import (
+    judged,
     metric_columns,
     summarise,
     table_cells,
@@ -22,7 +27,6 @@ from lightning_merge.report.summary import (
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 Plain = dict[str, Any]
 
@@ -55,14 +59,19 @@ class Comparison(Results):
     differing: Sequence[str] = ()
     loggers: Sequence["Logger"] = ()
 
+    @cached_property
+    def recommendation(self) -> Recommendation:
+        """Which network to use, chosen on held-out data; `print(result.recommendation.text)`."""
+        return recommend(self.rows)
+
     @property
     def summary(self) -> list[Plain]:
-        """One row for each method: mean and standard deviation over seeds."""
+        """One row for each method: mean and deviation over seeds, interval, what is best."""
         rows = self._rows()
-        return summarise(rows, metric_columns(rows))
+        return judged(summarise(rows, metric_columns(rows)), self.rows, self.recommendation)
 
-    def table(self) -> "Table":
-        """The summary as a table for the terminal."""
+    def table(self) -> FittedTable:
+        """The summary as a table for the terminal, however wide that is."""
         return terminal_table(self.summary, self.title, metric_columns(self._rows()))
 
     def cells(self) -> list[list[str]]:
@@ -73,6 +82,7 @@ class Comparison(Results):
         """Every registered figure for which the results have the measurements."""
         held: Plain = {
             "summary": self.summary,
+            **self._judgement(),
             "alphas": self.alphas,
             "alphas_of": self.alphas_of,
             **self.details,
@@ -92,6 +102,7 @@ class Comparison(Results):
             **self.made_by,
             **self.details,
             "differing": list(self.differing),
+            **self._judgement(),
             "measurements": rows,
             "summary": self.summary,
             **self.swept,
@@ -102,6 +113,8 @@ class Comparison(Results):
         report = comparison_report(
             self.title,
             rows,
+            self.summary,
+            self.recommendation,
             self.made_by,
             self.differing,
             self.swept,
@@ -109,6 +122,11 @@ class Comparison(Results):
             self.details.get("statistics_examples"),
         )
         return publish(folder, rows, results, report, drawn, tables, self.loggers)
+
+    def _judgement(self) -> Plain:
+        """What was chosen, and the confusion matrices, as in `results.json`."""
+        confusion = confusion_matrices(self.rows, self.details.get("class_names"))
+        return {"recommendation": self.recommendation.plain(), "confusion": confusion}
 
     def _rows(self) -> list[Plain]:
         return [row.row() for row in self.rows]

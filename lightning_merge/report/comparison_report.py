@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_merge.measure.recommendation import Recommendation
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.plots.figure import SIZE, pool_sizes
 from lightning_merge.report.publish import provenance_part
@@ -11,7 +12,6 @@ from lightning_merge.report.summary import (
     markdown_table,
     metric_columns,
     pool_table,
-    summarise,
 )
 
 Row = Mapping[str, Any]
@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 def comparison_report(
     title: str,
     rows: Sequence[Row],
+    summary: Sequence[Row],
+    recommendation: Recommendation,
     made_by: Mapping[str, Any],
     differing: Sequence[str],
     swept: Mapping[str, Sequence[Row]],
@@ -31,6 +33,8 @@ def comparison_report(
     Args:
         title: Its heading.
         rows: One per measurement (`Measurement.row`).
+        summary: One per method (`Comparison.summary`).
+        recommendation: Which network to use.
         made_by: Command, versions and device.
         differing: The differences in provenance between the pieces.
         swept: The measurements of sweeps, under their keys.
@@ -38,18 +42,21 @@ def comparison_report(
         statistics_examples: The number of examples used for statistics; None for all.
     """
     columns = metric_columns(rows)
-    summary = summarise(rows, columns)
     seeds = sorted({row["seed"] for row in rows})
     examples = sorted({row["test_examples"] for row in rows})
     learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
     parts = [
         f"# {title}\n",
+        "\n".join(f"> {line}\n>" for line in recommendation.lines).removesuffix("\n>") + "\n",
         provenance_part(made_by, differing),
         f"{_listed('seed', seeds)}; {_listed('test example count', examples)}; merges that learn "
         f"saw {', '.join(str(count) for count in learned) or 'no'} labelled training examples. "
         "Mean ± standard deviation over seeds; seconds are those of making the model (training "
         "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
-        "those of one prediction, a multiply-add counting as two.\n",
+        "those of one prediction, a multiply-add counting as two. "
+        + _intervals(summary)
+        + "`held out` is the accuracy on examples held out of train: by it alone the best is "
+        "chosen, and what is tied with it (within one example).\n",
         *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
         markdown_table(summary, columns),
     ]
@@ -65,6 +72,17 @@ def comparison_report(
             parts += [_markdown(table) for table in entry.value().tables(found)]
     parts += [f"![{name}]({name}.png)\n" for name in figures]
     return "\n".join(parts)
+
+
+def _intervals(summary: Sequence[Row]) -> str:
+    how = dict.fromkeys(row["interval"] for row in summary if row["interval"])
+    if not how:
+        return ""
+    words = {
+        "bootstrap": "by bootstrap over test examples",
+        "Wilson": "by Wilson's formula from accuracy and number of test examples",
+    }
+    return f"95% intervals are {' or '.join(words[one] for one in how)}. "
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from lightning_merge.measure.sweep import sweeps
 from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.measure.task_heads import module_with_own_head
 from lightning_merge.plots.alpha_histograms import alphas_of
+from lightning_merge.preprocessing import KEY
 from lightning_merge.provenance import differences, provenance
 from lightning_merge.recipe.build import Plain, build_module, build_recipe
 from lightning_merge.report.comparison import Comparison
@@ -39,13 +40,15 @@ def study_results(
     results = {work.key: store.result(work.key) for work in works}
     merges = [w for w in works if w.kind == "merge" and store.weights(w.key).is_file()]
     several = len(study.pool_sizes) > 1
-    stored, alphas, among = {}, None, 2
+    stored, alphas, among, class_names = {}, None, 2, None
     for work in merges:
         size = len(work.settings["names"])
         name = f"{work.name}{f', {size} ingredients' if several else ''}, seed {work.seed}"
         path = Path(f"seed{work.seed}") / merge_file(work.name, size, study.pool_sizes)
         stored[name] = _stored(store, work, path)
-        held = read_checkpoint(store.weights(work.key)).content.get("lightning_merge", {})
+        content = read_checkpoint(store.weights(work.key)).content
+        held = content.get("lightning_merge", {})
+        class_names = content.get(KEY, {}).get("label_names")
         if held.get("alphas"):
             alphas, among = held["alphas"], alphas_of(held)
     details = {
@@ -54,6 +57,7 @@ def study_results(
         "ensemble": reference_ensemble([build_recipe(recipe) for recipe in study.recipes]),
         "ingredients": {w.key: results[w.key]["digest"] for w in works if w.kind == "ingredient"},
         "split_hashes": {key: result.get("split_hash") for key, result in results.items()},
+        "class_names": class_names,
         "statistics_examples": study.statistics_examples,
         "choices": {
             f"{w.name}{_of_size(w, several)}, seed {w.seed}": results[w.key]["choices"]

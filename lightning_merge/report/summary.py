@@ -1,16 +1,21 @@
 """Tables of measurements, summarised over seeds: for the terminal and for Markdown."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from rich.table import Table
-
 from lightning_merge.measure.measurement import AVERAGE, Measurement
+from lightning_merge.measure.recommendation import Recommendation, interval_over_seeds
 from lightning_merge.plots.figure import SIZE, pool_sizes
+from lightning_merge.report.fitted_table import FittedTable
 
 Row = Mapping[str, Any]
+
+MAJORITY = "Most frequent class"
+
+_STYLES = {"best": "bold green", "tied": "green"}
 
 
 def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -48,6 +53,43 @@ def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str
     return summary
 
 
+def judged(
+    summary: Sequence[Row], rows: Sequence[Measurement], recommendation: Recommendation
+) -> list[dict[str, Any]]:
+    """The summary with intervals over test examples, the baseline, and what is best.
+
+    Args:
+        summary: What `summarise` made of the rows.
+        rows: The measurements.
+        recommendation: What was chosen on held-out data.
+
+    Returns:
+        The rows with `accuracy_low`, `accuracy_high` and `interval`, `majority`, `mark` (`best`,
+        `tied` or empty) and `guessing` (whether the accuracy is not above the majority's).
+    """
+    names = list(dict.fromkeys(row.method for row in rows if row.kind == "ingredient"))
+    guessing = {(one.method, one.pool_size) for one in recommendation.guessing}
+    found = []
+    for line in summary:
+        method, size = line["method"], line[SIZE]
+        of = names[:size] if method == AVERAGE else [method]
+        kind, size_of_rows = line["kind"], None if line["kind"] == "ingredient" else size
+        same = [row for row in rows if (row.kind, row.pool_size) == (kind, size_of_rows)]
+        interval = interval_over_seeds([row for row in same if row.method in of])
+        found.append(
+            {
+                **line,
+                "accuracy_low": interval and interval.low,
+                "accuracy_high": interval and interval.high,
+                "interval": interval.how if interval else "",
+                "majority": recommendation.majority,
+                "mark": recommendation.mark(method, size),
+                "guessing": (method, size) in guessing,
+            }
+        )
+    return found
+
+
 def metric_columns(rows: Sequence[Row]) -> list[str]:
     """The metrics that a table shows besides accuracy."""
     own = {field.name for field in fields(Measurement)}
@@ -55,39 +97,54 @@ def metric_columns(rows: Sequence[Row]) -> list[str]:
     return sorted(found, key=lambda name: (name == "loss", list(found).index(name)))
 
 
-def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = ()) -> Table:
-    """The summary as a table for the terminal."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("method", no_wrap=True)
+def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = ()) -> FittedTable:
+    """The summary as a table for the terminal; the best on held-out data is in green."""
     # The loss is in the files; a terminal is narrow.
-    shown = [column for column in _shown(summary, columns) if column != "loss"]
-    sizes = pool_sizes(summary)
-    of = ["models"] if len(sizes) > 1 else []
-    for column in [*of, *shown, "seconds", "parameters", "MFLOPs"]:
-        table.add_column(column, justify="right", no_wrap=True)
-    # None is marked as the best: test accuracies must not be used to choose a method.
-    for row in summary:
-        cells = [_models(row)] if of else []
-        if of and row["method"] == AVERAGE:
-            table.add_section()
-        cells += [_number(row, column) for column in shown]
-        cells += [_seconds(row), _count(row["parameters"]), _mflops(row)]
-        table.add_row(row["method"], *cells)
+    header, *lines = table_cells(summary, [column for column in columns if column != "loss"])
+    several = len(pool_sizes(summary)) > 1
+    averages = [row["method"] == AVERAGE for row in summary]
+    captions = []
+    if any(row.get("accuracy_low") is not None for row in summary):
+        captions.append("95%: over test examples")
     if any(row.get("flops") is not None for row in summary):
-        table.caption = "MFLOPs: for one image; a multiply-add counts as two"
-        table.caption_justify = "left"
-    return table
+        captions.append("MFLOPs: for one prediction; a multiply-add counts as two")
+    return FittedTable(
+        header,
+        lines,
+        title,
+        sections=[number for number, average in enumerate(averages) if average and several],
+        styles={
+            number: _STYLES[row["mark"]] for number, row in enumerate(summary) if row.get("mark")
+        },
+        caption="; ".join(captions),
+    )
 
 
 def table_cells(summary: Sequence[Row], columns: Sequence[str] = ()) -> list[list[str]]:
-    """The summary as text, a list of cells per line, headings first."""
+    """The summary as text, a list of cells per line, headings first.
+
+    The last line is the accuracy of always giving the most frequent class, where that is known.
+    """
     shown = _shown(summary, columns)
-    of = ["models"] if len(pool_sizes(summary)) > 1 else []
-    lines = [["method", *of, *shown, "seconds", "parameters", "MFLOPs"]]
-    for row in summary:
-        cells = [row["method"], *([_models(row)] if of else [])]
-        cells += [_number(row, column) for column in shown]
-        lines.append([*cells, _seconds(row), _count(row["parameters"]), _mflops(row)])
+    made: dict[str, Callable[[Row], str]] = {"method": lambda row: str(row["method"])}
+    if len(pool_sizes(summary)) > 1:
+        made["models"] = _models
+    for column in shown:
+        made[column] = partial(_number, column=column)
+        if column == "accuracy" and any(row.get("accuracy_low") is not None for row in summary):
+            made["95%"] = _interval
+        if column == "accuracy" and any(row.get("held_out") is not None for row in summary):
+            made["held out"] = _held_out
+    made |= {
+        "seconds": _seconds,
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "MFLOPs": _mflops,
+    }
+    lines = [list(made), *([cell(row) for cell in made.values()] for row in summary)]
+    majority = next((row["majority"] for row in summary if row.get("majority") is not None), None)
+    if majority is not None and "accuracy" in made:
+        known = {"method": MAJORITY, "accuracy": f"{majority:.4f}"}
+        lines.append([known.get(name, "") for name in made])
     return lines
 
 
@@ -124,7 +181,7 @@ def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def _mean_row(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     row = dict(rows[0])
-    for column in ["accuracy", "seconds", *columns]:
+    for column in ["accuracy", "held_out", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
         row[column] = statistics.fmean(values) if len(values) == len(rows) else None
     return row
@@ -139,7 +196,7 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
         "flops": rows[0].get("flops"),
         "seeds": len(rows),
     }
-    for column in ["accuracy", "seconds", *columns]:
+    for column in ["accuracy", "held_out", "seconds", *columns]:
         values = [row[column] for row in rows if row.get(column) is not None]
         # NaN is stored as null; a mean over the other seeds would hide the failed one.
         whole = len(values) == len(rows)
@@ -167,5 +224,11 @@ def _mflops(row: Row) -> str:
     return "-" if row.get("flops") is None else f"{row['flops'] / 1e6:,.1f}"
 
 
-def _count(number: int) -> str:
-    return f"{number:,}"
+def _interval(row: Row) -> str:
+    low, high = row.get("accuracy_low"), row.get("accuracy_high")
+    return "-" if low is None or high is None else f"{low:.3f}-{high:.3f}"
+
+
+def _held_out(row: Row) -> str:
+    mark = row.get("mark")
+    return _number(row, "held_out") + (f" {mark}" if mark else "")

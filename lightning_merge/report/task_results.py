@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_merge.measure.task_conditions import TaskMeasurement
+from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
 from lightning_merge.report.task_report import task_report
@@ -21,7 +22,6 @@ from lightning_merge.study.task_plan import TaskStudy
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 Plain = dict[str, Any]
 
@@ -57,15 +57,15 @@ class TaskResults(Results):
         """The heading of tables."""
         return self.study.title
 
-    def table(self, width: int = 80) -> "Table":
-        """Accuracy on seen and unseen tasks, for a terminal `width` characters wide."""
-        return terminal(task_table(self._rows()), self.title, width)
+    def table(self) -> FittedTable:
+        """Accuracy on seen and unseen tasks, for a terminal, however wide that is."""
+        return terminal(task_table(self._rows()), self.title)
 
-    def corruptions(self, width: int = 80) -> "Table | None":
+    def corruptions(self) -> FittedTable | None:
         """Accuracy under corruptions, for a terminal; None if there are none."""
         under = corruption_table(self._rows())
         title = f"Under corruptions, severity {self.study.severity}"
-        return terminal(under, title, width) if under else None
+        return terminal(under, title) if under else None
 
     def cells(self) -> list[list[str]]:
         """The table as text, headings first."""

@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from lightning_merge.measure.task_conditions import CLEAN
+from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.summary import markdown_lines
 
 Row = Mapping[str, Any]
@@ -93,35 +91,20 @@ def cells(table: Sequence[Row]) -> list[list[str]]:
     return [["method", *columns], *([row["method"], *cells_of(row, columns)] for row in table)]
 
 
-def terminal(table: Sequence[Row], title: str, width: int) -> Table:
-    """A table for a terminal `width` characters wide.
-
-    In per cent, with standard deviations below, so that eight tasks fit into 80 characters.
-    """
-    made = Table(
-        title=f"{title}: accuracy in %",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        padding=0,
-    )
+def terminal(table: Sequence[Row], title: str) -> FittedTable:
+    """A table for a terminal, in per cent, with standard deviations below."""
     columns = columns_of(table)
-    # rich cuts off the last columns before it wraps the headings of the others.
-    methods = max(11, width // 4 - 10)
-    widest = max(5, (width - methods - 2) // max(1, len(columns)) - 1)
-    made.add_column("method", max_width=methods)
-    for column in columns:
-        name = column.replace("_", " ")
-        made.add_column(name, justify="right", overflow="fold", min_width=5, max_width=widest)
-    for row in table:
-        cells = []
-        for column in columns:
-            value, deviation = row[column], row[f"{column}_sd"]
-            text = "-" if value is None else f"{100 * value:.1f}"
-            cells.append(text if deviation is None else f"{text}\n±{100 * deviation:.1f}")
-        made.add_row(row["method"], *cells)
-    return made
+    return FittedTable(
+        ["method", *columns],
+        [[row["method"], *(_per_cent(row, column) for column in columns)] for row in table],
+        f"{title}: accuracy in %",
+    )
+
+
+def _per_cent(row: Row, column: str) -> str:
+    value, deviation = row[column], row[f"{column}_sd"]
+    text = "-" if value is None else f"{100 * value:.1f}"
+    return text if deviation is None else f"{text}\n±{100 * deviation:.1f}"
 
 
 def columns_of(table: Sequence[Row]) -> list[str]:

@@ -110,7 +110,7 @@ def test_eight_tasks_over_seeds_are_whole_on_a_terminal_of_eighty_columns():
         for name in names
     ]
     console = Console(width=80, file=io.StringIO())
-    console.print(terminal(task_table(rows), "Tasks", 80))
+    console.print(terminal(task_table(rows), "Tasks"))
     said = console.file.getvalue()
     assert "…" not in said
     for index in range(8):

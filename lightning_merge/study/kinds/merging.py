@@ -14,7 +14,7 @@ def merge_ingredients(work: Work, store: Store, session: Session) -> None:
     context = _context(work, store, session)
     outcome = run_recipe(build_recipe(work.settings["recipe"]), context)
     result = {
-        "row": outcome.measurement.row(),
+        "row": outcome.measurement.stored(),
         "choices": outcome.choices,
         "ingredients": context.digests,
         "split_hash": getattr(context.data, "split_hash", None),

@@ -30,7 +30,7 @@ def train(work: Work, store: Store, session: Session) -> None:
     result: Plain = {}
     if work.kind == "ingredient":
         named = work.name, "ingredient", seconds, work.seed, fitted.examples
-        result["row"] = measure(module, data, trainer(), *named).row()
+        result["row"] = measure(module, data, trainer(), *named).stored()
     content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
     content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
     result |= {

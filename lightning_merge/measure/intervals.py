@@ -1,0 +1,109 @@
+"""How sure an accuracy is, and a difference of two: intervals and tests over test examples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 5000
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+        how: `bootstrap` over examples, or `Wilson`, from the share and the number alone.
+    """
+
+    low: float
+    high: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two means over the same examples.
+
+    Attributes:
+        difference: The first minus the second.
+        low: The lower end of its 95% bootstrap interval over examples.
+        high: The upper end.
+        p_value: Of no difference, two-sided.
+        test: The test that gives it.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+
+
+def bootstrap(values: Values, seed: int = 0) -> tuple[float, float]:
+    """The 95% percentile interval of a mean.
+
+    Of a resample (N examples drawn with replacement) only how often each value occurs matters,
+    and these counts are multinomial: so thousands of resamples cost one draw each, exactly.
+
+    Args:
+        values: `(N,)`.
+        seed: Of the generator, which is used for nothing else.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
+    low, high = np.quantile(draws @ distinct / len(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def interval_of(right: Values | None, accuracy: float | None, examples: int) -> Interval | None:
+    """The interval of an accuracy: by bootstrap where each example's answer is known.
+
+    Wilson's is taken where it is not, and where all examples are equally right: their resamples
+    have no spread, which is not to say that the next example is sure.
+
+    Args:
+        right: `(N,)`, how right each example is; None if that is not known.
+        accuracy: The accuracy; None or NaN has no interval.
+        examples: The number of test examples.
+    """
+    from scipy.stats import binomtest
+
+    if accuracy is None or not np.isfinite(accuracy) or examples < 1:
+        return None
+    if right is not None and right.min() < right.max():
+        return Interval(*bootstrap(right), "bootstrap")
+    hits = round(min(max(accuracy, 0.0), 1.0) * examples)
+    found = binomtest(hits, examples).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high), "Wilson")
+
+
+def paired(first: Values, second: Values) -> Paired:
+    """Compares two networks on the same examples.
+
+    McNemar's exact test where each example is right or wrong; where it may be partly right
+    (several labels, means over seeds) a paired t-test over examples.
+
+    Args:
+        first: `(N,)`, how right each example is.
+        second: The same of the other network.
+    """
+    from scipy.stats import binomtest, ttest_rel
+
+    differences = first - second
+    whole = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
+    test = "exact McNemar test" if whole else "paired t-test over examples"
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    if better == worse == 0:
+        p_value = 1.0
+    elif whole:
+        p_value = float(binomtest(better, better + worse).pvalue)
+    else:
+        p_value = float(ttest_rel(first, second).pvalue)
+    return Paired(float(differences.mean()), *bootstrap(differences), p_value, test)

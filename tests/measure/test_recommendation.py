@@ -1,0 +1,197 @@
+"""What is recommended, on planted held-out and test answers."""
+
+import json
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap as scipy_bootstrap
+from scipy.stats import norm, ttest_rel
+from scipy.stats.contingency import crosstab
+
+from lightning_merge.measure.answers import Answers
+from lightning_merge.measure.intervals import bootstrap, interval_of, paired
+from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.recommendation import recommend
+
+HELD_OUT = 200
+TARGETS = np.arange(100) % 2
+
+
+def answers(right, targets=TARGETS):
+    """Of which the first `right` are right."""
+    wrong = np.arange(len(targets)) >= right
+    return Answers.of_classes(targets, np.where(wrong, 1 - targets, targets))
+
+
+def row(method, kind, held_out, right, seed=0, **changes):
+    found = answers(right)
+    accuracy = right / 100
+    known = {
+        "method": method,
+        "kind": kind,
+        "accuracy": accuracy,
+        "seconds": 1.0,
+        "parameters": 10,
+        "seed": seed,
+        "test_examples": 100,
+        "train_examples": 0,
+        "pool_size": None if kind == "ingredient" else 2,
+        "held_out": held_out / HELD_OUT,
+        "held_out_examples": HELD_OUT,
+        "majority": 0.5,
+        "answers": found,
+    }
+    return Measurement(**{**known, **changes})
+
+
+def unscored(method, kind, right, examples=0):
+    return replace(row(method, kind, 0, right), held_out=None, held_out_examples=examples)
+
+
+def test_an_interval_is_that_of_scipys_bootstrap():
+    rng = np.random.default_rng(1)
+    for values in (rng.random(300) < 0.8, rng.integers(0, 5, 120) / 4, rng.random(60) < 0.5):
+        values = values.astype(float)
+        low, high = bootstrap(values)
+        wanted = scipy_bootstrap(
+            (values,), np.mean, method="percentile", n_resamples=20000, rng=0
+        ).confidence_interval
+        # Quantiles lie on a grid of one example.
+        assert (low, high) == pytest.approx(tuple(wanted), abs=1.5 / len(values))
+        assert bootstrap(values) == (low, high)
+
+
+def test_without_answers_an_interval_is_wilsons():
+    p, n, z = 0.9, 50, norm.ppf(0.975)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    found = interval_of(None, p, n)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert found.how == "Wilson"
+    sure = interval_of(np.ones(30), 1.0, 30)
+    assert sure.how == "Wilson"
+    assert sure.low == pytest.approx(1 / (1 + z**2 / 30))
+    assert interval_of(None, float("nan"), 30) is None
+
+
+def test_a_pair_is_tested_by_mcnemar_or_by_t():
+    rng = np.random.default_rng(2)
+    first, second = (rng.random(400) < share for share in (0.85, 0.75))
+    found = paired(first.astype(float), second.astype(float))
+    _, table = crosstab(first, second)
+    better, worse = int(table[1, 0]), int(table[0, 1])
+    # The binomial tail, summed directly.
+    tail = sum(comb(better + worse, k) for k in range(min(better, worse) + 1))
+    assert found.p_value == pytest.approx(min(1, 2 * tail / 2 ** (better + worse)))
+    assert found.test == "exact McNemar test"
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+    deviation = np.std(first.astype(float) - second) / 400**0.5
+    assert found.low == pytest.approx(found.difference - 1.96 * deviation, abs=0.01)
+    assert found.high == pytest.approx(found.difference + 1.96 * deviation, abs=0.01)
+    shares = (first + 0.5 * second) / 1.5, second.astype(float)
+    assert paired(*shares).p_value == pytest.approx(ttest_rel(*shares).pvalue)
+    same = paired(shares[1], shares[1])
+    assert (same.p_value, same.low, same.high) == (1.0, 0.0, 0.0)
+
+
+def test_it_is_chosen_by_held_out_data_where_test_data_disagree():
+    rows = [
+        row("A", "ingredient", 160, 90),
+        row("B", "ingredient", 170, 80),
+        row("Mean", "merge", 175, 99),
+        row("NP", "merge", 182, 85),
+        row("All", "ensemble", 190, 95, flops=30, parameters=30),
+    ]
+    found = recommend(rows)
+    assert (found.use.method, found.best_ingredient.method) == ("NP", "B")
+    assert found.gain == pytest.approx(12 / 200)
+    assert (found.difference, found.ensemble.method) == (pytest.approx(0.05), "All")
+    # NP is right for five examples that B is wrong for, and never the other way round.
+    assert found.p_value == pytest.approx(2 / 2**5)
+    assert found.ensemble_cost == 3
+    assert found.tied == ()
+    assert [found.mark(one.method, one.pool_size) for one in rows] == ["", "", "", "best", ""]
+    assert "Use NP: right for 0.910 of 200 held-out examples, 0.060 more" in found.text
+    assert "100 test examples: 0.850 [" in found.text
+    assert "at 3 times the cost" in found.text
+    # Test figures describe, and change no choice.
+    swapped = [row("B", "ingredient", 170, 99), row("NP", "merge", 182, 60)]
+    assert recommend(swapped).use.method == "NP"
+    assert "contradict the choice" in recommend(swapped).text
+    assert json.loads(json.dumps(found.plain()))["use"]["method"] == "NP"
+
+
+def test_no_merge_better_than_the_best_network():
+    rows = [row("A", "ingredient", 180, 90), row("B", "ingredient", 150, 80)]
+    found = recommend([*rows, row("Mean", "merge", 120, 99)])
+    assert found.use.method == "A"
+    assert found.text.startswith("No merge is better than your best network: use A")
+    assert found.difference is None
+
+
+def test_within_one_example_is_a_tie():
+    rows = [row("A", "ingredient", 180, 90), row("Mean", "merge", 181, 95)]
+    found = recommend(rows)
+    assert (found.use.method, [one.method for one in found.tied]) == ("A", ["Mean"])
+    assert found.mark("Mean", 2) == "tied"
+    more = [*rows, row("NP", "merge", 184, 91), row("NP again", "merge", 184, 92)]
+    found = recommend([*more, row("x", "merge", 183, 92), row("y", "merge", 182, 92)])
+    assert (found.use.method, [one.method for one in found.tied]) == ("NP", ["NP again", "x"])
+
+
+def test_what_guesses_is_called_so():
+    rows = [row("A", "ingredient", 180, 90), row("Mean", "merge", 100, 55)]
+    found = recommend(rows)
+    assert [one.method for one in found.guessing] == ["Mean"]
+    assert "No better than guessing" in found.text
+    assert "0.500 of the test examples): Mean." in found.text
+
+
+def test_nothing_is_recommended_where_nothing_was_held_out():
+    rows = [unscored("A", "ingredient", 90), unscored("Mean", "merge", 99)]
+    found = recommend(rows)
+    assert found.use is None
+    assert "nothing was held out" in found.text
+    assert "held_out: 0.1" in found.text
+    assert not any(found.mark(one.method, one.pool_size) for one in rows)
+    assert "no held-out scores" in recommend([unscored("A", "ingredient", 90, None)]).text
+    others = [row("A", "ingredient", 160, 90), row("M", "merge", 150, 99, held_out_examples=50)]
+    assert "different held-out examples" in recommend(others).text
+
+
+def test_over_seeds_means_decide_and_pairs_are_compared():
+    rows = [
+        row("A", "ingredient", 180, 80, seed=0),
+        row("A", "ingredient", 160, 80, seed=1),
+        row("Mean", "merge", 170, 90, seed=0),
+        row("Mean", "merge", 180, 76, seed=1),
+    ]
+    found = recommend(rows)
+    assert (found.use.method, found.gain) == ("Mean", pytest.approx(5 / 200))
+    assert (found.seeds, found.better_in) == (2, 1)
+    assert found.difference == pytest.approx(0.03)
+    mean = {
+        method: np.mean([one.answers.right for one in rows if one.method == method], axis=0)
+        for method in ("A", "Mean")
+    }
+    assert found.p_value == pytest.approx(ttest_rel(mean["Mean"], mean["A"]).pvalue)
+    # Without answers the difference stays, and is not tested.
+    for one in rows:
+        one.answers = None
+    found = recommend(rows)
+    assert (found.difference, found.p_value) == (pytest.approx(0.03), None)
+    assert "not tested" in found.text
+
+
+def test_answers_are_stored_and_read_again():
+    one = row("A", "ingredient", 180, 80)
+    again = Measurement.of_row(json.loads(json.dumps(one.stored())))
+    np.testing.assert_array_equal(again.answers.right, one.answers.right)
+    assert again.answers.examples == one.answers.examples
+    assert again.row() == one.row()
+    assert "answers" not in one.row()
+    labels = Answers(np.array([0.5, 1.0]), "some")
+    read = Answers.of_plain(json.loads(json.dumps(labels.plain())))
+    np.testing.assert_array_equal(read.right, labels.right)
