@@ -17,6 +17,8 @@ Train, align and merge image classifiers.
   fit, validate, test, predict   Lightning's own commands, on any LightningModule and
                                  LightningDataModule; with `model: MergeModule`, `fit`
                                  learns the alphas of a merge
+  predict FOLDER --ckpt FILE --output predictions.csv
+             predict the class of every image in a folder
   merge      run one recipe on checkpoints, evaluate it, write the merged checkpoint
   compare    run several recipes and ensembles on the same checkpoints
   study      train the ingredients too, over seeds; can be stopped, and goes on
@@ -60,7 +62,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print(version("lightning-merge"))
         return
     try:
-        if command in _LIGHTNING:
+        if command == "predict" and _of_folder(words[1:]):
+            from lightning_merge.commands.predict import predict
+
+            predict(words[1:])
+        elif command in _LIGHTNING:
             _lightning(words if args is not None else None)
         elif command in _OURS:
             from importlib import import_module
@@ -85,6 +91,12 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _of_folder(words: Sequence[str]) -> bool:
+    """Whether `predict` is given a folder of images, and not a configuration for Lightning."""
+    given = any(word.split("=")[0] == "--ckpt" for word in words)
+    return given or bool(words and not words[0].startswith("-"))
 
 
 def _of_disk(error: BaseException) -> MergeError | None:
