@@ -135,9 +135,7 @@ def _listed(folder: Path) -> tuple[Path, list[str], str]:
     return folder, paths, left_out.counted(folder)
 
 
-def _module(
-    read: Checkpoint, model: LightningModule | Mapping[str, Any] | None
-) -> LightningModule:
+def _module(read: Checkpoint, model: LightningModule | Mapping[str, Any] | None) -> LightningModule:
     if isinstance(model, LightningModule):
         module = copy.deepcopy(model)
     else:
