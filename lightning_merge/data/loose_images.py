@@ -1,4 +1,4 @@
-"""Images of a folder that belong to no split, each prepared for a network or known as unreadable."""
+"""Images that belong to no split, each prepared for a network or known as unreadable."""
 
 import warnings
 from collections.abc import Mapping, Sequence
