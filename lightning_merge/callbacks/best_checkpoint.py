@@ -81,7 +81,8 @@ def kept_line(trainer: Trainer) -> str:
         path = getattr(callback, "best_model_path", "")
         if not path:
             continue
-        score, monitor = getattr(callback, "best_model_score", None), callback.monitor  # type: ignore[attr-defined]
+        score = getattr(callback, "best_model_score", None)
+        monitor = getattr(callback, "monitor", None)
         if monitor is None or score is None:
             return f"last checkpoint: {path}"
         return f"best checkpoint: {path} ({monitor} {float(score):.4f})"

@@ -30,21 +30,21 @@ def without_bars(given: dict[str, Any]) -> dict[str, Any]:
     return {} if chosen or is_terminal() else {"enable_progress_bar": False}
 
 
-def add_output(trainer: Trainer, own: Sequence[Callback]) -> None:
+def add_output(trainer: Any, own: Sequence[Callback]) -> None:
     """Gives a Trainer lines where it has no bar, and the checkpoint of the best epoch.
 
     Args:
         trainer: The Trainer.
         own: The callbacks that its configuration names: a ModelCheckpoint among them stays.
     """
-    for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+    for place, callback in enumerate(trainer.callbacks):
         if type(callback) is ModelCheckpoint and not any(callback is one for one in own):
-            trainer.callbacks[place] = BestCheckpoint()  # type: ignore[attr-defined]
+            trainer.callbacks[place] = BestCheckpoint()
         if type(callback) is RichModelSummary and not is_terminal():
-            trainer.callbacks[place] = ModelSummary(callback._max_depth)  # type: ignore[attr-defined]
+            trainer.callbacks[place] = ModelSummary(callback._max_depth)
     if trainer.progress_bar_callback is None and not is_terminal():
         # Before checkpoints, which are written last.
-        trainer.callbacks.insert(0, PlainLines())  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, PlainLines())
 
 
 def print_metrics(trainer: Trainer) -> None:
