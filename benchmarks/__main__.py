@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[tuple[str, ...]] = []
     for name in names:
         own = {"alignment": {"peer_python": given.peer_python}, "spectral": {"full": given.full}}
-        rows += [_cells(one) for one in import_module(f"benchmarks.{name}").run(**own.get(name, {}))]
+        options = own.get(name, {})
+        rows += [_cells(one) for one in import_module(f"benchmarks.{name}").run(**options)]
     console.print(FittedTable(_COLUMNS, rows, words=("held against", "goal")))
     if given.write:
         words = ["python", "-m", "benchmarks", *names, "--write", str(given.write)]

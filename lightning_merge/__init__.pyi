@@ -128,6 +128,7 @@ from .data import (
     VisionTaskDataModule as VisionTaskDataModule,
 )
 from .errors import MergeError as MergeError
+from .measure.folder_predictions import predict_folder as predict_folder
 from .measure.sweep import Sweep as Sweep
 from .modules import (
     CLIPClassifier as CLIPClassifier,

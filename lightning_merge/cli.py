@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ Train, align and merge image classifiers.
   fit, validate, test, predict   Lightning's own commands, on any LightningModule and
                                  LightningDataModule; with `model: MergeModule`, `fit`
                                  learns the alphas of a merge
+  predict FOLDER --ckpt FILE --output predictions.csv
+             predict the class of every image in a folder
   merge      run one recipe on checkpoints, evaluate it, write the merged checkpoint
   compare    run several recipes and ensembles on the same checkpoints
   study      train the ingredients too, over seeds; can be stopped, and goes on
@@ -40,6 +43,10 @@ _SETTINGS = (
 _OURS = ("merge", "compare", "study", "tasks", "average", "join", "export", "plot", "list")
 
 
+# They run in one process, whatever has started several.
+_ON_ONE_PROCESS = ("merge", "compare", "study", "tasks")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command.
 
@@ -61,8 +68,14 @@ def main(args: Sequence[str] | None = None) -> None:
         print(version("lightning-merge"))
         return
     try:
-        if command in _LIGHTNING:
+        if command == "predict" and _of_folder(words[1:]):
+            from lightning_merge.commands.predict import predict
+
+            predict(words[1:])
+        elif command in _LIGHTNING:
             _lightning(words if args is not None else None)
+        elif command in _ON_ONE_PROCESS and _is_other_rank(command):
+            return
         elif command in _OURS:
             from importlib import import_module
 
@@ -86,6 +99,19 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _of_folder(words: Sequence[str]) -> bool:
+    """Whether `predict` is given a folder of images, and not a configuration for Lightning."""
+    given = any(word.split("=")[0] == "--ckpt" for word in words)
+    return given or bool(words and not words[0].startswith("-"))
+
+
+def _is_other_rank(command: str) -> bool:
+    """Whether this process is not the first of those that torchrun (or srun) started."""
+    # Several tasks of a Slurm job may be given a study and share it.
+    ranks = ("RANK", "SLURM_PROCID") if command in ("merge", "compare") else ("RANK",)
+    return any(os.environ.get(rank, "0") not in ("", "0") for rank in ranks)
 
 
 def _of_disk(error: BaseException) -> MergeError | None:
@@ -142,6 +168,7 @@ def _lightning(words: list[str] | None) -> None:
 
     # This import also makes the short names of our classes work as `class_path`.
     from lightning_merge.callbacks.first_batch import FirstBatch
+    from lightning_merge.commands import fit_output
     from lightning_merge.commands.options import plain
     from lightning_merge.commands.short_errors import ShortErrors
     from lightning_merge.files import write_text
@@ -180,9 +207,28 @@ def _lightning(words: list[str] | None) -> None:
             _check_resumable(self.config[self.subcommand].get("ckpt_path"))
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            trainer: Any = super().instantiate_trainer(**kwargs)
+            given = dict(self.config_init[self.subcommand]["trainer"])
+            own = given.get("callbacks") or []
+            own = list(own) if isinstance(own, list) else [own]
+            trainer: Any = super().instantiate_trainer(**fit_output.without_bars(given), **kwargs)
+            fit_output.add_output(trainer, own)
             trainer.callbacks.append(FirstBatch())
             return trainer
+
+        def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+            given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+            # Lightning's table of results has lines of letters that a log cannot be searched for.
+            self._lines = bool(given.get("verbose")) and not fit_output.is_terminal()
+            return {**given, "verbose": False} if self._lines else given
+
+        def after_fit(self) -> None:
+            fit_output.print_kept(self.trainer)
+
+        def after_validate(self) -> None:
+            if self._lines:
+                fit_output.print_metrics(self.trainer)
+
+        after_test = after_validate
 
     CLI(
         LightningModule,

@@ -158,6 +158,28 @@ def _machine() -> str:
     return "m" + hashlib.sha256("".join(here()).encode()).hexdigest()[:8]
 
 
+def check_claim(folder: str | Path, results: Iterable[str], overwrite: bool) -> None:
+    """Rejects an output folder that already contains results; nothing is created.
+
+    Args:
+        folder: The folder that results will be written to.
+        results: Names of the files that would be overwritten.
+        overwrite: Whether that is allowed.
+
+    Raises:
+        OutputExistsError: If one of `results` exists and `overwrite` is false, or if
+            `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder} is a file: give --output a folder")
+    held = [name for name in results if (folder / name).exists()]
+    if held and not overwrite:
+        raise OutputExistsError(
+            f"{folder} already holds {held[0]}: choose another --output, or add --overwrite"
+        )
+
+
 def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) -> Path:
     """Creates an output folder, and rejects one that already contains results.
 
@@ -175,14 +197,8 @@ def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) ->
         OutputExistsError: If one of `results` exists and `overwrite` is false, or if
             `folder` is a file.
     """
+    check_claim(folder, results, overwrite)
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise OutputExistsError(f"{folder} is a file: give --output a folder")
-    held = [name for name in results if (folder / name).exists()]
-    if held and not overwrite:
-        raise OutputExistsError(
-            f"{folder} already holds {held[0]}: choose another --output, or add --overwrite"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     return folder

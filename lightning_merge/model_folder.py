@@ -9,12 +9,13 @@ import yaml
 from lightning_merge.checkpoint import (
     Checkpoint,
     StateDict,
-    digest,
     read_checkpoint,
     write_safetensors,
 )
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.files import claim_folder, write_json, write_text
+from lightning_merge.model_card import model_card
+from lightning_merge.network_programs import check_installed, example_images, write_program
 from lightning_merge.preprocessing import preprocessing_of
 from lightning_merge.safetensors_file import layout
 from lightning_merge.state_dicts import table_of
@@ -29,6 +30,8 @@ def export(
     output: str | Path,
     result: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    onnx: bool = False,
+    torch_export: bool = False,
 ) -> Path:
     """Writes a folder with a network's weights, its architecture and a model card.
 
@@ -44,6 +47,8 @@ def export(
         result: What `merge` wrote to `result.json`: recipe, ingredients, data and metrics for
             the card.
         overwrite: Whether an export in the folder may be overwritten.
+        onnx: Whether to write `model.onnx` as well, opened again and compared with the network.
+        torch_export: Whether to write `model.pt2` (`torch.export`) as well, likewise.
 
     Returns:
         The folder, with `model.safetensors`, `README.md` and, for timm, `config.json`.
@@ -51,9 +56,12 @@ def export(
     Raises:
         CheckpointError: If the checkpoint cannot be read, or safetensors lacks one of its dtypes.
         ArchitectureMismatchError: If its weights do not fit the network that it names.
-        ConfigError: If its hyper-parameters are not those of a network, or `result` is damaged.
+        ConfigError: If its hyper-parameters are not those of a network, `result` is damaged, or
+            a program of the network cannot be written, or computes something else.
         OutputExistsError: If the folder already contains an export.
     """
+    if onnx:
+        check_installed()
     read = read_checkpoint(checkpoint)
     network = _timm_network(read)
     if network is None:
@@ -65,69 +73,20 @@ def export(
             f"the card of {read.path} cannot be written, its notes or result.json are damaged "
             f"({type(error).__name__}: {error}): give --result the file as `merge` wrote it"
         ) from error
+    programs = [name for name, wanted in (("onnx", onnx), ("pt2", torch_export)) if wanted]
+    images = example_images(read, network) if programs else None
     # Everything is read and checked before anything is written.
-    folder = claim_folder(output, _FILES, overwrite)
+    files = (*_FILES, *(f"model.{ending}" for ending in programs))
+    folder = claim_folder(output, files, overwrite)
     if network is None:
         write_safetensors(folder / "model.safetensors", read.state_dict)
     else:
         write_safetensors(folder / "model.safetensors", network.state_dict())
         write_json(folder / "config.json", _timm_config(network, read))
+    for ending in programs:
+        write_program(network, images, folder / f"model.{ending}")
     write_text(folder / "README.md", card)
     return folder
-
-
-def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) -> str:
-    """The model card of an exported network, in Markdown, with the metadata of model hubs.
-
-    Args:
-        checkpoint: The exported checkpoint.
-        result: As `merge` stores it; missing entries are left out of the card.
-        timm: Whether timm can load the folder.
-
-    Returns:
-        The text of `README.md`.
-    """
-    name = checkpoint.hyper_parameters.get("model")
-    metadata: dict[str, Any] = {"tags": ["model-merging"]}
-    if timm:
-        metadata = {"library_name": "timm", "tags": ["image-classification", "model-merging"]}
-    config = result.get("config") or {}
-    recipe, data = config.get("recipe"), config.get("data")
-    parts = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {name or 'Merged network'}",
-        f"SHA-256 of the weights: `{digest(checkpoint.state_dict)}`",
-    ]
-    if timm:
-        ours = "_cifar" in str(name) or name == "linear_classifier"
-        first = "import lightning_merge.networks\n" if ours else ""
-        parts.append(
-            f"```python\nimport timm\n{first}"
-            'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
-            "transform = timm.data.create_transform(\n"
-            "    **timm.data.resolve_data_config(model=network)\n)\n```"
-        )
-    parts.append(_images(preprocessing_of(checkpoint.content)))
-    ingredients = result.get("ingredients") or _numbered(checkpoint)
-    if ingredients:
-        rows = [f"| {one} | `{sha}` |" for one, sha in ingredients.items()]
-        parts.append(
-            "\n".join(["## Ingredients", "", "| file | SHA-256 |", "| --- | --- |", *rows])
-        )
-    if recipe:
-        parts.append(f"## Recipe\n\n{_block(recipe)}")
-    if data:
-        text = f"## Data\n\n{_block(data)}"
-        if result.get("split_hash"):
-            text += f"\n\nSHA-256 of the split: `{result['split_hash']}`"
-        parts.append(text)
-    if result.get("measurement"):
-        rows = [f"| {key} | {value} |" for key, value in result["measurement"].items()]
-        parts.append("\n".join(["## Measured", "", "| | |", "| --- | --- |", *rows]))
-    if result.get("command"):
-        versions = ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items())
-        parts.append(f"## Made by\n\n    {result['command']}\n\n{versions}")
-    return "\n\n".join(parts) + "\n"
 
 
 def _timm_network(read: Checkpoint) -> Any:
@@ -190,33 +149,3 @@ def _timm_config(network: Any, read: Checkpoint) -> dict[str, Any]:
             **({"crop_mode": "center"} if "crop_pct" in prepared else {}),
         },
     }
-
-
-def _images(prepared: dict[str, Any] | None) -> str:
-    if prepared is None:
-        return (
-            "## Images\n\nHow images were prepared for this network is not known: its checkpoint "
-            "does not say. `timm.data.resolve_data_config` then gives numbers of its own, which "
-            "are not those of the training."
-        )
-    channels, height, width = prepared["input_size"]
-    rows = {
-        "size": f"{height} x {width} pixels",
-        "channels": "1 (grey, `Image.convert('L')`)" if channels == 1 else str(channels),
-        **{name: value for name, value in prepared.items() if name != "input_size"},
-    }
-    lines = [f"| {name.replace('_', ' ')} | {_plain(value)} |" for name, value in rows.items()]
-    return "\n".join(["## Images", "", "| | |", "| --- | --- |", *lines])
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _numbered(checkpoint: Checkpoint) -> dict[str, str]:
-    held = checkpoint.content.get("lightning_merge") or {}
-    return {f"ingredient {k}": sha for k, sha in enumerate(held.get("ingredients", ()), start=1)}
-
-
-def _block(value: Any) -> str:
-    return f"```yaml\n{yaml.safe_dump(value, sort_keys=False).rstrip()}\n```"

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.checkpoint import StateDict, write_checkpoint
 from lightning_merge.errors import ConfigError
-from lightning_merge.files import claim_folder, write_json
+from lightning_merge.files import check_claim, claim_folder, write_json
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.one_batch import check_one_batch
@@ -128,11 +128,14 @@ def merge(
             f"recipe '{built.name}' is an ensemble, not one network: `compare` evaluates those"
         )
     if output is not None:
-        claim_folder(output, _MERGE_FILES, overwrite)
+        check_claim(output, _MERGE_FILES, overwrite)
     settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
     context, _ = _opened(networks, data, trainer, model, heads, settings)
     if on_context is not None:
         on_context(context)
+    built.check_context(context)
+    if output is not None:
+        claim_folder(output, _MERGE_FILES, overwrite)
     outcome = run_recipe(built, context)
     result = Merge(
         title=built.name,
@@ -209,7 +212,8 @@ def compare(
     chosen = _chosen(sweeps)
     for sweep, value in chosen.items():
         sweep.check(value, len(networks))
-    folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
+    if output is not None:
+        check_claim(output, WRITTEN, overwrite)
     settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
     context, loggers = _opened(networks, data, trainer, model, heads, settings)
     if on_context is not None:
@@ -219,6 +223,7 @@ def compare(
             recipe.check_context(context.first(size))
     for sweep in chosen:
         sweep.check_context(context)
+    folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
     details = _details(context, built, config)
     for logger in loggers:
         log_config(logger, details["config"])

@@ -29,7 +29,7 @@ def compare(words: list[str]) -> None:
     parser.add_argument("--title", type=str, default="Comparison")
     options.add_data_and_trainer(parser)
     config = options.plain(parser, parser.parse_args(options.with_checkpoints(words)))
-    options.quiet()
+    options.quiet(config["trainer"])
     swept = {entry.value.option: config[entry.value.option] for entry in sweeps}
     folder = config["output"]
     result = run_comparison(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lightning_merge.commands.export_masks import export_masks
 from lightning_merge.commands.short_errors import PlainParser
-from lightning_merge.errors import ConfigError
-from lightning_merge.files import read_json
+from lightning_merge.hub import push_to_hub
 from lightning_merge.model_folder import export as export_checkpoint
+from lightning_merge.report.result_of_merge import result_of_merge
 
 
 def export(words: list[str]) -> None:
@@ -28,7 +28,8 @@ def export(words: list[str]) -> None:
     parser.add_argument(
         "--result",
         type=Path,
-        help="what `merge` wrote, for the card; result.json beside the checkpoint if not given",
+        help="what `merge`, `compare` or `study` wrote, for the card; result.json beside the "
+        "checkpoint, or results.json above its `merges` folder, if not given",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over an export")
     parser.add_argument(
@@ -39,6 +40,15 @@ def export(words: list[str]) -> None:
         "which lightning_merge.load_task(FOLDER, NAME) reads",
     )
     parser.add_argument("--threshold", type=float, default=0.4, help="of the masks")
+    parser.add_argument(
+        "--onnx", action="store_true", help="model.onnx too, compared with the network"
+    )
+    parser.add_argument(
+        "--torch_export", action="store_true", help="model.pt2 too, compared with the network"
+    )
+    parser.add_argument(
+        "--push_to_hub", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub"
+    )
     chosen = parser.parse_args(words)
     if chosen.masks:
         folder = export_masks(
@@ -46,11 +56,14 @@ def export(words: list[str]) -> None:
         )
         print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
         return
-    beside = chosen.checkpoint.parent / "result.json"
-    path = chosen.result or (beside if beside.is_file() else None)
-    try:
-        result = None if path is None else read_json(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: give --result another file") from error
-    folder = export_checkpoint(chosen.checkpoint, chosen.output, result, chosen.overwrite)
+    folder = export_checkpoint(
+        chosen.checkpoint,
+        chosen.output,
+        result_of_merge(chosen.checkpoint, chosen.result),
+        chosen.overwrite,
+        onnx=chosen.onnx,
+        torch_export=chosen.torch_export,
+    )
     print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
+    if chosen.push_to_hub:
+        print(push_to_hub(folder, chosen.push_to_hub, chosen.overwrite))

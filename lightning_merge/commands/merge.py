@@ -24,7 +24,7 @@ def merge(words: list[str]) -> None:
     options.add_statistics(parser)
     options.add_data_and_trainer(parser)
     config = options.plain(parser, parser.parse_args(options.with_checkpoints(words)))
-    options.quiet()
+    options.quiet(config["trainer"])
     folder, overwrite = config["output"], config["overwrite"]
     result = run_merge(
         config["checkpoints"],

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.build import load_parts
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.one_device import devices_line
 
 load_parts()
 
@@ -205,7 +206,7 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
 def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str, bool]:
     """Parses a study's command line into its options, the folder, and whether to overwrite."""
     config = plain(of, of.parse_args(words))
-    quiet()
+    quiet(config["trainer"])
     return config, config.pop("output"), config.pop("overwrite")
 
 
@@ -232,8 +233,15 @@ def print_written(folder: str) -> None:
     )
 
 
-def quiet() -> None:
-    """Silences Lightning's messages about each Trainer, for commands that make dozens."""
+def quiet(trainer: Mapping[str, Any] | None = None) -> None:
+    """Silences Lightning's messages about each Trainer, for commands that make dozens.
+
+    Args:
+        trainer: The Trainer's settings; a line says where they are for several devices.
+    """
+    line = "" if trainer is None else devices_line(trainer)
+    if line:
+        console.print(line, soft_wrap=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):

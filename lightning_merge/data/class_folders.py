@@ -48,16 +48,20 @@ class LeftOut:
     hidden: list[Path] = field(default_factory=list)
     of_no_class: list[Path] = field(default_factory=list)
 
-    def warn(self, root: Path) -> None:
-        """One line that counts them, if there are any."""
+    def counted(self, root: Path) -> str:
+        """One line that counts them; empty if there are none."""
         kinds = (
             (self.no_images, "no image", "no images"),
             (self.hidden, "hidden", "hidden"),
             (self.of_no_class, "of no class", "of no class"),
         )
         parts = [_counted(paths, root, one, many) for paths, one, many in kinds if paths]
-        if parts:
-            warnings.warn(f"{printable(root)}: left out {', '.join(parts)}", stacklevel=2)
+        return f"{printable(root)}: left out {', '.join(parts)}" if parts else ""
+
+    def warn(self, root: Path) -> None:
+        """Warns of them in one line, if there are any."""
+        if line := self.counted(root):
+            warnings.warn(line, stacklevel=2)
 
 
 @dataclass
@@ -116,7 +120,7 @@ def list_classes(
                 f"{printable(folder)} has no folder {printable(name)}: unpack the data set again, "
                 "or choose other classes (--data.init_args.classes)"
             )
-        paths = list(_images(folder / name, found.left_out))
+        paths = list(images_below(folder / name, found.left_out))
         if not paths:
             others = [path for path in found.left_out.no_images if folder / name in path.parents]
             only = f", only {_counted(others, folder, 'no image', 'no images')}" if others else ""
@@ -129,7 +133,16 @@ def list_classes(
     return found
 
 
-def _images(folder: Path, left_out: LeftOut) -> Iterable[str]:
+def images_below(folder: Path, left_out: LeftOut) -> Iterable[str]:
+    """The images in a folder and below it, sorted.
+
+    Args:
+        folder: Where to search; links are followed once.
+        left_out: Where to add what is found beside images.
+
+    Raises:
+        DataError: If a folder cannot be listed.
+    """
     visited: set[str] = set()
     places: list[tuple[str, list[str]]] = []
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):

@@ -14,7 +14,7 @@ from lightning_merge.data.printable import one_line, printable
 from lightning_merge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
 
 # TIFF's tags.
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -38,7 +38,14 @@ class UnreadableImageError(DataError):
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-def decode(file: str | IO[bytes], name: str, size: int, channels: int) -> Tensor:
+def decode(
+    file: str | IO[bytes],
+    name: str,
+    size: int,
+    channels: int,
+    interpolation: str = "bilinear",
+    crop_pct: float = 1.0,
+) -> Tensor:
     """Read one image: the first frame, upright, over white, in 8 bits, cut and resized.
 
     What `torchvision.transforms.Resize(size)` and `CenterCrop(size)` make of it (bilinear,
@@ -57,14 +64,25 @@ def decode(file: str | IO[bytes], name: str, size: int, channels: int) -> Tensor
         name: What an error calls it.
         size: Height and width of the result, in pixels.
         channels: 1 for grey, 3 for colour, whatever the file has.
+        interpolation: Pillow's name for how to resize: `bilinear`, `bicubic`, `nearest`, ...
+        crop_pct: Which fraction of the resized image's shorter side is kept (timm's name).
 
     Returns:
         `(channels, size, size)`, uint8.
 
     Raises:
+        ConfigError: If there is no such interpolation.
         UnreadableImageError: If the file is missing, or no image.
     """
     from PIL import Image, UnidentifiedImageError
+
+    try:
+        resampling = Image.Resampling[interpolation.upper()]
+    except KeyError as error:
+        raise ConfigError(
+            f"interpolation is {printable(interpolation)}: choose bilinear, bicubic, nearest, "
+            "lanczos, box or hamming"
+        ) from error
 
     shown = printable(name)
     try:
@@ -73,7 +91,7 @@ def decode(file: str | IO[bytes], name: str, size: int, channels: int) -> Tensor
             if opened.format == "EPS":
                 raise ValueError("PostScript is a program")
             _check_size(opened, file)
-            square = _cut(_flat(opened, channels), size)
+            square = _cut(_flat(opened, channels), size, resampling, crop_pct)
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{shown} is missing: unpack the data set again") from error
     # Each of Pillow's readers has errors of its own.
@@ -195,18 +213,16 @@ def _usual_range(lowest: float, highest: float, fractions: bool) -> tuple[float,
     return (lowest, highest) if limit is None or lowest < 0 else (0.0, limit)
 
 
-def _cut(image: "Image", size: int) -> "Image":
-    """Torchvision's `Resize(size)` and `CenterCrop(size)`."""
-    from PIL.Image import Resampling
-
+def _cut(image: "Image", size: int, resampling: "Resampling", crop_pct: float) -> "Image":
+    """Torchvision's `Resize(size / crop_pct)` and `CenterCrop(size)`."""
     width, height = image.size
-    shorter = min(width, height)
-    wide, tall = size * width // shorter, size * height // shorter
+    shorter, scale = min(width, height), int(size / crop_pct)
+    wide, tall = scale * width // shorter, scale * height // shorter
     left, top = round((wide - size) / 2), round((tall - size) / 2)
     square = (left, top, left + size, top + size)
-    if max(wide, tall) <= _LONG * size:
-        return image.resize((wide, tall), Resampling.BILINEAR).crop(square)
+    if max(wide, tall) <= _LONG * scale:
+        return image.resize((wide, tall), resampling).crop(square)
     # A strip is resized where it is cut, to within rounding: whole it might not fit into memory.
     across, down = width / wide, height / tall
     box = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
-    return image.resize((size, size), Resampling.BILINEAR, box=box)
+    return image.resize((size, size), resampling, box=box)

@@ -13,6 +13,7 @@ from lightning_merge.align import matchings
 from lightning_merge.callbacks.fit_progress import FitProgress
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import aggregates
+from lightning_merge.recipe.one_device import on_one_device
 from lightning_merge.recipe.recalibration import recalibrations
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.recipe.selection import selections
@@ -114,7 +115,7 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
 
     Returns:
         A function whose keyword arguments override `settings`. It raises ConfigError if Lightning
-        refuses them, or if they are for several devices; of `auto` it takes one.
+        refuses them. Of several devices it takes the first.
     """
     kept = {name: value for name, value in settings.items() if value is not None}
     kept.pop("logger", None)
@@ -137,12 +138,8 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
 
 
 def _on_one_device(arguments: Plain) -> Trainer:
-    # Over several processes every one would make and write each merge, and a test set that they
-    # divide is filled up with examples that then count twice.
-    if arguments.get("devices") in (None, "auto", -1, "-1"):
-        arguments["devices"] = 1
     try:
-        trainer = Trainer(**arguments)
+        trainer = Trainer(**on_one_device(arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"Trainer: {' '.join(str(error).split())}") from error
     if trainer.world_size > 1:

@@ -34,7 +34,7 @@ def merge(capsys, tmp_path, *checkpoints):
     output = tmp_path / "out"
     words = ["merge", "-c", CONFIG, "--checkpoints", paths, "--output", str(output)]
     line = fails(capsys, words)
-    assert not output.exists() or not list(output.iterdir())
+    assert not output.exists()
     return line
 
 
@@ -173,7 +173,6 @@ def quick(capsys, tmp_path, good, *words):
         (("--trainer.max_ep", "1"), "--trainer.max_epochs"),
         (("--trainer.devices", "two"), "devices"),
         (("--trainer.accelerator", "no_such"), "accelerator"),
-        (("--trainer.accelerator", "cpu", "--trainer.devices", "2"), "one device"),
         (("--data", "DigitDataModule"), "did you mean DigitsDataModule"),
         (("--data", "DigitsDataModule", "--data.channels", "3"), "in_chans"),
         (("--checkpoints", "none-*.ckpt"), "no file is named so"),
@@ -181,7 +180,7 @@ def quick(capsys, tmp_path, good, *words):
 )
 def test_what_cannot_be_is_one_line_before_anything_is_made(capsys, tmp_path, good, words, said):
     assert said in quick(capsys, tmp_path, good, *words)
-    assert not (tmp_path / "out" / "merged.ckpt").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("classes", [2, 20])

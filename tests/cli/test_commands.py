@@ -206,7 +206,7 @@ def fit_merge(tmp_path, name, *words):
     fit += ["--model.init_args.checkpoints", write_ingredients(tmp_path)]
     fit += ["--trainer.default_root_dir", str(folder), "--trainer.limit_train_batches", "3"]
     main(fit)
-    return next(folder.rglob("last.ckpt"))
+    return next(folder.rglob("*-last.ckpt"))
 
 
 def test_a_fit_of_alphas_resumes_from_the_command_line(tmp_path):

@@ -11,6 +11,7 @@ from lightning_merge.align.spec.derive import derive
 from lightning_merge.align.spec.index_maps import Permutation, from_sources, gather, to_sources
 from lightning_merge.align.spec.listed_groups import Entry, groups_from, with_roles
 from lightning_merge.align.spec.refuse import refuse_if_lost
+from lightning_merge.align.spec.spec_table import spec_table
 from lightning_merge.align.spec.unit_group import Group, Place
 from lightning_merge.align.spec.verify import verify
 from lightning_merge.align.spec.verify_eager import verify_eager
@@ -137,6 +138,9 @@ class PermutationSpec:
             warnings.warn(f"{type(model).__name__}: {line}", stacklevel=2)
         spec._alias(model)
         return spec
+
+    def __str__(self) -> str:
+        return spec_table(self.groups, self.frozen)
 
     def identity(self) -> Permutation:
         """The permutation that changes nothing."""

@@ -1,0 +1,60 @@
+"""What Lightning's commands print and keep: plain lines in logs, the best checkpoint of a fit."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, RichModelSummary
+
+from lightning_merge.callbacks.best_checkpoint import BestCheckpoint, kept_line
+from lightning_merge.callbacks.plain_lines import PlainLines, in_words, print_line
+
+
+def is_terminal() -> bool:
+    """Whether the output is read by a person as it appears."""
+    return sys.stdout.isatty()
+
+
+def without_bars(given: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's arguments that switch its progress bar off where there is no terminal.
+
+    Args:
+        given: The Trainer's arguments; a bar that is chosen in them stays.
+    """
+    callbacks = given.get("callbacks") or []
+    chosen = given.get("enable_progress_bar") is not None or any(
+        isinstance(one, ProgressBar)
+        for one in (callbacks if isinstance(callbacks, Sequence) else [callbacks])
+    )
+    return {} if chosen or is_terminal() else {"enable_progress_bar": False}
+
+
+def add_output(trainer: Any, own: Sequence[Callback]) -> None:
+    """Gives a Trainer lines where it has no bar, and the checkpoint of the best epoch.
+
+    Args:
+        trainer: The Trainer.
+        own: The callbacks that its configuration names: a ModelCheckpoint among them stays.
+    """
+    for place, callback in enumerate(trainer.callbacks):
+        if type(callback) is ModelCheckpoint and not any(callback is one for one in own):
+            trainer.callbacks[place] = BestCheckpoint()
+        if type(callback) is RichModelSummary and not is_terminal():
+            trainer.callbacks[place] = ModelSummary(callback._max_depth)
+    if trainer.progress_bar_callback is None and not is_terminal():
+        # Before checkpoints, which are written last.
+        trainer.callbacks.insert(0, PlainLines())
+
+
+def print_metrics(trainer: Trainer) -> None:
+    """Prints the metrics of `validate` and `test`, a line each."""
+    for name, value in trainer.callback_metrics.items():
+        print_line(in_words({name: value}))
+
+
+def print_kept(trainer: Trainer) -> None:
+    """Prints which checkpoint a fit leaves."""
+    line = kept_line(trainer)
+    if line:
+        print_line(line)

@@ -1,0 +1,47 @@
+"""Uploads an exported folder to the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.errors import ConfigError, MergeError, printable
+
+
+def push_to_hub(
+    folder: str | Path, name: str, overwrite: bool = False, api: Any | None = None
+) -> str:
+    """Makes a repository of a folder's files.
+
+    Args:
+        folder: What `export` wrote.
+        name: The repository's name, `USER/NAME`.
+        overwrite: Whether it may exist already.
+        api: A `huggingface_hub.HfApi`; a new one, with the token of `hf auth login`, if not given.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        ConfigError: If huggingface_hub is missing, or the Hub refuses the name or the upload.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ConfigError(
+            "--push_to_hub needs huggingface_hub: pip install 'lightning-merge[hub]'"
+        ) from error
+    hub = api or HfApi()
+    try:
+        hub.create_repo(repo_id=name, exist_ok=overwrite)
+        made = hub.upload_folder(
+            repo_id=name, folder_path=str(folder), commit_message="Export by lightning_merge"
+        )
+    except MergeError:
+        raise
+    # Of the network, the server, the token and the name, each has errors of its own.
+    except Exception as error:
+        first = printable(" ".join(str(error).split())[:300])
+        raise ConfigError(
+            f"{folder} is written, but the Hub did not take it as {printable(name)} ({first}): "
+            "log in (hf auth login), choose another name, or add --overwrite where it is yours"
+        ) from error
+    return str(made)
