@@ -2,7 +2,7 @@
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_merge.aggregate.averaged_files import (
     write_average,
 )
 from lightning_merge.aggregate.files_to_average import FilesToAverage, open_files, same
+from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError, OutputExistsError, printable
 from lightning_merge.stored_state import INDEX
 
@@ -57,8 +58,8 @@ def average(words: list[str]) -> None:
     print(printable(summary))
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> PlainParser:
+    parser = PlainParser(
         prog="python -m lightning_merge average",
         description="Averages checkpoint files of one architecture. Integers (counters) are "
         "those of the first. Networks with BatchNorm that were trained apart want `merge`.",
