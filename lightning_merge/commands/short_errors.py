@@ -76,17 +76,16 @@ def _of_command(parser: Any, words: Sequence[str]) -> Any:
 
 
 def _print_options(parser: Any, everything: bool) -> None:
-    if everything:
-        parser.print_help()
-        return
-    of_trainer = [one for one in parser._actions if one.dest.startswith("trainer.")]
-    if not of_trainer:
-        parser.error("this command has no Trainer")
-    shown = parser._get_formatter()
-    shown.start_section("options of Lightning's Trainer")
-    shown.add_arguments(of_trainer)
-    shown.end_section()
-    print(shown.format_help(), end="")
+    if not everything:
+        parser.usage = f"{parser.prog} [options]"
+        parser._action_groups = [
+            group
+            for group in parser._action_groups
+            if any(one.dest.startswith("trainer.") for one in group._group_actions)
+        ]
+        if not parser._action_groups:
+            parser.error("this command has no Trainer")
+    parser.print_help()
 
 
 class PlainParser(ShortErrors, argparse.ArgumentParser):
