@@ -61,7 +61,9 @@ def test_the_metadata(wheel):
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert [one for one in links if not one.startswith("https://")] == []
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    home = f"{PROJECT['urls']['Repository']}/main/".replace("github.com", "raw.githubusercontent.com")
+    home = f"{PROJECT['urls']['Repository']}/main/".replace(
+        "github.com", "raw.githubusercontent.com"
+    )
     assert images
     assert all((ROOT / one.removeprefix(home)).is_file() for one in images)
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", text, re.M))

@@ -39,7 +39,7 @@ def list(words: Sequence[str]) -> None:
     kind = parser.parse_args(words).kind
     if kind == "presets":
         table = Table("name", "what it is", header_style="bold", box=None)
-        rows = [[f"{PREFIX}{name}", first_comment(path)] for name, path in presets().items()]
+        rows: Sequence[Sequence[str]] = [[f"{PREFIX}{name}", first_comment(path)] for name, path in presets().items()]
     else:
         table = Table("name", "what it does", "needs", "paper", header_style="bold", box=None)
         rows = _registered(kind)

@@ -29,8 +29,10 @@ load_parts()
 OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
 """The options of `merge` and `compare` that their functions have under the same names."""
 
-RECIPES = "what to run: a list of recipes, each a name and an aggregate, and how to align, " \
-"recalibrate and select"
+RECIPES = (
+    "what to run: a list of recipes, each a name and an aggregate, and how to align, "
+    "recalibrate and select"
+)
 _CONFIG = "a YAML file with these options, or preset:NAME (`list presets` shows the names)"
 TITLE = "heads the tables, the figures and the report"
 _TRAINED = (

@@ -101,8 +101,12 @@ def _parser() -> ArgumentParser:
         help="for a folder of your own: import the classes that its tasks.json names, where they "
         "are not this package's",
     )
-    parser.add_argument("--method", choices=sorted(_METHODS), default="tsne", help="how to two dimensions")
-    parser.add_argument("--examples", type=int, default=200, help="how many test images of each set")
+    parser.add_argument(
+        "--method", choices=sorted(_METHODS), default="tsne", help="how to two dimensions"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=200, help="how many test images of each set"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws the images, and starts t-SNE")
     return parser
 

@@ -28,17 +28,18 @@ class ShortErrors:
     exit_on_error: bool
     _option_string_actions: dict[str, Any]
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:
+    def parse_args(self, *args: Any, **named: Any) -> Any:
         """Parses a command line, in which `-c` may name a preset.
 
         `--help.full` prints all options, `--trainer.help` those of Lightning's Trainer; both exit.
         """
-        words = with_presets(sys.argv[1:] if args is None else args)
+        given = args[0] if args else named.pop("args", None)
+        words = with_presets(sys.argv[1:] if given is None else given)
         parent: Any = super()
         if "--help.full" in words or "--trainer.help" in words:
             _print_options(_of_command(self, words), "--help.full" in words)
             raise SystemExit(0)
-        return parent.parse_args(words, *more, **named)
+        return parent.parse_args(words, *args[1:], **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2; raises where errors are to be raised."""

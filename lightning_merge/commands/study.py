@@ -44,7 +44,9 @@ def study(words: list[str]) -> None:
         help="the Trainer's arguments, for example '{max_epochs: 2}', for a network that all "
         "ingredients start from; each has initial weights of its own if not given",
     )
-    parser.add_argument("--seeds", type=list[int], default=[0], help="the study is run once for each")
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0], help="the study is run once for each"
+    )
     parser.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
     options.add_sweeps(parser)
     options.add_pools(parser)

@@ -78,7 +78,12 @@ def _parser() -> Any:
         fail_untyped=False,
         help="the model while it is pre-trained, where that has another optimizer",
     )
-    parser.add_argument("--training", type=dict[str, Any], default={}, help="the Trainer's arguments for fine-tuning")
+    parser.add_argument(
+        "--training",
+        type=dict[str, Any],
+        default={},
+        help="the Trainer's arguments for fine-tuning",
+    )
     parser.add_argument(
         "--train_heads",
         type=bool,
@@ -97,7 +102,9 @@ def _parser() -> Any:
         default=False,
         help="ask every body for a task with BatchNorm statistics of that task's images",
     )
-    parser.add_argument("--seeds", type=list[int], default=[0], help="the study is run once for each")
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0], help="the study is run once for each"
+    )
     parser.add_argument(
         "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"
     )
