@@ -28,21 +28,22 @@ Train, align and merge image classifiers.
   join       put several folders of one study together into one
   export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
-  list       what there is: aggregates, matchings, recalibrations, selections, figures
+  list       what there is: presets, aggregates, matchings, recalibrations, selections, figures
+  completion a script by which bash or zsh completes commands and options
 
-`python -m lightning_merge COMMAND --help` says more about each.
+`python -m lightning_merge COMMAND --help` says more about each. `-c preset:NAME` takes one of
+the configurations that come with the package (`list presets`).
 """
 
-_LIGHTNING = ("fit", "validate", "test", "predict")
+LIGHTNING = ("fit", "validate", "test", "predict")
 # Where Lightning reads the Trainer's settings.
 _SETTINGS = (
     "lightning.pytorch.trainer.connectors",
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
-_OURS = ("merge", "compare", "study", "tasks", "average", "join", "export", "plot", "list")
-
-
+OURS = ("merge", "compare", "study", "tasks", "average", "join", "export", "plot", "list")
+_UNDESCRIBED = ("completion",)
 # They run in one process, whatever has started several.
 _ON_ONE_PROCESS = ("merge", "compare", "study", "tasks")
 
@@ -63,26 +64,34 @@ def main(args: Sequence[str] | None = None) -> None:
         print(_HELP, end="")
         return
     if command == "--version":
-        from importlib.metadata import version
+        from lightning_merge import __version__
 
-        print(version("lightning-merge"))
+        print(__version__)
         return
+    if not {"-h", "--help"}.isdisjoint(words):
+        from lightning_merge.commands.described import described_parser
+
+        of_folder = command == "predict" and (_of_folder(words[1:]) or len(words) == 2)
+        parser = described_parser(["predict", "FOLDER"] if of_folder else words)
+        if parser is not None:
+            parser.print_help()
+            raise SystemExit(0)
     try:
         if command == "predict" and _of_folder(words[1:]):
             from lightning_merge.commands.predict import predict
 
             predict(words[1:])
-        elif command in _LIGHTNING:
+        elif command in LIGHTNING:
             _lightning(words if args is not None else None)
         elif command in _ON_ONE_PROCESS and _is_other_rank(command):
             return
-        elif command in _OURS:
+        elif command in (*OURS, *_UNDESCRIBED):
             from importlib import import_module
 
             module = import_module(f"lightning_merge.commands.{command}")
             getattr(module, command)(words[1:])
         else:
-            known = ", ".join((*_LIGHTNING, *_OURS))
+            known = ", ".join((*LIGHTNING, *OURS))
             raise MergeError(f"'{command}' is no command: choose {known}")
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning's Trainer turns an interrupt into a SystemExit.
@@ -142,6 +151,8 @@ def _mendable(error: BaseException | None) -> MergeError | None:
 
 def _of_trainer(error: BaseException) -> MergeError | None:
     """An error of Lightning about the Trainer's settings or the module, as a `MergeError`."""
+    if "lightning.pytorch" not in sys.modules:
+        return None
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     found: BaseException | None = error
@@ -169,11 +180,12 @@ def _lightning(words: list[str] | None) -> None:
     # This import also makes the short names of our classes work as `class_path`.
     from lightning_merge.callbacks.first_batch import FirstBatch
     from lightning_merge.commands import fit_output
-    from lightning_merge.commands.options import plain
+    from lightning_merge.commands.options import plain, without_tips
     from lightning_merge.commands.short_errors import ShortErrors
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
 
+    without_tips()
     # After an interrupt `main` prints one line.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "KeyboardInterrupt" not in record.getMessage()

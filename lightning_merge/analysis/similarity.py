@@ -18,6 +18,7 @@ def similarities(one: Numbers, other: Numbers) -> Tensor:
     Returns:
         The cosines `(N, M)`.
     """
+    # torchmetrics' pairwise_cosine_similarity divides zero by zero where a row is zero.
     units = [
         torch.nn.functional.normalize(as_numbers(numbers).flatten(1), dim=1)
         for numbers in (one, other)

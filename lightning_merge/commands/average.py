@@ -164,7 +164,10 @@ def _some(names: list[str]) -> str:
 
 
 class _Bar:
-    """A progress bar that appears when the work takes more than two seconds."""
+    """rich's progress bar, which appears when the work takes more than two seconds.
+
+    rich has no such delay, and importing it takes longer than averaging small files.
+    """
 
     def __enter__(self) -> "_Bar":
         self._begun = time.monotonic()

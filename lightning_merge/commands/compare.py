@@ -22,11 +22,11 @@ def compare(words: list[str]) -> None:
         "results.csv, results.json, report.md, figures and the merged checkpoints",
     )
     options.add_checkpoints_and_model(parser)
-    parser.add_argument("--recipes", type=list[Recipe], required=True)
+    parser.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
     options.add_sweeps(parser)
     options.add_pools(parser)
     options.add_statistics(parser)
-    parser.add_argument("--title", type=str, default="Comparison")
+    parser.add_argument("--title", type=str, default="Comparison", help=options.TITLE)
     options.add_data_and_trainer(parser)
     config = options.plain(parser, parser.parse_args(options.with_checkpoints(words)))
     options.quiet(config["trainer"])

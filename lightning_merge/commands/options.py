@@ -30,6 +30,17 @@ load_parts()
 OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
 """The options of `merge` and `compare` that their functions have under the same names."""
 
+RECIPES = (
+    "what to run: a list of recipes, each a name and an aggregate, and how to align, "
+    "recalibrate and select"
+)
+_CONFIG = "a YAML file with these options, or preset:NAME (`list presets` shows the names)"
+TITLE = "heads the tables, the figures and the report"
+_TRAINED = (
+    "the LightningModule that is trained: a class of this package or the path of your own, whose "
+    "arguments are --model.init_args.NAME"
+)
+
 _terminal = Console().is_terminal
 # When the output goes to a file, tables need not fit a terminal.
 console = Console(highlight=False, width=None if _terminal else 120)
@@ -51,7 +62,7 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
         The parser, to which the command adds its other options.
     """
     made = Parser(prog=f"python -m lightning_merge {command}", description=description)
-    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
+    made.add_argument("-c", "--config", action="config", help=_CONFIG)
     made.add_argument("--output", type=str, required=True, help=f"folder for {results}")
     made.add_argument(
         "--overwrite", action="store_true", help="write over results that the folder holds"
@@ -62,21 +73,28 @@ def parser(command: str, description: str, results: str) -> ArgumentParser:
 def figure_parser(figure: str, description: str) -> ArgumentParser:
     """A parser of `plot`, with `-c`, `--config`, `--output`, `--title` and `--overwrite`."""
     made = Parser(prog=f"python -m lightning_merge plot {figure}", description=description)
-    made.add_argument("-c", "--config", action="config", help="a YAML file with these options")
+    made.add_argument("-c", "--config", action="config", help=_CONFIG)
     made.add_argument(
         "--output",
         type=str | None,
         default=None,
         help="the figure's path; beside the source if none",
     )
-    made.add_argument("--title", type=str, default="")
+    made.add_argument("--title", type=str, default="", help="heads the figure")
     made.add_argument("--overwrite", action="store_true", help="write over existing files")
     return made
 
 
 def add_data_and_trainer(to: ArgumentParser) -> None:
     """Adds `--data` and `--trainer`."""
-    to.add_subclass_arguments(LightningDataModule, "data", required=True, fail_untyped=False)
+    to.add_subclass_arguments(
+        LightningDataModule,
+        "data",
+        required=True,
+        fail_untyped=False,
+        help="the LightningDataModule: a class of this package or the path of your own, whose "
+        "arguments are --data.init_args.NAME",
+    )
     add_trainer(to)
 
 
@@ -188,12 +206,16 @@ def add_pools(to: ArgumentParser) -> None:
 
 def add_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule that is trained."""
-    to.add_subclass_arguments(LightningModule, "model", required=True, fail_untyped=False)
+    to.add_subclass_arguments(
+        LightningModule, "model", required=True, fail_untyped=False, help=_TRAINED
+    )
 
 
 def add_optional_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule to train; for commands that may train nothing."""
-    to.add_subclass_arguments(LightningModule, "model", required=False, fail_untyped=False)
+    to.add_subclass_arguments(
+        LightningModule, "model", required=False, fail_untyped=False, help=_TRAINED
+    )
 
 
 def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
@@ -246,5 +268,18 @@ def quiet(trainer: Mapping[str, Any] | None = None) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
         warnings.filterwarnings("ignore", message)
+    without_tips()
+
+
+def without_tips() -> None:
+    """Silences Lightning's advice about other packages, and deprecations inside packages."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        # The logger that writes what the first process alone writes.
+        logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", ".*`tensorboardX` has been removed as a dependency.*")
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module="(lightning|torch).*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip: " not in record.getMessage()

@@ -13,7 +13,7 @@ from lightning_merge.files import read_json
 from lightning_merge.plots.figure import Figures, Stored, figures
 
 # Figures drawn from checkpoints, with options of their own, and the modules that draw them.
-_OF_NETWORKS = {
+OF_NETWORKS = {
     "embedding": "plot_embedding",
     "kernels": "plot_patterns",
     "templates": "plot_patterns",
@@ -33,8 +33,8 @@ def plot(words: list[str]) -> None:
     Raises:
         MergeError: For any error that the user can fix.
     """
-    if words and words[0] in _OF_NETWORKS:
-        commands = import_module(f"lightning_merge.commands.{_OF_NETWORKS[words[0]]}")
+    if words and words[0] in OF_NETWORKS:
+        commands = import_module(f"lightning_merge.commands.{OF_NETWORKS[words[0]]}")
         getattr(commands, words[0])(words[1:])
         return
     chosen = _parser().parse_args(words)
@@ -83,7 +83,7 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--labels", nargs="+", help="bars, gap: what to call each results.json")
     parser.add_argument("--output", type=Path, help="the figure's path; beside the source if none")
-    parser.add_argument("--title", default="")
+    parser.add_argument("--title", default="", help="heads the figure")
     parser.add_argument("--overwrite", action="store_true", help="write over existing files")
     return parser
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
 from lightning_merge.commands.written_figures import write_figures
@@ -80,7 +81,13 @@ def _parser() -> ArgumentParser:
         help="for checkpoints: data modules, for example '[{class_path: MNISTDataModule, "
         "init_args: {root: data}}, {name: another, class_path: ...}]'",
     )
-    options.add_optional_model(parser)
+    parser.add_subclass_arguments(
+        LightningModule,
+        "model",
+        required=False,
+        fail_untyped=False,
+        help="for checkpoints: their LightningModule, where they do not say it",
+    )
     parser.add_argument(
         "--show",
         type=list[str] | None,
@@ -94,9 +101,13 @@ def _parser() -> ArgumentParser:
         help="for a folder of your own: import the classes that its tasks.json names, where they "
         "are not this package's",
     )
-    parser.add_argument("--method", choices=sorted(_METHODS), default="tsne")
-    parser.add_argument("--examples", type=int, default=200, help="test images of each set")
-    parser.add_argument("--seed", type=int, default=0, help="which images; and of t-SNE")
+    parser.add_argument(
+        "--method", choices=sorted(_METHODS), default="tsne", help="how to two dimensions"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=200, help="how many test images of each set"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws the images, and starts t-SNE")
     return parser
 
 

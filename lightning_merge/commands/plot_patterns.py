@@ -31,7 +31,13 @@ def templates(words: list[str]) -> None:
         "--data, the average training image of each class stands beside its template.",
     )
     parser.add_argument("checkpoint", type=str, help="a linear classifier of images")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=False, fail_untyped=False)
+    parser.add_subclass_arguments(
+        LightningDataModule,
+        "data",
+        required=False,
+        fail_untyped=False,
+        help="the data module whose training images are averaged by class",
+    )
     parser.add_argument(
         "--classes",
         type=list[int] | None,

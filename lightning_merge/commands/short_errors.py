@@ -1,10 +1,13 @@
-"""Short error messages of a command line, for parsers of jsonargparse and argparse."""
+"""What all parsers of the command line share, those of jsonargparse and those of argparse."""
 
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
+
+from lightning_merge.presets import with_presets
 
 # What jsonargparse adds to its message about types and other ways to write a value.
 _AROUND = re.compile(
@@ -19,11 +22,24 @@ _KEY = re.compile(r"Parser key \"([^\"]+)\"")
 
 
 class ShortErrors:
-    """Mixin for a parser: no abbreviated options, and one-line errors."""
+    """Mixin for a parser: presets, all options on request, one-line errors, no abbreviations."""
 
     prog: str
     exit_on_error: bool
     _option_string_actions: dict[str, Any]
+
+    def parse_args(self, *args: Any, **named: Any) -> Any:
+        """Parses a command line, in which `-c` may name a preset.
+
+        `--help.full` prints all options, `--trainer.help` those of Lightning's Trainer; both exit.
+        """
+        given = args[0] if args else named.pop("args", None)
+        words = with_presets(sys.argv[1:] if given is None else given)
+        parent: Any = super()
+        if "--help.full" in words or "--trainer.help" in words:
+            _print_options(_of_command(self, words), "--help.full" in words)
+            raise SystemExit(0)
+        return parent.parse_args(words, *args[1:], **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with status 2; raises where errors are to be raised."""
@@ -52,6 +68,25 @@ class ShortErrors:
         if given.startswith("--") and full:
             self.error(f"there is no option {given}: write {' or '.join(full[:3])}")
         return found
+
+
+def _of_command(parser: Any, words: Sequence[str]) -> Any:
+    """The parser of the command that the words begin with, where it is one of several."""
+    commands = getattr(parser, "_subcommands_action", None)
+    return parser if commands is None else commands.choices.get(words[0], parser)
+
+
+def _print_options(parser: Any, everything: bool) -> None:
+    if not everything:
+        parser.usage = f"{parser.prog} [options]"
+        parser._action_groups = [
+            group
+            for group in parser._action_groups
+            if any(one.dest.startswith("trainer.") for one in group._group_actions)
+        ]
+        if not parser._action_groups:
+            parser.error("this command has no Trainer")
+    parser.print_help()
 
 
 class PlainParser(ShortErrors, argparse.ArgumentParser):

@@ -24,8 +24,19 @@ def study(words: list[str]) -> None:
         "results.csv, results.json, report.md, figures, merges and finished runs",
     )
     options.add_model(parser)
-    parser.add_argument("--ingredients", type=list[dict[str, Any]], default=[{}, {}])
-    parser.add_argument("--training", type=dict[str, Any], default={})
+    parser.add_argument(
+        "--ingredients",
+        type=list[dict[str, Any]],
+        default=[{}, {}],
+        help="arguments of the data module for each ingredient that is trained, for example "
+        "'[{part: 0}, {part: 1}]'",
+    )
+    parser.add_argument(
+        "--training",
+        type=dict[str, Any],
+        default={},
+        help="the Trainer's arguments while ingredients are trained, for example '{max_epochs: 2}'",
+    )
     parser.add_argument(
         "--start",
         type=dict[str, Any] | None,
@@ -33,12 +44,14 @@ def study(words: list[str]) -> None:
         help="the Trainer's arguments, for example '{max_epochs: 2}', for a network that all "
         "ingredients start from; each has initial weights of its own if not given",
     )
-    parser.add_argument("--seeds", type=list[int], default=[0])
-    parser.add_argument("--recipes", type=list[Recipe], required=True)
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0], help="the study is run once for each"
+    )
+    parser.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
     options.add_sweeps(parser)
     options.add_pools(parser)
     options.add_statistics(parser)
-    parser.add_argument("--title", type=str, default="Study")
+    parser.add_argument("--title", type=str, default="Study", help=options.TITLE)
     options.add_data_and_trainer(parser)
     add_execution(parser)
     given = parse(parser, words)

@@ -52,9 +52,19 @@ def _parser() -> Any:
         "results.csv, results.json, report.md, merges and finished runs",
     )
     options.add_optional_model(parser)
-    parser.add_argument("--tasks", type=list[dict[str, Any]], required=True)
-    parser.add_argument("--recipes", type=list[Recipe], required=True)
-    parser.add_argument("--pretrained", type=str | None, default=None, help="a checkpoint")
+    parser.add_argument(
+        "--tasks",
+        type=list[dict[str, Any]],
+        required=True,
+        help="a list of tasks, each a name, its data module, and whether it is seen in training",
+    )
+    parser.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
+    parser.add_argument(
+        "--pretrained",
+        type=str | None,
+        default=None,
+        help="the checkpoint that all tasks are fine-tuned from",
+    )
     parser.add_argument(
         "--pretraining",
         type=dict[str, Any] | None,
@@ -68,7 +78,12 @@ def _parser() -> Any:
         fail_untyped=False,
         help="the model while it is pre-trained, where that has another optimizer",
     )
-    parser.add_argument("--training", type=dict[str, Any], default={}, help="for fine-tuning")
+    parser.add_argument(
+        "--training",
+        type=dict[str, Any],
+        default={},
+        help="the Trainer's arguments for fine-tuning",
+    )
     parser.add_argument(
         "--train_heads",
         type=bool,
@@ -87,18 +102,28 @@ def _parser() -> Any:
         default=False,
         help="ask every body for a task with BatchNorm statistics of that task's images",
     )
-    parser.add_argument("--seeds", type=list[int], default=[0])
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0], help="the study is run once for each"
+    )
     parser.add_argument(
         "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"
     )
     parser.add_argument("--root", type=str | None, default=None, help="replaces every data `root`")
-    parser.add_argument("--corruptions", type=list[str], default=[])
-    parser.add_argument("--severity", type=int, default=3)
     parser.add_argument(
-        "--corrupted_tasks", type=list[str], default=[], help="all if none is named"
+        "--corruptions",
+        type=list[str],
+        default=[],
+        help="measure on test images that are corrupted so, too, for example '[motion_blur]'",
+    )
+    parser.add_argument("--severity", type=int, default=3, help="of the corruptions, from 1 to 5")
+    parser.add_argument(
+        "--corrupted_tasks",
+        type=list[str],
+        default=[],
+        help="the tasks whose test images are corrupted; all if none is named",
     )
     options.add_statistics(parser)
-    parser.add_argument("--title", type=str, default="Tasks")
+    parser.add_argument("--title", type=str, default="Tasks", help=options.TITLE)
     options.add_trainer(parser)
     add_execution(parser)
     return parser

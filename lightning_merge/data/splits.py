@@ -101,6 +101,9 @@ def hold_out(
     if not 0 <= fraction < 1:
         raise ConfigError(f"held_out is {fraction}: choose a fraction from 0 to below 1")
     indices = np.sort(np.asarray(indices, dtype=np.int64))
+    # Not scikit-learn's StratifiedShuffleSplit: it refuses a class of one example, and what it
+    # draws of a class depends on the other classes, so that no split would be comparable with
+    # that of the same data with fewer classes.
     # One class for all is no stratification.
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
     divided = []
