@@ -89,8 +89,9 @@ def _metadata(name: str, measured: Mapping[str, Any], data: Mapping[str, Any], t
     ]
     kind = ["image-classification"] if timm or results else []
     return ModelCardData(
-        **({"library_name": "timm"} if timm else {}),
-        **({"model_name": name, "eval_results": results} if results else {}),
+        library_name="timm" if timm else None,
+        model_name=name if results else None,
+        eval_results=results or None,
         tags=[*kind, "model-merging"],
     )
 

@@ -129,4 +129,5 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, given)[0])
     from onnx.reference import ReferenceEvaluator
 
-    return torch.from_numpy(ReferenceEvaluator(str(path)).run(None, given)[0])
+    (output,) = ReferenceEvaluator(str(path)).run(None, given)
+    return torch.from_numpy(output)

@@ -51,7 +51,7 @@ def slerp(a: State, b: State, t: float) -> StateDict:
     """
     if not 0 <= t <= 1:
         raise ConfigError(f"SLERP: t {t} is no share; choose one in [0, 1]")
-    return _by_tensor([a, b], [1 - t, t], lambda values: _slerp(*values, t))
+    return _by_tensor([a, b], [1 - t, t], lambda pair: _slerp(pair[0], pair[1], t))
 
 
 def karcher_mean(states: Sequence[State], weights: Sequence[float] | None = None) -> StateDict:

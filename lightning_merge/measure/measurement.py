@@ -136,7 +136,7 @@ def measure(
         metrics = _tested(module, data, trainer)
     accuracy = metrics.get("accuracy")
     answers = recorded.answers(seen.count, accuracy)
-    interval = interval_of(answers and answers.right, accuracy, seen.count)
+    interval = interval_of(None if answers is None else answers.right, accuracy, seen.count)
     with isolate_rng():
         guessed = majority(data, recorded.targets)
     return Measurement(
@@ -153,8 +153,8 @@ def measure(
         held_out=held_out,
         held_out_examples=held_out_examples,
         majority=guessed,
-        accuracy_low=interval and interval.low,
-        accuracy_high=interval and interval.high,
+        accuracy_low=interval.low if interval else None,
+        accuracy_high=interval.high if interval else None,
         interval=interval.how if interval else "",
         answers=answers,
     )

@@ -45,9 +45,12 @@ def confusion_matrices(
             "method": method,
             "kind": kind,
             "pool_size": size,
-            "counts": sum(
-                confusion_matrix(row.answers.targets, row.answers.predicted, labels=labels)  # type: ignore[union-attr]
-                for row in same
+            "counts": np.sum(
+                [
+                    confusion_matrix(row.answers.targets, row.answers.predicted, labels=labels)  # type: ignore[union-attr]
+                    for row in same
+                ],
+                axis=0,
             ).tolist(),
         }
         for (kind, method, size), same in groups.items()

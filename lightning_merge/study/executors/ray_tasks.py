@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_merge.study.executor import (
     Executor,
@@ -65,7 +66,7 @@ class RayTasks(Executor):
             task = ray.remote(_piece).options(
                 num_cpus=self.cpus, num_gpus=gpus, max_retries=self.retries
             )
-            futures = {}
+            futures: dict[str, Any] = {}
             folder = store.folder.absolute()
             for work in left:
                 needed = [futures[key] for key in work.needs if key in futures]
