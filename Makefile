@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUTPUT ?= outputs/digits
+OUTPUT ?= outputs/demo
 
 .PHONY: help install demo test test-slow lint format options docs bench clean
 
@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## train, align and merge two networks on real images: a table, figures, a checkpoint
-	@$(BIN)/python -m lightning_merge study --config configs/studies/digits.yaml --output $(OUTPUT)
+	@$(BIN)/python -m lightning_merge study --config configs/studies/demo.yaml --output $(OUTPUT)
 
 test: install  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n 2
