@@ -38,6 +38,18 @@ def commands(page):
             yield words
 
 
+def blocks(page):
+    """What the YAML of a page says."""
+    found = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    return [yaml.safe_load(block) for block in found]
+
+
+def recipes(page):
+    for block in blocks(page):
+        yield from block.get("recipes", [])
+        yield from [block["recipe"]] if "recipe" in block else []
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Two checkpoints of `ImageClassifier`, for pages that begin with some."""
@@ -84,10 +96,16 @@ def test_the_commands_of_a_page_are_ones_that_there_are(page):
         assert all((ROOT / one).is_file() for one in files), words
 
 
+def test_the_recipes_of_the_pages_can_be_made():
+    from lightning_merge.recipe.build import build_recipe
+
+    made = [build_recipe(one) for page in PAGES for one in recipes(page)]
+    assert len(made) > 40
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_yaml_of_a_page_can_be_read(page):
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        assert yaml.safe_load(block)
+    assert all(blocks(page))
 
 
 def test_the_reference_describes_every_public_name():
