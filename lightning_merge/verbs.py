@@ -142,7 +142,7 @@ def merge(
         rows=[outcome.measurement],
         merged=Merges({built.name: _in_memory(context, outcome, Path("merged.ckpt"))}),
         made_by=provenance(command),
-        details=_details(context, [built], config),
+        details=_details(networks, context, [built], config),
         alphas=outcome.alphas,
         alphas_of=_among(outcome),
         outcome=outcome,
@@ -224,7 +224,7 @@ def compare(
     for sweep in chosen:
         sweep.check_context(context)
     folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
-    details = _details(context, built, config)
+    details = _details(networks, context, built, config)
     for logger in loggers:
         log_config(logger, details["config"])
     rows: list[Measurement] = []
@@ -308,13 +308,20 @@ def _chosen(options: Mapping[str, Any]) -> dict[Sweep, Any]:
     return chosen_sweeps(options)
 
 
-def _details(context: Context, recipes: Sequence[Recipe], config: Plain | None) -> Plain:
+def _details(
+    networks: Sequence[Network], context: Context, recipes: Sequence[Recipe], config: Plain | None
+) -> Plain:
+    # Tables have short names; here stands which files they were.
+    files = [
+        str(network) if isinstance(network, str | Path) else name
+        for network, name in zip(networks, context.names, strict=True)
+    ]
     named = {"recipes": [{"name": recipe.name} for recipe in recipes]}
     return {
         "config": named if config is None else config,
         "network": network_name(context.module),
         "ensemble": reference_ensemble(recipes),
-        "ingredients": dict(zip(context.names, context.digests, strict=True)),
+        "ingredients": dict(zip(files, context.digests, strict=True)),
         "split_hash": getattr(context.data, "split_hash", None),
         "class_names": getattr(context.data, "class_names", None),
         "statistics_examples": context.statistics_examples,

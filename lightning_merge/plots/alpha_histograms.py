@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_merge.plots.figure import Figures, Stored, figure
-from lightning_merge.plots.style import style
+from lightning_merge.plots.style import BLUE, SKY, style
 
 
 @figure(
@@ -61,9 +61,11 @@ def plot_alphas(
     edges = np.linspace(mean_of_all - reach, mean_of_all + reach, bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     with style():
-        import matplotlib as mpl
+        from matplotlib.colors import LinearSegmentedColormap
 
-        colours = mpl.colormaps["cividis"](np.linspace(0.05, 0.85, len(ridges)))
+        # Visible on white and on black: a page shows figures on either.
+        between = LinearSegmentedColormap.from_list("ridges", [BLUE, SKY])
+        colours = between(np.linspace(0, 1, len(ridges)))
         figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(ridges)), layout="constrained")
         axes = figure.subplots()
         height = 1.6
@@ -71,7 +73,7 @@ def plot_alphas(
             base = len(ridges) - row
             counts, _ = np.histogram(values, edges)
             ridge = base + height * counts / max(counts.max(), 1)
-            axes.fill_between(centres, base, ridge, color=colour, alpha=0.85, lw=0, zorder=row + 2)
+            axes.fill_between(centres, base, ridge, color=colour, alpha=0.9, lw=0, zorder=row + 2)
             axes.plot(centres, ridge, color="white", lw=0.8, zorder=row + 2)
             mean = float(values.mean())
             axes.plot(

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
-from lightning_merge.plots.style import CYCLE, MARKERS, style
+from lightning_merge.plots.style import CYCLE, MARKERS, same_curves, style
+from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
 
 @figure(
@@ -37,7 +38,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     Args:
         lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of equal length). Lines
             with the same name, from several seeds, become a mean and a band of one standard
-            deviation. Names that are equal up to ` + ` share a colour: an alignment with a
+            deviation; lines that coincide become one with the names of all. Names that are equal up to ` + ` share a colour: an alignment with a
             recalibration is drawn solid, without one dashed.
         title: The figure's heading.
 
@@ -53,15 +54,25 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         rows = -(-len(by_name) // columns)
         figure = Figure(figsize=(8.2, 3.0 + 0.2 * rows), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        for name, repeated in by_name.items():
+        values = {
+            name: [
+                value
+                for line in repeated
+                for what in ("loss", "accuracy")
+                for value in np.asarray(line[what], dtype=float)
+            ]
+            for name, repeated in by_name.items()
+        }
+        for label, name in same_curves(values).items():
+            repeated = by_name[name]
             look = _look(name, alignments)
             for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
                 alpha = np.asarray(repeated[0]["alpha"])
                 # A loss that is not finite is stored as null: a gap.
-                values = np.asarray([line[what] for line in repeated], dtype=float)
-                axes.plot(alpha, values.mean(0), label=name, **look)
-                if len(values) > 1:
-                    mean, deviation = values.mean(0), values.std(0, ddof=1)
+                drawn = np.asarray([line[what] for line in repeated], dtype=float)
+                axes.plot(alpha, drawn.mean(0), label=label, **look)
+                if len(drawn) > 1:
+                    mean, deviation = drawn.mean(0), drawn.std(0, ddof=1)
                     axes.fill_between(
                         alpha, mean - deviation, mean + deviation, color=look["color"], alpha=0.15
                     )
@@ -71,7 +82,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
             loss.set_yscale("log")
             loss.set_ylabel("test loss (log scale)")
         accuracy.set_ylabel("test accuracy")
-        accuracy.set_ylim(0, 1.02)
+        zoom_accuracy(accuracy, [value for line in lines for value in line["accuracy"]])
         for axes in (loss, accuracy):
             axes.set_xlabel("α   (0: B,  1: A)")
         loss.set_title(title or "Along the line from B to A")

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
+from lightning_merge.plots.methods import spread
 from lightning_merge.plots.style import looks, style
 
 Row = Mapping[str, Any]
@@ -97,13 +98,13 @@ def _draw(
 ) -> None:
     at = [labels.index(label) - 0.43 + (place + 0.5) * width for label in found]
     heights = [row["accuracy"] for row in found.values()]
-    deviations = [row.get("accuracy_sd") or 0.0 for row in found.values()]
+    spreads = [spread(row) for row in found.values()]
     dashed = look.get("ls") == "--"
     axes.bar(
         at,
         heights,
         width * 0.9,
-        yerr=deviations if any(deviations) else None,
+        yerr=list(zip(*spreads, strict=True)) if any(map(any, spreads)) else None,
         error_kw={"lw": 0.8},
         color="white" if dashed else look["color"],
         edgecolor=look["color"],
@@ -112,7 +113,7 @@ def _draw(
         label=method,
     )
     if len(labels) * len(found) <= _WRITTEN:
-        for x, height, deviation in zip(at, heights, deviations, strict=True):
+        for x, height, (_, above) in zip(at, heights, spreads, strict=True):
             text = f"{height:.3f}"
-            y = height + deviation + 0.025
+            y = height + above + 0.025
             axes.text(x, y, text, rotation=90, ha="center", va="bottom", fontsize=6.5)

@@ -48,7 +48,8 @@ def plot_confusion(
     """
     side = max(2.6, 0.42 * len(classes) + 1.2)
     with style():
-        figure = Figure(figsize=(side * len(matrices) + 0.4, side + 0.5), layout="constrained")
+        figure = Figure(figsize=(side * len(matrices) + 0.4, side + 0.7), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr, call-arg]
         panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]
         for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
             counts = np.asarray(matrix)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
-from lightning_merge.plots.style import MARKERS, looks, style
+from lightning_merge.plots.style import MARKERS, looks, same_curves, style
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
@@ -99,9 +99,13 @@ def _by_size(
 ) -> Figure:
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    for merge in merges:
+    curves = {
+        merge: tuple(gap.get((merge, size), float("nan")) for size in sizes if size)
+        for merge in merges
+    }
+    for label, merge in same_curves(curves).items():
         found = {size: gap[merge, size] for size in sizes if size and (merge, size) in gap}
-        axes.plot(list(found), list(found.values()), label=merge, **look[merge])
+        axes.plot(list(found), list(found.values()), label=label, **look[merge])
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xticks([size for size in sizes if size])
     axes.set_xlabel("networks in the pool")
@@ -119,7 +123,7 @@ def _by_table(
     colours = mpl.colormaps["viridis_r"]([0.15 + 0.8 * i / max(len(sizes), 1) for i in range(9)])
     width = max(3.4, 1.4 + 0.45 * len(labels))
     figure = Figure(figsize=(max(5.0, width), 1.4 + 2.5 * len(merges)), layout="constrained")
-    panels = figure.subplots(len(merges), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(merges), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, merge in zip(panels, merges, strict=True):
         for index, size in enumerate(sizes):
             heights = [gaps[label].get((merge, size), float("nan")) for label in labels]

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import SIZE, Figures, Stored, figure, pool_sizes
 from lightning_merge.plots.style import BLUE, GREEN, GREY, ORANGE, style
+from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
-_COLOURS = {"ingredient": GREY, "merge": BLUE, "ensemble": ORANGE}
+KIND_COLOURS = {"ingredient": GREY, "merge": BLUE, "ensemble": ORANGE}
 
 
 @figure("methods", lacking="holds no table: give the results.json of compare or study")
@@ -37,17 +38,22 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
     Returns:
         The figure; ingredients in grey, merges in blue, ensembles in orange; green rings where
         `mark` says `best` or `tied`, which held-out data determine; a dotted line where always
-        giving the most frequent class lies. Nothing is marked by its test accuracy, which must
-        not be used to choose a method.
+        giving the most frequent class lies, if the axis goes so far. Nothing is marked by its test
+        accuracy, which must not be used to choose a method.
     """
     rows = [row for row in summary if row.get("accuracy") is not None]
     with style():
         figure = Figure(figsize=(6.8, 0.9 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
+        lowest = [row["accuracy"] - spread(row)[0] for row in rows]
+        guessed = next((row["majority"] for row in rows if row.get("majority") is not None), None)
+        shown = guessed is not None and guessed >= min(0.5, *lowest)
+        axes.set_xlabel(_label(rows, shown))
+        start = zoom_accuracy(axes, [*lowest, guessed if shown else None], "x", room=0.25)
         for position, row in enumerate(reversed(rows)):
-            colour = _COLOURS.get(row["kind"], GREY)
-            axes.plot([0, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
-            below, above = _spread(row)
+            colour = KIND_COLOURS.get(row["kind"], GREY)
+            axes.plot([start, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
+            below, above = spread(row)
             if row.get("mark"):
                 axes.plot(row["accuracy"], position, "o", ms=11, mfc="none", mec=GREEN, mew=1.8)
             axes.errorbar(
@@ -59,21 +65,19 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
                 capsize=2.5,
             )
             text = f"{row['accuracy']:.3f}" + (f", {row['mark']}" if row.get("mark") else "")
-            axes.text(row["accuracy"] + above + 0.015, position, text, va="center", fontsize=8)
-        guessed = next((row["majority"] for row in rows if row.get("majority") is not None), None)
-        if guessed is not None:
+            beside = row["accuracy"] + above + 0.02 * (1 - start)
+            axes.text(beside, position, text, va="center", fontsize=8)
+        if guessed is not None and shown:
             axes.axvline(guessed, color="black", ls=":", lw=0.8)
         axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
-        axes.set_xlim(0, 1.2)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(_label(rows))
         axes.set_title(title or "Merges against their ingredients")
     return figure
 
 
-def _spread(row: Mapping[str, Any]) -> tuple[float, float]:
-    """How far the bar goes to the left and to the right of the dot."""
+def spread(row: Mapping[str, Any]) -> tuple[float, float]:
+    """How far a bar goes down and up from an accuracy: its deviation, else its 95% interval."""
     accuracy, deviation = row["accuracy"], row.get("accuracy_sd")
     if deviation is not None:
         return deviation, deviation
@@ -83,7 +87,7 @@ def _spread(row: Mapping[str, Any]) -> tuple[float, float]:
     return max(0.0, accuracy - low), max(0.0, high - accuracy)
 
 
-def _label(rows: Sequence[Mapping[str, Any]]) -> str:
+def _label(rows: Sequence[Mapping[str, Any]], guessing: bool) -> str:
     parts = []
     if any(row.get("accuracy_sd") is not None for row in rows):
         parts.append("bars: standard deviation over seeds")
@@ -91,6 +95,6 @@ def _label(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append("bars: 95% over test examples")
     if any(row.get("mark") for row in rows):
         parts.append("ring: best on held-out data")
-    if any(row.get("majority") is not None for row in rows):
+    if guessing:
         parts.append("dotted: guessing")
     return "; ".join(["test accuracy", *parts])

@@ -1,12 +1,18 @@
 """Accuracy against the number of networks that were merged."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
+from lightning_merge.plots.methods import spread
 from lightning_merge.plots.style import looks, style
+from lightning_merge.plots.zoomed_axis import zoom_accuracy
+
+# Of the distance between two numbers of networks.
+_WIDTH = 0.3
 
 
 @figure(
@@ -26,30 +32,41 @@ def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Draws accuracy against the number of ingredients, a line for each method.
 
     Args:
-        summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `pool_size`; those
-            without a size (single ingredients) are left out.
+        summary: Rows with `method`, `kind`, `accuracy`, `accuracy_sd` and `pool_size`, perhaps
+            `accuracy_low` and `accuracy_high`; those without a size (single ingredients) are left
+            out.
         title: The figure's heading.
 
     Returns:
-        The figure: merges solid, ensembles dashed, the ingredients' average dotted; a band of
-        one standard deviation where there are several seeds.
+        The figure: merges solid, ensembles dashed, the ingredients' average dotted, side by side;
+        bars of one standard deviation over seeds, or with one seed the 95% intervals over test
+        examples.
     """
     rows = [row for row in summary if row.get("pool_size") and row.get("accuracy") is not None]
     with style():
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.subplots()
-        for method, look in looks(rows).items():
+        sizes = sorted({row["pool_size"] for row in rows})
+        gap = min((b - a for a, b in pairwise(sizes)), default=1)
+        found = looks(rows)
+        ends: list[float] = []
+        for place, (method, look) in enumerate(found.items()):
             of = sorted((r for r in rows if r["method"] == method), key=lambda r: r["pool_size"])
-            sizes = [row["pool_size"] for row in of]
+            # Beside one another: equal accuracies would cover each other.
+            shift = _WIDTH * gap * ((place + 0.5) / len(found) - 0.5)
             accuracy = [row["accuracy"] for row in of]
-            axes.plot(sizes, accuracy, label=method, **look)
-            if all(row.get("accuracy_sd") is not None for row in of):
-                low = [row["accuracy"] - row["accuracy_sd"] for row in of]
-                high = [row["accuracy"] + row["accuracy_sd"] for row in of]
-                axes.fill_between(sizes, low, high, color=look["color"], alpha=0.12, lw=0)
-        axes.set_xticks(sorted({row["pool_size"] for row in rows}))
+            low, high = zip(*(spread(row) for row in of), strict=True)
+            at = [row["pool_size"] + shift for row in of]
+            axes.plot(at, accuracy, label=method, **look)
+            if any((*low, *high)):
+                axes.errorbar(
+                    at, accuracy, [low, high], fmt="none", ecolor=look["color"], elinewidth=0.9
+                )
+            ends += [value - below for value, below in zip(accuracy, low, strict=True)]
+        axes.set_xticks(sizes)
         axes.set_xlabel("networks in the pool")
         axes.set_ylabel("test accuracy")
+        zoom_accuracy(axes, ends)
         axes.set_title(title or "Merges and ensembles by number of networks")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=2.8)

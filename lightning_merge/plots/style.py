@@ -73,6 +73,29 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def same_curves(curves: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Which curves to draw: of those that coincide only the first, under the names of all.
+
+    Args:
+        curves: The values of each curve, by name, all at the same places.
+
+    Returns:
+        By label the name of the curve to draw: `direct = Permute` stands for both.
+    """
+    import numpy as np
+
+    groups: dict[str, list[str]] = {}
+    for name, values in curves.items():
+        same = (
+            first
+            for first in groups
+            if len(values) == len(curves[first])
+            and np.allclose(values, curves[first], rtol=0, atol=1e-6, equal_nan=True)
+        )
+        groups.setdefault(next(same, name), []).append(name)
+    return {" = ".join(names): first for first, names in groups.items()}
+
+
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Writes a figure as PNG and as SVG.
 

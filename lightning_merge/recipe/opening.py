@@ -23,6 +23,7 @@ from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.described_module import module_of
+from lightning_merge.short_names import short_names
 
 Network = str | Path | Mapping[str, Tensor] | nn.Module
 """An ingredient: a checkpoint's path, a state dict, or the network itself."""
@@ -67,7 +68,7 @@ def open_context(
     return Context(
         module,
         states,
-        names,
+        short_names(names),
         data if isinstance(data, LightningDataModule) else build_data(data),
         trainer,
         heads=kept,

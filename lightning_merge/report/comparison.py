@@ -11,6 +11,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.recommendation import Recommendation, recommend
 from lightning_merge.plots.figure import Stored, figures
+from lightning_merge.report.comparison_page import comparison_page
 from lightning_merge.report.comparison_report import comparison_report
 from lightning_merge.report.confusion_matrices import confusion_matrices
 from lightning_merge.report.fitted_table import FittedTable
@@ -96,7 +97,7 @@ class Comparison(Results):
         return drawn
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `results.csv`, `results.json`, `report.md` and the figures."""
+        """Writes `results.csv`, `results.json`, `report.md`, `report.html` and the figures."""
         rows, drawn = self._rows(), self.figures()
         results = {
             **self.made_by,
@@ -121,7 +122,16 @@ class Comparison(Results):
             list(drawn),
             self.details.get("statistics_examples"),
         )
-        return publish(folder, rows, results, report, drawn, tables, self.loggers)
+        page = comparison_page(
+            self.title,
+            rows,
+            self.summary,
+            self.recommendation,
+            results,
+            metric_columns(rows),
+            list(drawn),
+        )
+        return publish(folder, rows, results, report, page, drawn, tables, self.loggers)
 
     def _judgement(self) -> Plain:
         """What was chosen, and the confusion matrices, as in `results.json`."""

@@ -42,13 +42,34 @@ def comparison_report(
         statistics_examples: The number of examples used for statistics; None for all.
     """
     columns = metric_columns(rows)
-    seeds = sorted({row["seed"] for row in rows})
-    examples = sorted({row["test_examples"] for row in rows})
-    learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
+    lines = "".join(f"* {line}\n" for line in choices(rows))
+    statistics = statistics_line(statistics_examples)
     parts = [
         f"# {title}\n",
         "\n".join(f"> {line}\n>" for line in recommendation.lines).removesuffix("\n>") + "\n",
         provenance_part(made_by, differing),
+        explanation(rows, summary) + "\n",
+        *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
+        markdown_table(summary, columns),
+    ]
+    if lines:
+        parts.append(lines)
+    if statistics:
+        parts.append(statistics + "\n")
+    for entry in sweeps:
+        found = swept.get(entry.value.key)
+        if found:
+            parts += [_markdown(table) for table in entry.value().tables(found)]
+    parts += [f"![{name}]({name}.png)\n" for name in figures]
+    return "\n".join(parts)
+
+
+def explanation(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+    """What the numbers of the table are, and on how many examples they stand."""
+    seeds = sorted({row["seed"] for row in rows})
+    examples = sorted({row["test_examples"] for row in rows})
+    learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
+    return (
         f"{_listed('seed', seeds)}; {_listed('test example count', examples)}; merges that learn "
         f"saw {', '.join(str(count) for count in learned) or 'no'} labelled training examples. "
         "Mean ± standard deviation over seeds; seconds are those of making the model (training "
@@ -56,22 +77,18 @@ def comparison_report(
         "those of one prediction, a multiply-add counting as two. "
         + _intervals(summary)
         + "`held out` is the accuracy on examples held out of train: by it alone the best is "
-        "chosen, and what is tied with it (within one example).\n",
-        *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
-        markdown_table(summary, columns),
-    ]
-    parts += _choices(rows)
-    if statistics_examples is not None:
-        parts.append(
-            "Activations, BatchNorm statistics and REPAIR's were read from "
-            f"{statistics_examples:,} training examples, drawn at random.\n"
-        )
-    for entry in sweeps:
-        found = swept.get(entry.value.key)
-        if found:
-            parts += [_markdown(table) for table in entry.value().tables(found)]
-    parts += [f"![{name}]({name}.png)\n" for name in figures]
-    return "\n".join(parts)
+        "chosen, and what is tied with it (within one example)."
+    )
+
+
+def statistics_line(examples: int | None) -> str:
+    """How many training examples statistics were read from; empty if all."""
+    if examples is None:
+        return ""
+    return (
+        "Activations, BatchNorm statistics and REPAIR's were read from "
+        f"{examples:,} training examples, drawn at random."
+    )
 
 
 def _intervals(summary: Sequence[Row]) -> str:
@@ -90,8 +107,8 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
 
 
-def _choices(rows: Sequence[Row]) -> list[str]:
-    """What was chosen on validation data, one entry for all methods that share a choice."""
+def choices(rows: Sequence[Row]) -> list[str]:
+    """What was chosen on held-out data, one line for all methods that share a choice."""
     several = len(pool_sizes(rows)) > 1
     methods: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -99,8 +116,7 @@ def _choices(rows: Sequence[Row]) -> list[str]:
             where = f"{row[SIZE]} networks, " if several else ""
             where += f"seed {row['seed']}"
             methods.setdefault((where, row["chosen"]), []).append(row["method"])
-    lines = [f"* {', '.join(of)}, {where}: {what}\n" for (where, what), of in methods.items()]
-    return ["".join(lines)] if lines else []
+    return [f"{', '.join(of)}, {where}: {what}" for (where, what), of in methods.items()]
 
 
 def _listed(what: str, values: Sequence[int]) -> str:

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from matplotlib.figure import Figure
 
+    from lightning_merge.report.page import Page
+
 Row = Mapping[str, Any]
 
-WRITTEN = ("results.csv", "results.json", "report.md", "merges")
+WRITTEN = ("results.csv", "results.json", "report.md", "report.html", "merges")
 
 
 def publish(
@@ -21,17 +23,19 @@ def publish(
     rows: Sequence[Row],
     results: Mapping[str, Any],
     report: str,
+    page: "Page",
     figures: Mapping[str, "Figure"],
     tables: Mapping[str, Sequence[Row]],
     loggers: Sequence["Logger"] = (),
 ) -> list[Path]:
-    """Writes results, figures and the report, and sends tables and figures to the loggers.
+    """Writes results, figures and the reports, and sends tables and figures to the loggers.
 
     Args:
         folder: Where to; files of earlier results are overwritten.
         rows: One per measurement.
         results: The contents of `results.json`.
         report: The report, in Markdown.
+        page: The report as a page, `report.html`.
         figures: Figures by file name.
         tables: Tables for the loggers, by name.
         loggers: Loggers that also receive tables and figures.
@@ -50,9 +54,13 @@ def publish(
     for name in set(drawn_in(folder)) - set(figures):
         for file in files(folder / name):
             file.unlink(missing_ok=True)
+    svgs = {}
     for name, figure in figures.items():
-        written += save(figure, folder / name)
+        drawn = save(figure, folder / name)
+        written += drawn
+        svgs[name] = drawn[-1].read_text(encoding="utf-8")
     written.append(write_text(folder / "report.md", report))
+    written.append(write_text(folder / "report.html", page.html(svgs)))
     for logger in loggers:
         for name, table in tables.items():
             log_table(logger, name, table)

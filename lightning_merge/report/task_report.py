@@ -33,38 +33,19 @@ def task_report(
         made_by: Command, versions and device.
         differing: The differences in provenance between the pieces.
     """
-    seeds = ", ".join(str(seed) for seed in study.seeds)
-    tested = {row["task"]: row["test_examples"] for row in rows}
-    unseen = [task["name"] for task in study.tasks if task.get("unseen")]
     parts = [
         f"# {study.title}\n",
         provenance_part(made_by, differing),
-        f"Accuracy, mean ± standard deviation over seeds ({seeds}), on "
-        + ", ".join(f"{count:,} test images of {name}" for name, count in tested.items())
-        + ". Each row but the individual ones is one body, tested on each task under the "
-        f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}.\n",
+        intro(study, rows) + "\n",
         "## Seen and unseen tasks\n",
         markdown(task_table(rows)),
     ]
     parts.append("".join(f"* {task}: the head is {head}\n" for task, head in heads.items()))
-    without = ", and not in the means" if len(study.seeds) > 1 else ""
-    missing = [
-        f"* {method['method']}, seed {method['seed']}: not merged{without}: {method['not_merged']}"
-        for method in methods
-        if "not_merged" in method
-    ]
-    if missing:
-        parts.append("\n".join(missing) + "\n")
-    chosen = [
-        f"* {method['method']}, seed {method['seed']}: {method['chosen']} "
-        f"({method['train_examples']:,} labelled examples seen)"
-        for method in methods
-        if method.get("chosen")
-    ]
-    if chosen:
-        parts.append("\n".join(chosen) + "\n")
+    for lines in (missing_lines(study, methods), chosen_lines(methods)):
+        if lines:
+            parts.append("".join(f"* {line}\n" for line in lines))
     if study.corruptions:
-        tasks = study.corrupted_tasks or list(tested)
+        tasks = study.corrupted_tasks or list(dict.fromkeys(row["task"] for row in rows))
         parts += [
             f"## Corrupted test images, severity {study.severity}\n",
             f"Averages over {', '.join(tasks)}.\n",
@@ -73,3 +54,36 @@ def task_report(
         for condition, table in condition_tables(rows).items():
             parts += [f"### {condition.replace('_', ' ')}\n", markdown(table)]
     return "\n".join(parts)
+
+
+def intro(study: TaskStudy, rows: Sequence[Row]) -> str:
+    """What the numbers of the table are, and on how many images they stand."""
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    tested = {row["task"]: row["test_examples"] for row in rows}
+    unseen = [task["name"] for task in study.tasks if task.get("unseen")]
+    return (
+        f"Accuracy, mean ± standard deviation over seeds ({seeds}), on "
+        + ", ".join(f"{count:,} test images of {name}" for name, count in tested.items())
+        + ". Each row but the individual ones is one body, tested on each task under the "
+        f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}."
+    )
+
+
+def missing_lines(study: TaskStudy, methods: Sequence[Row]) -> list[str]:
+    """What was not merged, and why."""
+    without = ", and not in the means" if len(study.seeds) > 1 else ""
+    return [
+        f"{method['method']}, seed {method['seed']}: not merged{without}: {method['not_merged']}"
+        for method in methods
+        if "not_merged" in method
+    ]
+
+
+def chosen_lines(methods: Sequence[Row]) -> list[str]:
+    """What was chosen on labelled examples, and on how many."""
+    return [
+        f"{method['method']}, seed {method['seed']}: {method['chosen']} "
+        f"({method['train_examples']:,} labelled examples seen)"
+        for method in methods
+        if method.get("chosen")
+    ]

@@ -9,6 +9,7 @@ from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.task_page import task_page
 from lightning_merge.report.task_report import task_report
 from lightning_merge.report.task_tables import (
     cells,
@@ -76,7 +77,7 @@ class TaskResults(Results):
         return {}
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `results.csv` (a line per measurement), `results.json` and `report.md`."""
+        """Writes `results.csv` (a line per measurement), `results.json` and both reports."""
         rows = self._rows()
         tables: dict[str, Any] = {
             "tasks": task_table(rows),
@@ -95,9 +96,9 @@ class TaskResults(Results):
         report = task_report(
             self.study, rows, self.methods, self.heads, self.made_by, self.differing
         )
-        return publish(
-            folder, rows, results, report, {}, {"measurements": rows, **logged}, self.loggers
-        )
+        page = task_page(self.study, rows, self.methods, self.heads, results)
+        logged = {"measurements": rows, **logged}
+        return publish(folder, rows, results, report, page, {}, logged, self.loggers)
 
     def _rows(self) -> list[Plain]:
         return [row.row() for row in self.rows]

@@ -1,0 +1,59 @@
+"""What `report.html` shows of a study of several tasks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_merge.report.page import Page, PageTable
+from lightning_merge.report.task_report import chosen_lines, intro, missing_lines
+from lightning_merge.report.task_tables import (
+    cells,
+    condition_tables,
+    corruption_table,
+    task_table,
+)
+from lightning_merge.study.task_plan import TaskStudy
+
+Row = Mapping[str, Any]
+
+
+def task_page(
+    study: TaskStudy,
+    rows: Sequence[Row],
+    methods: Sequence[Row],
+    heads: Mapping[str, str],
+    results: Mapping[str, Any],
+) -> Page:
+    """The page of a study of tasks; the arguments are those of `task_report`.
+
+    Args:
+        study: The study.
+        rows: One per measurement.
+        methods: Parameters, seconds and choices of each baseline and merge.
+        heads: How each task's head was made.
+        results: The content of `results.json`.
+    """
+    tables = [
+        PageTable.of_cells("Seen and unseen tasks", cells(task_table(rows)), intro(study, rows))
+    ]
+    if study.corruptions:
+        tested = list(dict.fromkeys(row["task"] for row in rows))
+        average = f"Averages over {', '.join(study.corrupted_tasks or tested)}."
+        title = f"Corrupted test images, severity {study.severity}"
+        tables.append(PageTable.of_cells(title, cells(corruption_table(rows)), average))
+        tables += [
+            PageTable.of_cells(condition.replace("_", " "), cells(table))
+            for condition, table in condition_tables(rows).items()
+        ]
+    return Page(
+        title=study.title,
+        made_by=results,
+        facts=[f"{len(study.tasks)} tasks", f"seeds {', '.join(map(str, study.seeds))}"],
+        tables=tables,
+        choices=[
+            *(f"{task}: the head is {head}" for task, head in heads.items()),
+            *missing_lines(study, methods),
+            *chosen_lines(methods),
+        ],
+        differing=results.get("differing") or (),
+        config=results.get("config"),
+    )
