@@ -14,8 +14,10 @@ from lightning_merge.plots.figure import Stored, figures
 from lightning_merge.report.comparison_report import comparison_report
 from lightning_merge.report.confusion_matrices import confusion_matrices
 from lightning_merge.report.fitted_table import FittedTable
+from lightning_merge.report.paper_table import write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.study_parts import study_parts
 from lightning_merge.report.summary import (
     judged,
     metric_columns,
@@ -98,6 +100,8 @@ class Comparison(Results):
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.csv`, `results.json`, `report.md` and the figures."""
         rows, drawn = self._rows(), self.figures()
+        curves = self.swept.get("magnitudes", ())
+        parts = study_parts(self.details.get("config"), self.rows, self.summary, curves)
         results = {
             **self.made_by,
             **self.details,
@@ -106,6 +110,7 @@ class Comparison(Results):
             "measurements": rows,
             "summary": self.summary,
             **self.swept,
+            **parts.results,
         }
         tables: dict[str, Sequence[Mapping[str, Any]]] = {"comparison": rows}
         if self.alphas:
@@ -121,7 +126,9 @@ class Comparison(Results):
             list(drawn),
             self.details.get("statistics_examples"),
         )
-        return publish(folder, rows, results, report, drawn, tables, self.loggers)
+        report += parts.text
+        written = publish(folder, rows, results, report, drawn, tables, self.loggers)
+        return written + write_paper_table(folder, parts.table)
 
     def _judgement(self) -> Plain:
         """What was chosen, and the confusion matrices, as in `results.json`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.report.fitted_table import FittedTable
+from lightning_merge.report.paper_table import paper_table, write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
 from lightning_merge.report.task_report import task_report
@@ -14,6 +15,7 @@ from lightning_merge.report.task_tables import (
     cells,
     condition_tables,
     corruption_table,
+    joined_tables,
     task_table,
     terminal,
 )
@@ -95,9 +97,14 @@ class TaskResults(Results):
         report = task_report(
             self.study, rows, self.methods, self.heads, self.made_by, self.differing
         )
-        return publish(
+        table = paper_table(vars(self.study), joined_tables(rows, len(self.study.seeds)))
+        if table is not None:
+            results["paper_table"] = table.plain
+            report += f"\n## The paper's table\n\n{table.markdown}"
+        written = publish(
             folder, rows, results, report, {}, {"measurements": rows, **logged}, self.loggers
         )
+        return written + write_paper_table(folder, table)
 
     def _rows(self) -> list[Plain]:
         return [row.row() for row in self.rows]
