@@ -236,6 +236,7 @@ from .recipe.recipe import Recipe as Recipe
 from .recipe.selection import Proposal as Proposal
 from .recipe.selection import Selection as Selection
 from .recipe.selections import DPP as DPP
+from .report.leader_table import leader_table as leader_table
 from .study.plan import Study as Study
 from .study.task_plan import TaskStudy as TaskStudy
 from .study_verbs import run_study as run_study

@@ -26,6 +26,7 @@ Train, align and merge image classifiers.
   tasks      merge bodies of different tasks, measure on seen and unseen ones, corrupted too
   average    average checkpoint files; needs no network and no data
   join       put several folders of one study together into one
+  leaders    rank the merges of several studies, by situation
   export     write a checkpoint as safetensors, as timm loads it, with a model card
   plot       draw figures from stored results and checkpoints
   list       what there is: presets, aggregates, matchings, recalibrations, selections, figures
@@ -42,7 +43,18 @@ _SETTINGS = (
     "lightning.pytorch.accelerators",
     "lightning.fabric",
 )
-OURS = ("merge", "compare", "study", "tasks", "average", "join", "export", "plot", "list")
+OURS = (
+    "merge",
+    "compare",
+    "study",
+    "tasks",
+    "average",
+    "join",
+    "leaders",
+    "export",
+    "plot",
+    "list",
+)
 _UNDESCRIBED = ("completion",)
 # They run in one process, whatever has started several.
 _ON_ONE_PROCESS = ("merge", "compare", "study", "tasks")

@@ -33,7 +33,8 @@ from lightning_merge.study.work import Work
 R = TypeVar("R", Comparison, TaskResults)
 
 # What may differ between two commands on one folder, the last of which counts.
-_SHOWN = ("title", "sweeps", *(entry.value.option for entry in sweeps))
+_OF_REPORT = ("title", "paper", "differs")
+_SHOWN = (*_OF_REPORT, "sweeps", *(entry.value.option for entry in sweeps))
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def run_tasks(
     Raises:
         MergeError: As `run_study` does.
     """
-    folder = StudyFolder(Path(output), "tasks.json", ("title",))
+    folder = StudyFolder(Path(output), "tasks.json", _OF_REPORT)
     config = options_of(study, TaskStudy)
     return _run(folder, config, _of_tasks, overwrite, progress, watcher, executor)
 
@@ -160,7 +161,7 @@ def estimate_tasks(
     study: TaskStudy | Mapping[str, Any] | str | Path, output: str | Path
 ) -> Estimate:
     """The same for `run_tasks`."""
-    folder = StudyFolder(Path(output), "tasks.json", ("title",))
+    folder = StudyFolder(Path(output), "tasks.json", _OF_REPORT)
     return _estimate(folder, options_of(study, TaskStudy), _of_tasks)
 
 
@@ -179,7 +180,7 @@ def join(folders: Sequence[str | Path], output: str | Path) -> Joined:
     """
     paths = [Path(folder) for folder in folders]
     name = study_of(paths, ("study.json", "tasks.json"))
-    shown = _SHOWN if name == "study.json" else ("title",)
+    shown = _SHOWN if name == "study.json" else _OF_REPORT
     sources = [StudyFolder(path, name, shown) for path in paths]
     target = StudyFolder(Path(output), name, shown)
     config = joined_config(sources)

@@ -204,6 +204,23 @@ def add_pools(to: ArgumentParser) -> None:
     )
 
 
+def add_paper(to: ArgumentParser) -> None:
+    """Adds `--paper` and `--differs`."""
+    to.add_argument(
+        "--paper",
+        type=dict[str, Any],
+        default={},
+        help="the table of a paper that is repeated: '{title: ..., table: ..., figures: {recipe: "
+        "what the paper prints}}'; the report then has both side by side",
+    )
+    to.add_argument(
+        "--differs",
+        type=list[str],
+        default=[],
+        help="what differs from the paper's settings, a line each",
+    )
+
+
 def add_model(to: ArgumentParser) -> None:
     """Adds `--model`, the LightningModule that is trained."""
     to.add_subclass_arguments(

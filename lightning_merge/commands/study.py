@@ -52,6 +52,7 @@ def study(words: list[str]) -> None:
     options.add_pools(parser)
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Study", help=options.TITLE)
+    options.add_paper(parser)
     options.add_data_and_trainer(parser)
     add_execution(parser)
     given = parse(parser, words)

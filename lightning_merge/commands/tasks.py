@@ -124,6 +124,7 @@ def _parser() -> Any:
     )
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Tasks", help=options.TITLE)
+    options.add_paper(parser)
     options.add_trainer(parser)
     add_execution(parser)
     return parser

@@ -1,5 +1,6 @@
 """How sure an accuracy is, and a difference of two: intervals and tests over test examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,22 @@ def interval_of(right: Values | None, accuracy: float | None, examples: int) -> 
     hits = round(min(max(accuracy, 0.0), 1.0) * examples)
     found = binomtest(hits, examples).proportion_ci(LEVEL, method="wilson")
     return Interval(float(found.low), float(found.high), "Wilson")
+
+
+def over_seeds(differences: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% t interval of a mean over repetitions; None with fewer than two.
+
+    Args:
+        differences: One for each seed.
+    """
+    from scipy.stats import t
+
+    count = len(differences)
+    if count < 2:
+        return None
+    values = np.asarray(differences, np.float64)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / count**0.5)
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def paired(first: Values, second: Values) -> Paired:

@@ -15,8 +15,10 @@ from lightning_merge.report.comparison_page import comparison_page
 from lightning_merge.report.comparison_report import comparison_report
 from lightning_merge.report.confusion_matrices import confusion_matrices
 from lightning_merge.report.fitted_table import FittedTable
+from lightning_merge.report.paper_table import write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.study_parts import study_parts
 from lightning_merge.report.summary import (
     judged,
     metric_columns,
@@ -99,6 +101,8 @@ class Comparison(Results):
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.csv`, `results.json`, `report.md`, `report.html` and the figures."""
         rows, drawn = self._rows(), self.figures()
+        curves = self.swept.get("magnitudes", ())
+        parts = study_parts(self.details.get("config"), self.rows, self.summary, curves)
         results = {
             **self.made_by,
             **self.details,
@@ -107,6 +111,7 @@ class Comparison(Results):
             "measurements": rows,
             "summary": self.summary,
             **self.swept,
+            **parts.results,
         }
         tables: dict[str, Sequence[Mapping[str, Any]]] = {"comparison": rows}
         if self.alphas:
@@ -131,7 +136,9 @@ class Comparison(Results):
             metric_columns(rows),
             list(drawn),
         )
-        return publish(folder, rows, results, report, page, drawn, tables, self.loggers)
+        report += parts.text
+        written = publish(folder, rows, results, report, page, drawn, tables, self.loggers)
+        return written + write_paper_table(folder, parts.table)
 
     def _judgement(self) -> Plain:
         """What was chosen, and the confusion matrices, as in `results.json`."""

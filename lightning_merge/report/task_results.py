@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.report.fitted_table import FittedTable
+from lightning_merge.report.paper_table import paper_table, write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
 from lightning_merge.report.task_page import task_page
@@ -15,6 +16,7 @@ from lightning_merge.report.task_tables import (
     cells,
     condition_tables,
     corruption_table,
+    joined_tables,
     task_table,
     terminal,
 )
@@ -96,9 +98,17 @@ class TaskResults(Results):
         report = task_report(
             self.study, rows, self.methods, self.heads, self.made_by, self.differing
         )
+        table = paper_table(vars(self.study), joined_tables(rows, len(self.study.seeds)))
+        if table is not None:
+            results["paper_table"] = table.plain
+            report += f"
+## The paper's table
+
+{table.markdown}"
         page = task_page(self.study, rows, self.methods, self.heads, results)
         logged = {"measurements": rows, **logged}
-        return publish(folder, rows, results, report, page, {}, logged, self.loggers)
+        written = publish(folder, rows, results, report, page, {}, logged, self.loggers)
+        return written + write_paper_table(folder, table)
 
     def _rows(self) -> list[Plain]:
         return [row.row() for row in self.rows]

@@ -79,6 +79,21 @@ def condition_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def joined_tables(rows: Sequence[Row], seeds: int) -> list[dict[str, Any]]:
+    """All tables as one: columns of conditions are called `motion_blur: Cars`.
+
+    Args:
+        rows: The measurements of `measure_tasks`.
+        seeds: Over how many seeds the means are.
+    """
+    joined = {row["method"]: {**row, "seeds": seeds} for row in task_table(rows)}
+    for condition, table in condition_tables(rows).items():
+        for row in table:
+            named = {f"{condition}: {name}": row[name] for name in row if name != "method"}
+            joined[row["method"]] |= named
+    return list(joined.values())
+
+
 def markdown(table: Sequence[Row]) -> str:
     """A table as Markdown."""
     header, *lines = cells(table)

@@ -32,6 +32,9 @@ class Study:
             each number; on all of them if none is given.
         statistics_examples: How many training examples statistics are read from; None for all.
         title: What tables and figures are headed with.
+        paper: The table of a paper that the study repeats: its `title`, its `table`, and, by
+            recipe, the paper's own `figures`; see `check_paper`.
+        differs: What differs from that paper's settings, a line each.
     """
 
     data: Plain
@@ -46,6 +49,8 @@ class Study:
     pool_sizes: list[int] = field(default_factory=list)
     statistics_examples: int | None = None
     title: str = "study"
+    paper: Plain = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Study":

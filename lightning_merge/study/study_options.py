@@ -50,7 +50,39 @@ def options_of(
     missing = [name for name in defaults if name not in given and defaults[name] is MISSING]
     if missing:
         raise ConfigError(f"{what}: `{missing[0]}` is missing")
+    given["paper"] = check_paper(given.get("paper") or {})
     return spelled_out({**defaults, **given})
+
+
+def check_paper(paper: Any) -> Plain:
+    """A `paper` as it is stored: what the paper prints is text, and so are names.
+
+    Args:
+        paper: `title` and `table` of a paper; its `figures` as printed, by recipe: one each, or
+            by number of ingredients or by metric; `metric`, where that is not accuracy; `unit`,
+            `percent` or `fraction`; `magnitude`, where all weights are multiplied by that.
+
+    Raises:
+        ConfigError: If there is something else in it, or it has no title.
+    """
+    known = ("title", "table", "metric", "unit", "magnitude", "figures")
+    if not isinstance(paper, Mapping) or not set(paper) <= set(known):
+        strange = sorted(set(paper) - set(known)) if isinstance(paper, Mapping) else [paper]
+        raise ConfigError(f"paper has no '{strange[0]}': it has {', '.join(known)}")
+    if not paper:
+        return {}
+    figures = paper.get("figures") or {}
+    if "title" not in paper or not isinstance(figures, Mapping):
+        raise ConfigError("paper: give its `title`, and `figures` as `{recipe: what is printed}`")
+    if paper.get("unit", "percent") not in ("percent", "fraction"):
+        raise ConfigError(f"paper: unit is {paper['unit']!r}: choose percent or fraction")
+    text = {
+        str(name): {str(one): str(value) for one, value in of.items()}
+        if isinstance(of, Mapping)
+        else str(of)
+        for name, of in figures.items()
+    }
+    return {**paper, "figures": text}
 
 
 def _read_options(path: Path) -> Plain:

@@ -53,6 +53,9 @@ class TaskStudy:
         statistics_examples: How many training examples of each task statistics are read
             from; None for all.
         title: What tables are headed with.
+        paper: As in `Study`; figures are by method and by task (or `seen`, `unseen`, `all`, or
+            `motion_blur: TASK`).
+        differs: As in `Study`.
     """
 
     tasks: list[Plain]
@@ -74,6 +77,8 @@ class TaskStudy:
     corrupted_tasks: list[str] = field(default_factory=list)
     statistics_examples: int | None = None
     title: str = "Tasks"
+    paper: Plain = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
 
     def data(self, config: Plain, seed: int) -> Plain:
         """A data module's configuration, with what all share, for one repetition."""

@@ -33,6 +33,7 @@ WRITERS = {
 }
 NETWORKS = {
     "compare/alignment_resnet20.yaml": {"num_classes": 2},
+    "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
 FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
@@ -40,6 +41,16 @@ FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"
 
 def of(folder):
     return [name for name in FILES if name.startswith(f"{folder}/")]
+
+
+def studies():
+    """Those that are not a paper's table, nor a difference from one: these have own tests."""
+    papers = ("paper:", "differs:", "-c configs/studies/np_merge_table1_resnet20.yaml")
+    return [
+        name
+        for name in of("studies")
+        if not any(word in (CONFIGS / name).read_text() for word in papers)
+    ]
 
 
 def data_options(name, tmp_path, request):
@@ -113,7 +124,7 @@ def test_compare(name, tmp_path, request):
     check_results(output, 2 + len(recipes), recipes)
 
 
-@pytest.mark.parametrize("name", of("studies"))
+@pytest.mark.parametrize("name", studies())
 def test_study(name, tmp_path, request):
     output = tmp_path / "out"
     words = ["study", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]

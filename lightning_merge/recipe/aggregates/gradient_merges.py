@@ -1,6 +1,7 @@
 """Merges that learn from training data: NP Merge, fine-tuning of the average."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -9,39 +10,44 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.modules import Granularity, MergeModule
-from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
+from lightning_merge.recipe.aggregate import aggregates
+from lightning_merge.recipe.aggregates.tuned_training import Schedule, TunedTraining
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.fitting import fit
 
 
 @aggregates.register(paper="NP Merge, Sec. III-D", needs="labelled training data")
-class FineTune(Aggregate):
+class FineTune(TunedTraining):
     """The average, with all of its weights trained further (NP Merge, Sec. III-D).
 
     Args:
         max_epochs: How many epochs over the training data.
         optimizer: Called with the parameters.
+        learning_rates: Learning rates of which one is chosen on held-out data, each after a
+            training of its own; that of the optimizer if not given.
+        schedules: The same for the schedule, `constant` or `cosine`; constant if not given.
     """
 
-    learns = True
-
     def __init__(
-        self, max_epochs: int = 10, optimizer: OptimizerCallable = torch.optim.Adam
+        self,
+        max_epochs: int = 10,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        learning_rates: list[float] | None = None,
+        schedules: list[Schedule] | None = None,
     ) -> None:
-        self.max_epochs = max_epochs
+        super().__init__(max_epochs, learning_rates, schedules)
         self.optimizer = optimizer
 
-    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the fine-tuned weights."""
-        module = context.build(average(states))
-        setattr(module, "configure_optimizers", lambda: self.optimizer(module.parameters()))  # noqa: B010
-        made = fit_quietly(module, self.max_epochs, context)
-        del module.__dict__["configure_optimizers"]
-        return made
+    def untrained(self, states: Sequence[StateDict], context: Context) -> LightningModule:
+        """The average."""
+        return context.build(average(states))
+
+    def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
+        """The optimizer of all weights."""
+        return self.optimizer(module.parameters())
 
 
 @aggregates.register(paper="Orozco Camacho et al. 2024, NP Merge", needs="labelled training data")
-class NPMerge(Aggregate):
+class NPMerge(TunedTraining):
     """One learned alpha for each parameter (NP Merge, Eq. 2), or for each layer or model.
 
     More than two ingredients are merged jointly: each has an alpha, and a softmax over them is
@@ -54,9 +60,9 @@ class NPMerge(Aggregate):
         max_epochs: How many epochs over the training data.
         alpha: The initial share of the first ingredient; all have the same if not given.
         optimizer: Called with the alphas' logits.
+        learning_rates: As for `FineTune`.
+        schedules: As for `FineTune`.
     """
-
-    learns = True
 
     def __init__(
         self,
@@ -64,25 +70,24 @@ class NPMerge(Aggregate):
         max_epochs: int = 10,
         alpha: float | None = None,
         optimizer: OptimizerCallable = lambda logits: torch.optim.Adam(logits, lr=0.01),
+        learning_rates: list[float] | None = None,
+        schedules: list[Schedule] | None = None,
     ) -> None:
+        super().__init__(max_epochs, learning_rates, schedules)
         self.granularity = granularity
-        self.max_epochs = max_epochs
         self.alpha = alpha
         self.optimizer = optimizer
 
-    def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
-        """A module with the merged weights, and `alphas()`."""
-        module = MergeModule(
+    def untrained(self, states: Sequence[StateDict], context: Context) -> MergeModule:
+        """The merge at its initial alphas; its `alphas()` are learned."""
+        return MergeModule(
             context.build(states[0]),
             states,
             granularity=self.granularity,
             alpha=self.alpha,
             optimizer=self.optimizer,
         )
-        return fit_quietly(module, self.max_epochs, context)
 
-
-def fit_quietly(module: LightningModule, max_epochs: int, context: Context) -> Merged:
-    """A module fitted on the context's training data, which count as labelled examples."""
-    examples = fit(module, context.data, context.trainer(max_epochs=max_epochs))
-    return Merged(module.eval(), labelled_examples=examples)
+    def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
+        """The optimizer of the alphas' logits."""
+        return self.optimizer([module.alpha_logits])

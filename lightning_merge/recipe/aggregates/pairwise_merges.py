@@ -9,7 +9,8 @@ from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.modules import Granularity, MergeModule, merge_in_pairs, successive_pairs
 from lightning_merge.recipe.aggregate import Merged, aggregates
-from lightning_merge.recipe.aggregates.gradient_merges import NPMerge, fit_quietly
+from lightning_merge.recipe.aggregates.gradient_merges import NPMerge
+from lightning_merge.recipe.aggregates.tuned_training import fit_quietly
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 

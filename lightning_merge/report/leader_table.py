@@ -1,0 +1,286 @@
+"""A leader table over studies: which merges rank first, and in which situations."""
+
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.errors import ConfigError
+from lightning_merge.files import read_json, write_csv, write_text
+from lightning_merge.plots.figure import SIZE
+from lightning_merge.report.summary import markdown_lines
+
+Plain = Mapping[str, Any]
+
+FILES = ("leaders.md", "leaders.csv")
+
+LITTLE = 100
+"""So many labelled examples of each class, or fewer, are little data."""
+
+_SKEWED = ("80-20", "dirichlet")
+
+
+@dataclass(frozen=True)
+class Leader:
+    """How one way of merging ranks in one situation.
+
+    Attributes:
+        id: Of this row, to be cited by: it depends on situation and recipe alone.
+        situation: `factor: value`, several of them joined by `; `, or `all`.
+        recipe: Aggregate, alignment, recalibration, selection.
+        rank: The mean of its ranks by test accuracy (1 is best) among the merges of each field.
+        of: The mean number of merges in these fields.
+        beaten: The mean share of the other merges in a field that it is better than; fields of
+            different sizes can be compared by it.
+        fields: How many fields that are: a study with one number of ingredients.
+        first: In how many of them it is the best.
+        studies: The ids of the studies.
+    """
+
+    id: str
+    situation: str
+    recipe: str
+    rank: float
+    of: float
+    beaten: float
+    fields: int
+    first: int
+    studies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeaderTable:
+    """Rows for every situation, best first, and the studies that they stand on.
+
+    Attributes:
+        rows: The rows.
+        studies: For each study, by id, its folder, its title and how many seeds it has.
+    """
+
+    rows: Sequence[Leader]
+    studies: Mapping[str, str]
+
+    @property
+    def markdown(self) -> str:
+        """The table in Markdown, a section for each situation."""
+        text = (
+            "# Leaders\n\nMerges ranked by mean test accuracy over seeds, among the merges of the "
+            "same ingredients (a study with one number of them is a field); ensembles, which cost "
+            "more to run, and ingredients are left out. `beaten` is the share of the other merges "
+            "of a field that one is better than, on average: rows are sorted by it. Rows are "
+            f"cited by their id. Little data: at most {LITTLE} labelled examples of a class.\n"
+        )
+        for situation in dict.fromkeys(row.situation for row in self.rows):
+            lines = [
+                ["id", "merge", "mean rank", "of", "beaten", "first in", "fields", "studies"],
+                ["---", "---", *["---:"] * 5, "---"],
+            ]
+            lines += [
+                [
+                    row.id,
+                    row.recipe,
+                    f"{row.rank:.2f}",
+                    f"{row.of:.1f}",
+                    f"{row.beaten:.2f}",
+                    str(row.first),
+                    str(row.fields),
+                    " ".join(row.studies),
+                ]
+                for row in self.rows
+                if row.situation == situation
+            ]
+            text += f"\n## {situation}\n\n{markdown_lines(lines)}"
+        return (
+            text
+            + "\n## Studies\n\n"
+            + "".join(f"* {name}: {what}\n" for name, what in self.studies.items())
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes `leaders.md` and `leaders.csv`."""
+        rows = [{**vars(row), "studies": " ".join(row.studies)} for row in self.rows]
+        return [
+            write_text(folder / FILES[0], self.markdown),
+            write_csv(folder / FILES[1], rows),
+        ]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The merges of the same ingredients: ranks by recipe, in a situation."""
+
+    study: str
+    situation: dict[str, str]
+    scores: dict[str, list[float]]
+
+    def places(self) -> dict[str, tuple[float, float]]:
+        """For each recipe its rank, and the share of the others that it beats; ties share both."""
+        every = [score for scores in self.scores.values() for score in scores]
+        found = {}
+        for recipe, scores in self.scores.items():
+            ranks = [_rank(score, every) for score in scores]
+            rank = statistics.fmean(ranks)
+            found[recipe] = rank, (len(every) - rank) / (len(every) - 1)
+        return found
+
+    @property
+    def size(self) -> int:
+        """How many merges there are."""
+        return sum(map(len, self.scores.values()))
+
+
+def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
+    """Ranks the merges of several studies, in all and in each situation.
+
+    Situations are read from each study's stored options: whether its networks start from the same
+    weights, how many labelled examples of a class there are, how many networks are merged, and
+    whether they were trained on the same classes.
+
+    Args:
+        folders: Output folders of `study`, each with a `results.json`.
+
+    Raises:
+        ConfigError: If a folder has no results of a study, or none has two merges to compare.
+    """
+    fields: list[_Field] = []
+    studies: dict[str, str] = {}
+    for folder in map(Path, folders):
+        results = _results(folder)
+        text = f"{results['config']}{results['measurements']}"
+        name = f"S{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+        if name in studies:
+            continue
+        seeds = len({row["seed"] for row in results["measurements"]})
+        title = results["config"].get("title", "a study")
+        studies[name] = f"{title}, {seeds} seed{'s' if seeds > 1 else ''} ({folder})"
+        fields += _fields(name, results["config"], results["measurements"])
+    if not fields:
+        raise ConfigError("these studies have no two merges of the same ingredients to compare")
+    rows = []
+    for situation, within in _situations(fields).items():
+        rows += _ranked(situation, within)
+    return LeaderTable(rows, studies)
+
+
+def situation_of(config: Plain, rows: Sequence[Plain], size: int | None) -> dict[str, str]:
+    """The situation of a study's merges of so many ingredients, by factor.
+
+    Args:
+        config: The study's options.
+        rows: Its measurements.
+        size: The number of ingredients.
+    """
+    model, data = (_arguments(config.get(name)) for name in ("model", "data"))
+    ingredients = config.get("ingredients") or []
+    same = config.get("start") is not None or bool(model.get("pretrained"))
+    examples = data.get("examples_per_class")
+    if examples is None:
+        seen = [row["train_examples"] for row in rows if row.get("train_examples")]
+        examples = max(seen, default=0) / int(model.get("num_classes") or 1)
+    classes = {str(one["classes"]) for one in ingredients if one.get("classes") is not None}
+    if len(classes) > 1:
+        shared = "disjoint"
+    else:
+        shared = "shared unevenly" if data.get("split") in _SKEWED else "the same"
+    return {
+        "initialisation": "same" if same else "different",
+        "data": "little" if examples <= LITTLE else "much",
+        "networks": str(size or 2),
+        "classes": shared,
+    }
+
+
+def _fields(study: str, config: Plain, rows: Sequence[Plain]) -> list[_Field]:
+    known = {recipe["name"]: _described(recipe) for recipe in config.get("recipes") or []}
+    merges = [row for row in rows if row["kind"] == "merge" and row["method"] in known]
+    found = []
+    for size in dict.fromkeys(row.get(SIZE) for row in merges):
+        scores: dict[str, list[float]] = {}
+        for method in dict.fromkeys(row["method"] for row in merges if row.get(SIZE) == size):
+            own = [r["accuracy"] for r in merges if (r["method"], r.get(SIZE)) == (method, size)]
+            if None not in own:
+                scores.setdefault(known[method], []).append(statistics.fmean(own))
+        field = _Field(study, situation_of(config, rows, size), scores)
+        if field.size > 1:
+            found.append(field)
+    return found
+
+
+def _situations(fields: Sequence[_Field]) -> dict[str, list[_Field]]:
+    """All fields; those of each value of a factor; those of each whole situation."""
+    found: dict[str, list[_Field]] = {"all": list(fields)}
+    for factor in fields[0].situation:
+        for value in sorted({field.situation[factor] for field in fields}):
+            own = [field for field in fields if field.situation[factor] == value]
+            found[f"{factor}: {value}"] = own
+    for field in fields:
+        whole = "; ".join(f"{factor}: {value}" for factor, value in field.situation.items())
+        found.setdefault(whole, []).append(field)
+    return found
+
+
+def _ranked(situation: str, fields: Sequence[_Field]) -> list[Leader]:
+    rows = []
+    for recipe in dict.fromkeys(recipe for field in fields for recipe in field.scores):
+        own = [field for field in fields if recipe in field.scores]
+        places = [field.places() for field in own]
+        best = [min(rank for rank, _ in one.values()) for one in places]
+        digest = hashlib.sha256(f"{situation}|{recipe}".encode()).hexdigest()[:5]
+        rows.append(
+            Leader(
+                f"L{digest}",
+                situation,
+                recipe,
+                statistics.fmean(one[recipe][0] for one in places),
+                statistics.fmean(field.size for field in own),
+                statistics.fmean(one[recipe][1] for one in places),
+                len(own),
+                sum(one[recipe][0] == top for one, top in zip(places, best, strict=True)),
+                tuple(dict.fromkeys(field.study for field in own)),
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.beaten, row.rank, row.recipe))
+
+
+def _rank(score: float, every: Sequence[float]) -> float:
+    """The rank of a score, the highest first; equal ones share the mean of theirs."""
+    above = sum(other > score for other in every)
+    return above + (1 + sum(other == score for other in every)) / 2
+
+
+def _described(recipe: Plain) -> str:
+    """What a recipe does, whatever it is called."""
+    aggregate = recipe.get("aggregate")
+    arguments = _arguments(aggregate)
+    align = recipe.get("align") or arguments.get("matching")
+    kind = _kind(aggregate)
+    if arguments.get("granularity", "parameter") != "parameter":
+        kind += f" ({arguments['granularity']})"
+    after = f" after {_kind(align)}" if align else ""
+    chosen = f" of those chosen by {_kind(recipe['select'])}" if recipe.get("select") else ""
+    then = f", {_kind(recipe['recalibrate'])}" if recipe.get("recalibrate") else ""
+    return f"{kind}{after}{chosen}{then}"
+
+
+def _kind(part: Any) -> str:
+    name = part.get("class_path", "") if isinstance(part, Mapping) else part
+    return str(name).rpartition(".")[2]
+
+
+def _arguments(part: Any) -> Plain:
+    return (part.get("init_args") or {}) if isinstance(part, Mapping) else {}
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json" if folder.is_dir() else folder
+    try:
+        found = read_json(path)
+        if not isinstance(found["config"]["recipes"], list) or not found["measurements"]:
+            raise KeyError("recipes")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} holds no results of a study: give folders that `study` has finished"
+        ) from error
+    return dict(found)

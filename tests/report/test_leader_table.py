@@ -1,0 +1,151 @@
+"""The leader table over studies, against ranks counted by hand."""
+
+import csv
+import json
+
+import pytest
+from scipy.stats import rankdata
+
+from lightning_merge.cli import main
+from lightning_merge.report.leader_table import leader_table
+
+RECIPES = [
+    {"name": "Mean", "aggregate": "Average"},
+    {"name": "NP", "aggregate": {"class_path": "x.NPMerge"}, "align": "ActivationMatching"},
+    {"name": "FT", "aggregate": {"class_path": "x.FineTune"}, "recalibrate": "batchnorm"},
+    {"name": "All", "aggregate": "LogitsEnsemble"},
+]
+NAMES = {
+    "Mean": "Average",
+    "NP": "NPMerge after ActivationMatching",
+    "FT": "FineTune, batchnorm",
+}
+
+
+def write(folder, scores, size=2, **config):
+    """A study's results: for each method its accuracy with each seed."""
+    whole = {
+        "title": folder.name,
+        "recipes": RECIPES,
+        "model": {"class_path": "x.M", "init_args": {"num_classes": 10}},
+        "data": {"class_path": "x.D", "init_args": {"split": "all"}},
+        "ingredients": [{}, {}],
+        "start": None,
+        **config,
+    }
+    rows = [
+        {
+            "method": method,
+            "kind": "ensemble" if method == "All" else "merge",
+            "pool_size": size,
+            "accuracy": value,
+            "seed": seed,
+            "train_examples": 5000,
+        }
+        for method, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"config": whole, "measurements": rows}))
+    return folder
+
+
+@pytest.fixture
+def studies(tmp_path):
+    little = {"class_path": "x.D", "init_args": {"split": "80-20", "examples_per_class": 5}}
+    scores = [
+        {"Mean": [0.1, 0.3], "NP": [0.5, 0.5], "FT": [0.6, 0.2], "All": [0.9, 0.9]},
+        {"Mean": [0.4], "NP": [0.8], "FT": [0.7]},
+        {"Mean": [0.5], "FT": [0.5]},
+    ]
+    folders = [
+        write(tmp_path / "a", scores[0]),
+        write(tmp_path / "b", scores[1], size=4, start={"max_epochs": 1}, data=little),
+        write(tmp_path / "c", scores[2], ingredients=[{"classes": [0]}, {"classes": [1]}]),
+    ]
+    return folders, scores
+
+
+def ranks(scores):
+    merges = {name: sum(of) / len(of) for name, of in scores.items() if name != "All"}
+    found = rankdata([-value for value in merges.values()])
+    return {NAMES[name]: rank for name, rank in zip(merges, found, strict=True)}
+
+
+def test_mean_ranks_over_all_studies_are_those_counted_by_hand(studies):
+    folders, scores = studies
+    table = leader_table(folders)
+    by_hand = [ranks(one) for one in scores]
+    overall = {row.recipe: row for row in table.rows if row.situation == "all"}
+    assert set(overall) == set(NAMES.values())
+    for recipe, row in overall.items():
+        own = [one[recipe] for one in by_hand if recipe in one]
+        assert row.rank == pytest.approx(sum(own) / len(own))
+        assert row.fields == len(own) == len(row.studies)
+    shares = [row.beaten for row in table.rows if row.situation == "all"]
+    assert shares == sorted(shares, reverse=True)
+    assert overall[NAMES["NP"]].beaten == pytest.approx(1.0)
+    assert overall[NAMES["NP"]].first == 2
+
+
+@pytest.mark.parametrize(
+    ("situation", "which"),
+    [
+        ("initialisation: same", [1]),
+        ("initialisation: different", [0, 2]),
+        ("data: little", [1]),
+        ("data: much", [0, 2]),
+        ("networks: 2", [0, 2]),
+        ("networks: 4", [1]),
+        ("classes: the same", [0]),
+        ("classes: shared unevenly", [1]),
+        ("classes: disjoint", [2]),
+        ("initialisation: same; data: little; networks: 4; classes: shared unevenly", [1]),
+    ],
+)
+def test_a_situation_has_the_studies_that_are_in_it(studies, situation, which):
+    folders, scores = studies
+    rows = {r.recipe: r for r in leader_table(folders).rows if r.situation == situation}
+    expected = {}
+    for one in (ranks(scores[index]) for index in which):
+        for recipe, rank in one.items():
+            expected.setdefault(recipe, []).append(rank)
+    assert {recipe: row.rank for recipe, row in rows.items()} == pytest.approx(
+        {recipe: sum(found) / len(found) for recipe, found in expected.items()}
+    )
+
+
+def test_ids_stay_when_studies_are_added(studies):
+    folders, _ = studies
+    few, all_of_them = leader_table(folders[:1]), leader_table([*folders, folders[0]])
+    ids = {(row.situation, row.recipe): row.id for row in all_of_them.rows}
+    assert len(set(ids.values())) == len(ids)
+    for row in few.rows:
+        assert ids[row.situation, row.recipe] == row.id
+    assert few.studies.items() <= all_of_them.studies.items()
+
+
+def test_the_command_writes_a_table_that_cites_rows_and_studies(studies, tmp_path, capsys):
+    folders, _ = studies
+    words = ["leaders", *map(str, folders), "--output", str(tmp_path / "out")]
+    main(words)
+    table = leader_table(folders)
+    text = (tmp_path / "out" / "leaders.md").read_text()
+    for row in table.rows:
+        assert f"| {row.id} | {row.recipe} |" in text
+    for name, what in table.studies.items():
+        assert f"* {name}: {what}" in text
+    with (tmp_path / "out" / "leaders.csv").open() as file:
+        stored = list(csv.DictReader(file))
+    assert [line["id"] for line in stored] == [row.id for row in table.rows]
+    assert table.rows[0].id in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+
+
+def test_what_is_no_study_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["leaders", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "holds no results of a study" in capsys.readouterr().err
