@@ -101,10 +101,7 @@ class TaskResults(Results):
         table = paper_table(vars(self.study), joined_tables(rows, len(self.study.seeds)))
         if table is not None:
             results["paper_table"] = table.plain
-            report += f"
-## The paper's table
-
-{table.markdown}"
+            report += f"\n## The paper's table\n\n{table.markdown}"
         page = task_page(self.study, rows, self.methods, self.heads, results)
         logged = {"measurements": rows, **logged}
         written = publish(folder, rows, results, report, page, {}, logged, self.loggers)
