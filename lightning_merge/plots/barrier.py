@@ -38,8 +38,9 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     Args:
         lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of equal length). Lines
             with the same name, from several seeds, become a mean and a band of one standard
-            deviation; lines that coincide become one with the names of all. Names that are equal up to ` + ` share a colour: an alignment with a
-            recalibration is drawn solid, without one dashed.
+            deviation; lines that coincide become one with the names of all. Names that are equal
+            up to ` + ` share a colour: an alignment with a recalibration is drawn solid, without
+            one dashed.
         title: The figure's heading.
 
     Returns:

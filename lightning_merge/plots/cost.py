@@ -51,9 +51,8 @@ def plot_cost(summary: Sequence[Row], title: str = "") -> Figure:
     averages = [row for row in summary if row["kind"] == "ingredient" and row.get(SIZE)]
     rows = [row for row in summary if row["kind"] != "ingredient"] + list(averages)
     rows += [row for row in summary if row.get("mark") and row not in rows]
-    costs = [row.get("flops") for row in rows]
-    if None in costs:
-        costs = [row["parameters"] for row in rows]
+    counted = all(row.get("flops") is not None for row in rows)
+    costs: list[float] = [row["flops" if counted else "parameters"] for row in rows]
     cheapest = min((value for value in costs if value), default=1)
     times = [(row, row["seconds"]) for row in rows if row.get("seconds")]
     with style():

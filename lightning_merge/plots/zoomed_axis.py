@@ -52,7 +52,7 @@ def _strokes(axes: "Axes", which: Literal["x", "y"]) -> None:
     """Two short slanted strokes across the axis's lower end: the mark of a broken axis."""
     from matplotlib.transforms import ScaledTranslation
 
-    at = (0.1, 0) if which == "x" else (0, 0.1)
-    moved = axes.transAxes + ScaledTranslation(*at, axes.figure.dpi_scale_trans)
+    right, up = (0.1, 0) if which == "x" else (0, 0.1)
+    moved = axes.transAxes + ScaledTranslation(right, up, axes.figure.dpi_scale_trans)
     turned = 0 if which == "x" else 90
     axes.text(0, 0, "//", transform=moved, rotation=turned, ha="center", va="center", weight="bold")

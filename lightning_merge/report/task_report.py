@@ -42,8 +42,7 @@ def task_report(
     ]
     parts.append("".join(f"* {task}: the head is {head}\n" for task, head in heads.items()))
     for lines in (missing_lines(study, methods), chosen_lines(methods)):
-        if lines:
-            parts.append("".join(f"* {line}\n" for line in lines))
+        parts += ["".join(f"* {line}\n" for line in lines)] if lines else []
     if study.corruptions:
         tasks = study.corrupted_tasks or list(dict.fromkeys(row["task"] for row in rows))
         parts += [
