@@ -22,7 +22,7 @@ WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="u
 TESTED_APART = {DOCS / "extending.md"}
 COMMANDS = read_described()["commands"]
 # Options of classes, whose names the parsers check.
-OF_CLASSES = ("--trainer.", "--data.", "--model.", "--recipe.")
+OF_CLASSES = ("--trainer.", "--training.", "--data.", "--model.", "--recipe.")
 
 
 def name(path):
@@ -32,7 +32,9 @@ def name(path):
 def commands(page):
     """The commands of a page, each as its words from the command on."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"(?:python -m lightning_merge|lightning-merge) +([^\n`|]+)", text):
+    # What is quoted may go on in the next line.
+    words = r"""(?:'[^'`]*'|"[^"`]*"|[^\n`|'"])+"""
+    for line in re.findall(rf"(?:python -m lightning_merge|lightning-merge) +({words})", text):
         words = shlex.split(line.partition(" > ")[0])
         if words and words[0] in COMMANDS:
             yield words

@@ -49,8 +49,9 @@ def tall_masks(
         >>> import torch
         >>> zero = {"w": torch.zeros(3)}
         >>> vectors = [{"w": torch.tensor([2.0, 0.1, 0])}, {"w": torch.tensor([0, 1.0, 5.0])}]
-        >>> [mask["w"].tolist() for mask in tall_masks(zero, vectors)]
-        [[True, False, False], [False, True, True]]
+        >>> one, other = tall_masks(zero, vectors)
+        >>> one["w"].tolist(), other["w"].tolist()
+        ([True, False, False], [False, True, True])
     """
     found = check_vectors(vectors)
     check_start(table_of(found[0]), table_of(opened(pretrained)))
