@@ -268,7 +268,7 @@ def print_heads(context: Context) -> None:
 def print_written(folder: str) -> None:
     """Prints what a comparison or a study has written."""
     console.print(
-        f"{folder}: results.csv, results.json, report.md, report.html, figures, merges/",
+        f"{folder}: report.html, report.md, results.csv, results.json, figures, merges/",
         soft_wrap=True,
     )
 

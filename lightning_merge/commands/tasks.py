@@ -41,7 +41,7 @@ def tasks(words: list[str]) -> None:
     under = result.corruptions()
     if under is not None:
         options.console.print(under)
-    options.console.print(f"{folder}: results.csv, results.json, report.md, report.html, merges/")
+    options.console.print(f"{folder}: report.html, report.md, results.csv, results.json, merges/")
 
 
 def _parser() -> Any:

@@ -319,7 +319,7 @@ def test_confusion_matrices_of_the_chosen_and_of_the_ensemble():
 
 
 def test_cost_is_in_that_of_the_cheapest_network():
-    from lightning_merge.plots.cost import plot_cost
+    from lightning_merge.plots.cost_scatter import plot_cost
 
     rows = [
         {**row(AVERAGE, "ingredient", 0.7, 3), "flops": 50, "seconds": 9.0},
