@@ -27,6 +27,10 @@ from lightning_merge.recipe.one_device import devices_line
 
 load_parts()
 
+# No `Any`, which would make the text '93.30' a number, and print it as 93.3.
+Printed = str | float
+Paper = dict[str, Printed | dict[str, Printed | dict[str, Printed]]]
+
 OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
 """The options of `merge` and `compare` that their functions have under the same names."""
 
@@ -208,7 +212,7 @@ def add_paper(to: ArgumentParser) -> None:
     """Adds `--paper` and `--differs`."""
     to.add_argument(
         "--paper",
-        type=dict[str, Any],
+        type=Paper,
         default={},
         help="the table of a paper that is repeated: '{title: ..., table: ..., figures: {recipe: "
         "what the paper prints}}'; the report then has both side by side",
