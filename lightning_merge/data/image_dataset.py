@@ -82,8 +82,12 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         images = self.source.images[chosen]
         if self.corruption is not None:
             images = self.corruption(images, chosen)
+        targets = self.source.targets[chosen]
+        return list(zip(self.prepared(images).unbind(), targets.unbind(), strict=True))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Uint8 images `(N, C, H, W)` augmented as they are here, and normalised to float32."""
         images = random_crop(images, self.padding)
         if self.flip:
             images = random_flip(images)
-        targets = self.source.targets[chosen]
-        return list(zip(self.normalisation(images).unbind(), targets.unbind(), strict=True))
+        return self.normalisation(images)

@@ -14,6 +14,7 @@ from lightning_merge.data.corruptions import Corruption
 from lightning_merge.data.image_dataset import ImageDataset
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.normalisation import Normalisation, adapted_normalisation
+from lightning_merge.data.resident_images import default_device, resident, resident_loader
 from lightning_merge.data.splits import Indices, check_split, choose, digest_of_split
 from lightning_merge.errors import ConfigError
 
@@ -64,6 +65,9 @@ class ClassificationDataModule(LightningDataModule, ABC):
             or `imagenet`; None for the set's own.
         test_examples: Test on so many of the test images only, drawn at random (the same ones
             whatever `split_seed`); None for all.
+        on_device: Keep the images as bytes on the device that computes (the Trainer's, else the
+            machine's accelerator), and make each batch there: for sets of CIFAR's size, on a GPU.
+            The batches are those of the CPU, whatever the device. `pin_memory` has no meaning then.
 
     Attributes:
         num_classes: Classes, or labels where the task is multi-label.
@@ -115,6 +119,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
         test_examples: int | None = None,
         normalise: Literal["clip", "imagenet"] | None = None,
         corruption_parameters: ParameterSet = "nearest",
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         check_split(split, parts, split_seed)
@@ -146,6 +151,12 @@ class ClassificationDataModule(LightningDataModule, ABC):
         self.pin_memory = pin_memory
         if num_workers < 0:
             raise ConfigError(f"num_workers is {num_workers}: choose 0 or more")
+        if on_device and num_workers:
+            raise ConfigError(
+                f"on_device makes batches in this process: set num_workers to 0, not {num_workers}"
+            )
+        self.on_device = on_device
+        self._resident: dict[Any, tuple[LabelledImages, LabelledImages]] = {}
         if channels not in (None, 1, 3):
             raise ConfigError(f"channels is {channels}: choose 1 (grey) or 3 (colour)")
         if normalise is not None and normalise not in _STATISTICS:
@@ -246,6 +257,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
         twin = copy.copy(self)
         twin.corruption = self._corruption(corruption, severity)
         twin.test_set = self.test_set.under(twin.corruption, self.eval_batch_size)
+        # What the twin puts on the device goes with it.
+        twin._resident = dict(self._resident)
         return twin
 
     @property
@@ -326,6 +339,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
     def _loader(
         self, data: ImageDataset, batch_size: int, shuffle: bool = False, drop_last: bool = False
     ) -> DataLoader[Any]:
+        if self.on_device:
+            return resident_loader(data, self._on_device(data), batch_size, shuffle, drop_last)
         return DataLoader(
             data,
             batch_size=batch_size,
@@ -335,3 +350,11 @@ class ClassificationDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory,
         )
+
+    def _on_device(self, data: ImageDataset) -> LabelledImages:
+        device = self.trainer.strategy.root_device if self.trainer else default_device()
+        # One source may be several sets'; it is kept, for its id to stay its own.
+        key = id(data.source), data.corruption, device
+        if key not in self._resident:
+            self._resident[key] = data.source, resident(data, device)
+        return self._resident[key][1]

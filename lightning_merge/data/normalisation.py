@@ -49,8 +49,11 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Uint8 `(N, C, H, W)` to float32 of mean 0 and deviation 1 per channel."""
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        std = torch.tensor(self.std).view(-1, 1, 1)
+        # Made on a GPU, each would wait for all that it has still to compute.
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
         return images.float().div_(255).sub_(mean).div_(std)
 
 
