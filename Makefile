@@ -4,8 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
+DATA ?= data
+OUT ?= outputs/gpu
+MINUTES ?= 12
+GPU_PYTHON ?= $(BIN)/python
 
-.PHONY: help install demo test test-slow lint format options docs bench clean
+.PHONY: help install demo test test-slow lint format options docs bench gpu clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +51,9 @@ docs: install  ## the site, into outputs/site
 
 bench: install  ## speed, as ratios of two things measured in one run
 	$(BIN)/python -m benchmarks
+
+gpu:  ## on a GPU: its tests, its benchmarks, then the papers' tables (DATA=, OUT=, MINUTES=, GPU_PYTHON=)
+	$(GPU_PYTHON) -m benchmarks.on_a_gpu --data $(DATA) --output $(OUT) --minutes $(MINUTES)
 
 clean:  ## remove .venv, caches and outputs
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

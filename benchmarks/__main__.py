@@ -14,7 +14,7 @@ from benchmarks.ratio import Ratio
 from lightning_merge.provenance import provenance
 from lightning_merge.report.fitted_table import FittedTable
 
-_ALL = ("np_cost", "alignment", "ensembles", "ties", "spectral", "averaging")
+_ALL = ("np_cost", "training", "alignment", "ensembles", "ties", "spectral", "averaging")
 _COLUMNS = ("benchmark", "ours", "held against", "its figure", "ratio", "± (quartiles)", "goal")
 
 
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     parser.add_argument("--peer-python", help="a Python that has timm and rebasin, for alignment")
     parser.add_argument("--full", action="store_true", help="networks of full size, for spectral")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="for np_cost, training; or both")
     given = parser.parse_args(arguments)
     names = given.names or list(_ALL)
     made_by = provenance([])
@@ -35,7 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(machine)
     rows: list[tuple[str, ...]] = []
     for name in names:
-        own = {"alignment": {"peer_python": given.peer_python}, "spectral": {"full": given.full}}
+        device = {"device": given.device}
+        own = {
+            "alignment": {"peer_python": given.peer_python},
+            "spectral": {"full": given.full},
+            **{"np_cost": device, "training": device},
+        }
         options = own.get(name, {})
         rows += [_cells(one) for one in import_module(f"benchmarks.{name}").run(**options)]
     console.print(FittedTable(_COLUMNS, rows, words=("held against", "goal")))
@@ -43,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         words = ["python", "-m", "benchmarks", *names, "--write", str(given.write)]
         words += ["--peer-python", "PYTHON"] if given.peer_python else []
         words += ["--full"] if given.full else []
+        words += ["--device", given.device] if given.device else []
         about = [cleandoc(import_module(f"benchmarks.{name}").__doc__ or "") for name in names]
         header = [
             "| " + " | ".join(_COLUMNS) + " |",

@@ -29,10 +29,15 @@ _STEPS = 4
 _LEAN = "buffer given back"
 
 
-def run() -> list[Ratio]:
-    """ResNet18 on 32 images of 64x64; with a GPU also ResNet20, width 8, on 128 of 32x32."""
-    found = [_time("cpu", small=False), _time("cpu", small=False, lean=True), *_memory("cpu")]
-    if torch.cuda.is_available():
+def run(device: str | None = None) -> list[Ratio]:
+    """ResNet18 on 32 images of 64x64; on a GPU also ResNet20, width 8, on 128 of 32x32.
+
+    On the CPU and, where there is one, on a GPU, if no `device` is given.
+    """
+    found = []
+    if device in (None, "cpu"):
+        found += [_time("cpu", small=False), _time("cpu", small=False, lean=True), *_memory("cpu")]
+    if device in (None, "cuda") and torch.cuda.is_available():
         found += [_time("cuda", small=True), _time("cuda", small=False), *_memory("cuda")]
     return found
 
@@ -63,7 +68,8 @@ def _memory(device: str) -> list[Ratio]:
         where += f", {_LEAN}" if side == "lean" else ""
         title = f"NP Merge's peak memory above fine-tuning's, {where}"
         against = f"one copy of the weights (fine-tuning: {tuned:.0f} MiB)"
-        goal, nan = "" if side == "lean" else "ratio <= 3", float("nan")
+        most = 3 if device == "cpu" else 3.1
+        goal, nan = "" if side == "lean" else f"ratio <= {most}", float("nan")
         found.append(Ratio(title, more, weights, more / weights, nan, against, goal, "MiB"))
     return found
 

@@ -51,8 +51,15 @@ def measure(
         taken = {action: seconds(action) for action in order}
         first.append(taken[ours])
         second.append(taken[theirs])
+    return of_pairs(name, first, second, against, goal)
+
+
+def of_pairs(
+    name: str, first: list[float], second: list[float], against: str = "", goal: str = ""
+) -> Ratio:
+    """The medians of durations that were taken in turns, in pairs."""
     ratios = [a / b for a, b in zip(first, second, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (0, 0, float("nan"))
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (0, 0, float("nan"))
     return Ratio(
         name,
         statistics.median(first),

@@ -1,6 +1,7 @@
 """Images that live on a device as bytes, where a whole batch is made at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class ResidentImages(Dataset[Batch]):
         return images, self.source.targets[positions]
 
 
-def whole(batch: Batch) -> Batch:
+def whole(batch: Any) -> Any:
     """The `collate_fn` for `ResidentImages`, whose batches are whole."""
     return batch
 

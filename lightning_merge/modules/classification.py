@@ -68,6 +68,9 @@ class ClassificationModule(LightningModule):
         self.loss = nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()
         collection = classification_metrics(task, num_classes, metrics)
         trained = classification_metrics(task, num_classes, ["accuracy"])
+        for metric in trained.values():
+            # The loss has read the targets; a look at them makes a GPU wait in every step.
+            getattr(metric, "wrapped_metric", metric).validate_args = False
         self.train_metrics = trained.clone(prefix="train_")
         self.val_metrics = collection.clone(prefix="val_")
         self.test_metrics = collection.clone(prefix="test_")

@@ -6,17 +6,20 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from strangers import quiet_trainer
+from lightning.pytorch.utilities.data import _update_dataloader
 from torch import nn
+from torch.utils.data import DistributedSampler
 
+from lightning_merge import distributed
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.data import ClassificationDataModule, LabelledImages, OfficialSplits
 from lightning_merge.data.resident_images import resident
+from lightning_merge.distributed import rank_batches
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import few_test_batches, ordered_batches_of, statistics_batches_of
 from lightning_merge.orders import in_random_order, share_of
 from lightning_merge.recalibrate import reset_batchnorm
-from lightning_merge.reloading import afresh, reloaded
+from lightning_merge.reloading import afresh, reloaded, with_batches
 
 CPU = torch.device("cpu")
 LOADERS = [f"{name}_dataloader" for name in ("train", "statistics", "val", "test", "predict")]
@@ -154,13 +157,31 @@ def test_reset_statistics_are_those_of_the_images_themselves():
     assert torch.allclose(network.net[1].running_var.double(), values.var((0, 2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["train_dataloader", "test_dataloader"])
+def test_each_rank_has_its_share(name, monkeypatch):
+    """As Lightning divides a loader, and as a greedy soup divides the validation."""
+    shares = []
+    for data in both():
+        loader, batches = getattr(data, name)(), []
+        for rank in (0, 1):
+            sampler = DistributedSampler(loader.dataset, 2, rank, shuffle=False)
+            batches += epochs(_update_dataloader(loader, sampler), 1)
+        shares.append(batches)
+    assert_same(*shares)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "ranks", lambda rank=rank: (rank, 2))
+        divided = rank_batches(13, 3)
+        found, wanted = (epochs(with_batches(d.test_dataloader(), divided), 1) for d in both())
+        assert_same(found, wanted)
+
+
 def test_training_validation_and_test_are_those_of_the_cpu():
     torch.manual_seed(0)
     start, trained = Network(), []
     for data in both(held_out=0.2):
         module = copy.deepcopy(start)
         torch.manual_seed(9)
-        trainer = quiet_trainer(max_epochs=2, callbacks=[BatchNormReset(), GreedySoup("val_loss")])
+        trainer = quiet_trainer(max_epochs=1, callbacks=[BatchNormReset(), GreedySoup("val_loss")])
         trainer.fit(module, datamodule=data)
         trainer.test(module, datamodule=data, verbose=False)
         trained.append(module)

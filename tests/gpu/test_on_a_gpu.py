@@ -11,6 +11,7 @@ from lightning_merge.aggregate.learned_soup import interpolated_weights
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.data import DigitsDataModule
 from lightning_merge.modules import EnsembleModule, ImageClassifier, MergeModule
 from lightning_merge.recalibrate import reset_batchnorm
 
@@ -211,3 +212,28 @@ def test_ten_networks_asked_at_once_answer_as_ten_asked_in_turn():
         wanted = torch.stack([member(x) for member in members]).mean(0)
         together = EnsembleModule(members, batched=True).to(DEVICE).eval()(x)
         assert torch.allclose(together, wanted, atol=1e-4)
+
+
+def test_batches_made_on_the_device_are_those_of_the_cpu():
+    plain = DigitsDataModule(batch_size=64)
+    ours = DigitsDataModule(batch_size=64, on_device=True)
+    for name in ("train_dataloader", "statistics_dataloader", "val_dataloader", "test_dataloader"):
+        read = []
+        for data in (plain, ours):
+            torch.manual_seed(3)
+            read.append(list(getattr(data, name)()))
+        for (x, y), (images, targets) in zip(*read, strict=True):
+            assert images.device.type == targets.device.type == DEVICE
+            assert torch.allclose(images.cpu(), x, atol=1e-5)
+            assert torch.equal(targets.cpu(), y)
+
+
+def test_a_batch_of_resident_data_never_waits_for_the_device():
+    data = DigitsDataModule(batch_size=64, on_device=True)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
