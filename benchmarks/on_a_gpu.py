@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="has cifar-100-python")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu"))
     parser.add_argument("--minutes", type=float, default=12)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal"
+    )
     given = parser.parse_args(arguments)
     given.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * given.minutes

@@ -109,7 +109,9 @@ def _ratio(
         limit_val_batches=0,
     )
     trainer.fit(_module(width), datamodule=data)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    where = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    )
     how = f"{precision}, on_device" if on_device else precision
     title = f"fit, ResNet20 width {width}, {batch_size} images, {how}, {where}"
     pairs = watch.ours[_WARM_UP - 1 :], watch.theirs[_WARM_UP - 1 :]
@@ -129,9 +131,7 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True)
 
 
-def _plain_loop(
-    module: Any, data: Noise, device: torch.device, half: bool
-) -> Callable[[], None]:
+def _plain_loop(module: Any, data: Noise, device: torch.device, half: bool) -> Callable[[], None]:
     network = module.network.to(device).train()
     source = data.train_set.source
     assert isinstance(source.images, Tensor)
@@ -147,7 +147,9 @@ def _plain_loop(
         chosen = next(parts)
         x = random_flip(random_crop(images[chosen], 4)).float().div_(255).sub_(mean).div_(std)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = F.cross_entropy(network(x.contiguous(memory_format=torch.channels_last)), targets[chosen])
+            loss = F.cross_entropy(
+                network(x.contiguous(memory_format=torch.channels_last)), targets[chosen]
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

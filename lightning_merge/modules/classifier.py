@@ -74,7 +74,8 @@ class ImageClassifier(ClassificationModule):
     def teardown(self, stage: str) -> None:
         """Has it run as it is written again: other uses look into it, and none is so long."""
         super().teardown(stage)
-        self.network._compiled_call_impl = None
+        if self.compiled:
+            self.network._compiled_call_impl = None
 
     def _configure_network(
         self,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import _update_dataloader
+from strangers import quiet_trainer
 from torch import nn
 from torch.utils.data import DistributedSampler
 

@@ -108,3 +108,32 @@ def test_it_comes_back_from_its_checkpoint(tmp_path):
     images = torch.randn(5, 1, 8, 8)
     loaded = ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(loaded.eval()(images), module.eval()(images))
+
+
+def test_a_compiled_network_is_compiled_while_it_is_fitted_and_no_longer(tmp_path, monkeypatch):
+    targets = torch.arange(40) % 8
+    data, calls, networks = loader(targets), [], []
+
+    def compiled(function, **options):
+        def call(*args):
+            calls.append(function)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    for chosen in (False, True):
+        torch.manual_seed(0)
+        module = ImageClassifier(num_classes=8, compiled=chosen, **SMALL)
+        trainer = quiet_trainer(max_epochs=2)
+        trainer.fit(module, data)
+        assert len(calls) == 4 * chosen
+        module(data.dataset.tensors[0])
+        assert len(calls) == 4 * chosen
+        trainer.save_checkpoint(tmp_path / f"{chosen}.ckpt")
+        networks.append(torch.load(tmp_path / f"{chosen}.ckpt", weights_only=False)["state_dict"])
+    plain, ours = networks
+    assert list(plain) == list(ours)
+    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+    again = ImageClassifier.load_from_checkpoint(tmp_path / "True.ckpt", weights_only=False)
+    assert again.compiled
