@@ -73,7 +73,9 @@ def checked(group: Group, given: Tensor) -> Tensor:
         return group.check(given)
     given, width = given.detach().cpu(), group.size // group.blocks
     if group.symmetry == "permutation":
-        raise AlignmentError(f"group {group.name!r} allows permutations only: give a LongTensor")
+        raise AlignmentError(
+            f"group {group.name!r}: a permutation is a LongTensor, and no other map is allowed here"
+        )
     if group.symmetry == "scaled":
         if given.shape not in ((group.size,), (2, group.size)):
             raise AlignmentError(
