@@ -5,6 +5,8 @@
 * Weight matching of two networks with random weights is held against one sweep over all
   groups that takes every product in float64 and solves every assignment once; and, where
   it is there, against the `rebasin` package on the same weights, once, in its own process.
+* All symmetries are held against permutations alone, a step of learned matching against a
+  training step of one network.
 * Activation matching is held against the two forward passes on the same batches.
 * Memory is the peak of the resident memory of a process of its own, as the kernel counts it,
   from before the networks are made, less the covariances; against the two networks.
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import matching, memory
+from benchmarks import matching, memory, symmetries
 from benchmarks.ratio import Ratio, measure, seconds
 from lightning_merge import PermutationSpec, WeightMatching
 from lightning_merge.align.matching.assignment import assign_blocks
@@ -31,7 +33,8 @@ _PEER_LIMIT = 300
 
 def run(peer_python: str | None = None) -> list[Ratio]:
     """All of it, for the networks that the goals name."""
-    return [*derivation(), *weight_matching(peer_python), *matching.run(), *memory.run()]
+    found = [*derivation(), *weight_matching(peer_python), *matching.run()]
+    return [*found, *symmetries.run(), *memory.run()]
 
 
 def derivation() -> list[Ratio]:

@@ -56,6 +56,9 @@ from .align import (
     CCAMatching as CCAMatching,
 )
 from .align import (
+    LearnedMatching as LearnedMatching,
+)
+from .align import (
     Matching as Matching,
 )
 from .align import (

@@ -10,11 +10,14 @@ from lightning_merge.align.matching.agreement import agreement
 from lightning_merge.align.matching.all_to_one import all_to_one
 from lightning_merge.align.matching.cca import CCAMatching
 from lightning_merge.align.matching.cycle_consistent import CycleConsistentMatching
+from lightning_merge.align.matching.learned import LearnedMatching
+from lightning_merge.align.matching.learned_maps import LearnedMaps
 from lightning_merge.align.matching.matching import Aligned, Matching, matchings
 from lightning_merge.align.matching.merge_many import MergeMany
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.spec.spec import PermutationSpec
 from lightning_merge.align.spec.unit_group import Group, Member
+from lightning_merge.align.spec.widening import widened
 
 __all__ = [
     "ActivationMatching",
@@ -22,6 +25,8 @@ __all__ = [
     "CCAMatching",
     "CycleConsistentMatching",
     "Group",
+    "LearnedMaps",
+    "LearnedMatching",
     "Matching",
     "Member",
     "MergeMany",
@@ -30,4 +35,5 @@ __all__ = [
     "agreement",
     "all_to_one",
     "matchings",
+    "widened",
 ]

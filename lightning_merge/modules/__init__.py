@@ -4,6 +4,7 @@ from lightning_merge.modules.classifier import ImageClassifier
 from lightning_merge.modules.clip import CLIPClassifier
 from lightning_merge.modules.ensemble import EnsembleModule, FeatureEnsembleModule
 from lightning_merge.modules.merging.ada_merging_module import AdaMergingModule
+from lightning_merge.modules.merging.matching_module import LearnedMatchingModule
 from lightning_merge.modules.merging.merge_module import Granularity, MergeModule
 from lightning_merge.modules.merging.successive_pairs import merge_in_pairs, successive_pairs
 
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureEnsembleModule",
     "Granularity",
     "ImageClassifier",
+    "LearnedMatchingModule",
     "MergeModule",
     "merge_in_pairs",
     "successive_pairs",

@@ -66,8 +66,10 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     first = context.build(context.states[0]).to(device).eval()
     batches = context.statistics()
     spec = context.recall(
-        ("spec", context.digests[0]),
-        lambda: PermutationSpec.from_model(first, example_inputs(batches, device)),
+        ("spec", context.digests[0], matching.symmetries),
+        lambda: PermutationSpec.from_model(
+            first, example_inputs(batches, device), symmetries=matching.symmetries
+        ),
     ).value
     # A head of another task must not decide which units correspond.
     shared = () if context.joins_heads else context.heads

@@ -4,7 +4,10 @@ Source: Li et al. 2015, "Convergent learning"; called "Permute" by Jordan et al.
 (REPAIR) and by NP Merge.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +15,20 @@ from torch import Tensor, nn
 
 from lightning_merge.align.matching.assignment import assign_blocks, assign_wholes
 from lightning_merge.align.matching.head_shared_units import carrier, of_matched_heads
+from lightning_merge.align.matching.map_solvers import rotation
 from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
-from lightning_merge.align.matching.observe import correlations
+from lightning_merge.align.matching.observe import correlations, observe
+from lightning_merge.align.matching.symmetric_descent import Maps
+from lightning_merge.align.matching.symmetric_maps import (
+    by_weights,
+    check_symmetries,
+    mapped_onto,
+)
 from lightning_merge.align.matching.tie_breaking import break_ties
+from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.align.spec.index_maps import Permutation
-from lightning_merge.align.spec.spec import PermutationSpec
+from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
+from lightning_merge.align.spec.unit_group import Group
 
 
 @matchings.register(paper="Li et al. 2015; NP Merge's Permute", needs="unlabelled training images")
@@ -33,16 +45,22 @@ class ActivationMatching(Matching):
     units of a transformer's MLP: four times the layer that reads them). There only every k-th
     position of each example counts, another k-th from batch to batch.
 
+    With `symmetries="all"` residual streams are rotated by Procrustes on the products of what their
+    norms give, over all tokens of both canonical networks, and the rest (heads, units of MLPs) is
+    matched by the weights under these rotations. Networks without such streams are matched as
+    above, and what may be scaled is brought into a's scale.
+
     Args:
         cost: What the products at a layer may cost, in multiplications, as a multiple of
             running it once; infinite if every position is to count everywhere. The default
             is chosen for speed; what it costs in quality has not been measured on trained networks.
+        symmetries: `permutation`, or `all` that the spec's groups have.
     """
 
     label: ClassVar[str] = "Permute"
 
-    def __init__(self, cost: float = 0.25) -> None:
-        self.cost = cost
+    def __init__(self, cost: float = 0.25, symmetries: Symmetries = "permutation") -> None:
+        self.cost, self.symmetries = cost, symmetries
 
     def match(
         self,
@@ -53,6 +71,9 @@ class ActivationMatching(Matching):
         progress: bool = False,
     ) -> Permutation:
         """The permutation of b that makes its units correspond to those of a.
+
+        With all symmetries, the maps that bring the canonical form of b there: for
+        `spec.transform(spec.canonical(b), maps)`.
 
         Args:
             spec: The spec of their architecture.
@@ -70,8 +91,32 @@ class ActivationMatching(Matching):
         """
         if nothing_to_align(spec):
             return spec.identity()
+        check_symmetries(spec, self.symmetries)
+        if self.symmetries == "all":
+            return self._maps(spec, model_a, model_b, batches, progress)
         scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
         return assign_groups(spec, scores, model_a.state_dict(), model_b.state_dict())
+
+    def _maps(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],
+        progress: bool,
+    ) -> Maps:
+        a, b = model_a.state_dict(), model_b.state_dict()
+        streams = [group for group in spec.groups if group.symmetry == "orthogonal"]
+        if streams:
+            rotations = rotations_of(spec, streams, model_a, model_b, batches, progress)
+            return by_weights(spec, a, b, 0, rotations, progress)
+        scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
+        found = assign_groups(spec, scores, a, b)
+        # Activations say which units belong together; what mixes them is left to the weights.
+        mixed = [f for f in families(spec) if any(g.symmetry == "invertible" for g in f)]
+        for group in (group for family in mixed for group in family):
+            found.pop(group.name)
+        return by_weights(spec, a, b, 0, found, progress)
 
     def align(
         self,
@@ -84,8 +129,51 @@ class ActivationMatching(Matching):
         progress: bool = False,
     ) -> dict[str, Tensor]:
         """The state dict of b, its units in the order of a's."""
-        permutation = self.match(spec, model_a, model_b, batches, progress)
-        return spec.apply(model_b.state_dict(), permutation)
+        maps = self.match(spec, model_a, model_b, batches, progress)
+        if self.symmetries == "all":
+            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
+        return spec.apply(model_b.state_dict(), maps)
+
+
+def rotations_of(
+    spec: PermutationSpec,
+    streams: Sequence[Group],
+    model_a: nn.Module,
+    model_b: nn.Module,
+    batches: Iterable[Any],
+    progress: bool = False,
+) -> Maps:
+    """The rotation of each residual stream of canonical b onto that of canonical a.
+
+    Args:
+        spec: A spec with all symmetries.
+        streams: Its orthogonal groups.
+        model_a: The network that stays as it is.
+        model_b: The network to align; neither is changed.
+        batches: Read once.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        AlignmentError: There are no batches.
+    """
+    one, other = (_in_canonical_form(spec, model) for model in (model_a, model_b))
+    found = observe(replace(spec, groups=list(streams)), one, other, batches, progress)
+    return {
+        group.name: rotation(group, torch.stack([m.products() for m in found[group.name]]).sum(0))
+        for group in streams
+        if group.name in found
+    }
+
+
+def _in_canonical_form(spec: PermutationSpec, model: nn.Module) -> nn.Module:
+    """A copy of a network, folded."""
+    state = spec.canonical(model)
+    network = copy.deepcopy(model)
+    # Not by `load_state_dict`: a module may leave tensors out of its files.
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if name in state:
+            tensor.data = state[name]
+    return network
 
 
 def assign_groups(

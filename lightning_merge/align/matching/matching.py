@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_merge.align.spec.spec import PermutationSpec
+from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
 from lightning_merge.registry import Registry
 
 Score = Callable[[dict[str, Tensor]], float]
@@ -37,10 +37,12 @@ class Matching(ABC):
 
     Attributes:
         needs_data: Whether `align` reads `batches`.
+        symmetries: Which symmetries the spec that `align` is given has to have.
         label: What figures and tables call it; the name of the class unless it sets another.
     """
 
     needs_data: ClassVar[bool] = True
+    symmetries: Symmetries = "permutation"
     label: ClassVar[str] = "Matching"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

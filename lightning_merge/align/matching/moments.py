@@ -100,6 +100,14 @@ class Moments:
             self._central(self.product_b, self.sum_b, self.sum_b),
         )
 
+    def products(self) -> Tensor:
+        """Means of products of a's units with b's, means not taken off, `(n, n)`."""
+        means = []
+        for sums, shift in ((self.sum_a, self.shift_a), (self.sum_b, self.shift_b)):
+            mean = sums / self.count
+            means.append(mean if shift is None else mean + shift.double())
+        return self.covariance() + torch.outer(*means)
+
     def correlation(self) -> Tensor:
         """Pearson correlations, `(n, n)`; units that never vary have correlation 0."""
         scales = []

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
+from lightning_merge.align.matching.symmetric_maps import (
+    by_weights,
+    check_symmetries,
+    mapped_onto,
+)
 from lightning_merge.align.matching.weight_descent import Descent
 from lightning_merge.align.spec.index_maps import Permutation
-from lightning_merge.align.spec.spec import Network, PermutationSpec
+from lightning_merge.align.spec.spec import Network, PermutationSpec, Symmetries
 
 
 @matchings.register(paper="Ainsworth et al. 2023, Git Re-Basin")
@@ -28,15 +33,20 @@ class WeightMatching(Matching):
     Biases and the scale and shift of norms count as weights; running statistics move along
     but do not count. Attention heads and the units inside them are solved together.
 
+    With `symmetries="all"` both networks are brought into their canonical form, makers and readers
+    of what may be mixed are balanced, and residual streams are rotated (Procrustes), heads
+    paired by what is invariant under the maps inside them, these maps being orthogonal then.
+
     Args:
         seed: Of the order in which groups are visited.
+        symmetries: `permutation`, or `all` that the spec's groups have.
     """
 
     needs_data: ClassVar[bool] = False
     label: ClassVar[str] = "Weight matching"
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, symmetries: Symmetries = "permutation") -> None:
+        self.seed, self.symmetries = seed, symmetries
 
     def match(
         self,
@@ -46,6 +56,9 @@ class WeightMatching(Matching):
         progress: bool = False,
     ) -> Permutation:
         """The permutation of b that brings its parameters closest to those of a.
+
+        With all symmetries, the maps that bring the canonical form of b there: for
+        `spec.transform(spec.canonical(b), maps)`.
 
         Args:
             spec: The spec of their architecture.
@@ -59,6 +72,9 @@ class WeightMatching(Matching):
         state_a, state_b = spec.state_of(a), spec.state_of(b)
         if nothing_to_align(spec):
             return spec.identity()
+        check_symmetries(spec, self.symmetries)
+        if self.symmetries == "all":
+            return by_weights(spec, state_a, state_b, self.seed, progress=progress)
         generator = torch.Generator().manual_seed(self.seed)
         return Descent(spec, state_a, state_b).run(generator, progress)
 
@@ -73,4 +89,7 @@ class WeightMatching(Matching):
         progress: bool = False,
     ) -> dict[str, Tensor]:
         """The state dict of b, its units in the order of a's; `batches` is not read."""
-        return spec.apply(model_b.state_dict(), self.match(spec, model_a, model_b, progress))
+        maps = self.match(spec, model_a, model_b, progress)
+        if self.symmetries == "all":
+            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
+        return spec.apply(model_b.state_dict(), maps)

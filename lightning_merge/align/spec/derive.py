@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lightning_merge.align.spec.interchangeable import Found, find_groups
+from lightning_merge.align.spec.symmetries import Symmetric, with_symmetries
 from lightning_merge.align.spec.unit_group import Group, Member
 from lightning_merge.align.trace.deadline import Deadline
 from lightning_merge.align.trace.exported import Exported
@@ -19,11 +20,27 @@ def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[G
     Raises:
         AlignmentError: The time is up.
     """
-    deadline = deadline or Deadline()
+    _, pairs, frozen = _derived(exported, deadline or Deadline())
+    return [group for group, _ in pairs], frozen
+
+
+def derive_symmetries(exported: Exported, deadline: Deadline | None = None) -> Symmetric:
+    """The same groups, each with the largest symmetry that it seems to allow.
+
+    Raises:
+        AlignmentError: The time is up.
+    """
+    trace, pairs, _ = _derived(exported, deadline or Deadline())
+    return with_symmetries(trace, pairs)
+
+
+def _derived(
+    exported: Exported, deadline: Deadline
+) -> tuple[Trace, list[tuple[Group, Found]], list[str]]:
     trace = walk(exported, deadline)
     found, roots = find_groups(trace, deadline)
     order = {name: index for index, name in enumerate(exported.state)}
-    groups = []
+    pairs = []
     names: Counter[str] = Counter()
     parents = _parents(found)
     named: list[str] = []
@@ -45,9 +62,9 @@ def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[G
         )
         level = (1 + int(one.columns.shape[1])) if one.wholes else 0
         outer = named[parent] if parent is not None else None
-        groups.append(Group(name, len(one.columns), members, one.blocks, level, outer))
-    groups.sort(key=lambda g: (min(order[m.tensor] for m in g.members), -g.level))
-    return groups, _frozen(trace, found, roots, carriers)
+        pairs.append((Group(name, len(one.columns), members, one.blocks, level, outer), one))
+    pairs.sort(key=lambda p: (min(order[m.tensor] for m in p[0].members), -p[0].level))
+    return trace, pairs, _frozen(trace, found, roots, carriers)
 
 
 def _parents(found: list[Found]) -> list[int | None]:

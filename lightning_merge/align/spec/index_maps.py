@@ -53,6 +53,19 @@ def from_sources(groups: Iterable[Group], sources: Mapping[Place, Tensor]) -> Pe
     return permutation
 
 
+def gather_all(state: Mapping[str, Tensor], sources: Mapping[Place, Tensor]) -> dict[str, Tensor]:
+    """A new state dict with the entries of every place taken from their sources."""
+    by_tensor: dict[str, list[tuple[Place, Tensor]]] = {}
+    for place, source in sources.items():
+        by_tensor.setdefault(place[0], []).append((place, source))
+    return {
+        name: gather(tensor.detach(), by_tensor[name])
+        if name in by_tensor
+        else tensor.detach().clone()
+        for name, tensor in state.items()
+    }
+
+
 def gather(tensor: Tensor, sources: list[tuple[Place, Tensor]]) -> Tensor:
     """A new tensor with the entries of each place taken from their sources."""
     taken: set[int] = set()

@@ -3,20 +3,31 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.align.spec.derive import derive
-from lightning_merge.align.spec.index_maps import Permutation, from_sources, gather, to_sources
+from lightning_merge.align.spec.canonical import folded, is_folded
+from lightning_merge.align.spec.derive import derive, derive_symmetries
+from lightning_merge.align.spec.index_maps import Permutation, gather_all, to_sources
+from lightning_merge.align.spec.linear_maps import (
+    apply_linear,
+    compose_maps,
+    inverse_maps,
+    orders,
+    random_map,
+)
 from lightning_merge.align.spec.listed_groups import Entry, groups_from, with_roles
 from lightning_merge.align.spec.refuse import refuse_if_lost
 from lightning_merge.align.spec.spec_table import spec_table
-from lightning_merge.align.spec.unit_group import Group, Place
+from lightning_merge.align.spec.unit_group import Group
 from lightning_merge.align.spec.verify import verify
 from lightning_merge.align.spec.verify_eager import verify_eager
+from lightning_merge.align.spec.verify_symmetries import verify_symmetries
 from lightning_merge.align.trace.deadline import Deadline
 from lightning_merge.align.trace.exported import export
+from lightning_merge.align.trace.folds import Folds
 from lightning_merge.align.trace.structure_hash import structure_hash
 from lightning_merge.errors import AlignmentError
 
@@ -26,7 +37,10 @@ TIME_LIMIT = 1800.0
 Network = nn.Module | Mapping[str, Tensor]
 """A network, or its state dict."""
 
+Symmetries = Literal["permutation", "all"]
+
 _VERIFIED: dict[str, tuple[list[Group], list[str]]] = {}
+_SYMMETRIC: dict[str, tuple[list[Group], Folds, list[str]]] = {}
 
 
 @dataclass
@@ -43,12 +57,16 @@ class PermutationSpec:
         frozen: What is left alone, and why.
         shapes: The shape of every tensor of the state dict.
         buffers: The tensors that move with their units but are no parameters.
+        folds: The scales of norms and layers that `canonical` puts into their neighbours.
+        symmetries: Whether all symmetries of the groups were derived, or permutations only.
     """
 
     groups: list[Group]
     frozen: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     buffers: frozenset[str] = field(default_factory=frozenset, repr=False)
+    folds: Folds = field(default_factory=Folds, repr=False)
+    symmetries: Symmetries = "permutation"
 
     @classmethod
     def from_model(
@@ -58,6 +76,7 @@ class PermutationSpec:
         freeze: Iterable[str] = (),
         merge: Iterable[Sequence[str]] = (),
         time_limit: float | None = TIME_LIMIT,
+        symmetries: Symmetries = "permutation",
     ) -> "PermutationSpec":
         """Derive the spec of a network and verify it numerically.
 
@@ -71,6 +90,8 @@ class PermutationSpec:
             merge: Sets of names of groups of equal size that shall share one permutation.
             time_limit: Seconds after which to give up, None for never; the export itself is
                 not interrupted.
+            symmetries: `permutation`, or `all` for every group's largest symmetry, derived and
+                verified likewise: see `Group.symmetry`. The groups are the same.
 
         Raises:
             AlignmentError: The network cannot be exported, none of its units can be moved
@@ -89,7 +110,17 @@ class PermutationSpec:
             _VERIFIED[key] = groups, frozen + failed
         groups, frozen = _VERIFIED[key]
         refuse_if_lost(model, groups, frozen)
-        spec = cls(list(groups), list(frozen), *_tensors_of(model))
+        folds = Folds()
+        if symmetries == "all":
+            if key not in _SYMMETRIC:
+                found = derive_symmetries(exported, deadline)
+                verified = verify_symmetries(exported, found, groups, deadline)
+                _SYMMETRIC[key] = *verified[:2], [*found.kept, *verified[2]]
+            groups, folds, kept = _SYMMETRIC[key]
+            frozen = [*frozen, *kept]
+        elif symmetries != "permutation":
+            raise AlignmentError(f"symmetries is {symmetries!r}: choose 'permutation' or 'all'")
+        spec = cls(list(groups), list(frozen), *_tensors_of(model), folds, symmetries)
         spec._alias(model)
         return spec._without(freeze)._merged(merge)
 
@@ -152,19 +183,34 @@ class PermutationSpec:
 
     def random_maps(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A random map of every group, of the kind that its symmetry allows, for `transform`."""
-        return self.random(generator)
+        return {group.name: random_map(group, generator) for group in self.groups}
+
+    def canonical(self, state_dict: Network) -> dict[str, Tensor]:
+        """The state dict of the same function in which matrices can move through norms.
+
+        The weight of each norm that an orthogonal group meets goes into the layers that read
+        it (it becomes 1), its bias into theirs where they have one (it becomes 0), and
+        LayerScale into the layer before it (it becomes 1). What writes into a stream that
+        only LayerNorms read loses its mean over the units. Names, shapes and the class of the
+        network stay. Without such groups, a copy.
+
+        Args:
+            state_dict: Parameters and buffers, or the network itself.
+
+        Raises:
+            AlignmentError: The state dict does not belong to this spec.
+        """
+        return folded(self.state_of(state_dict), self.groups, self.folds)
 
     def inverse(self, permutation: Mapping[str, Tensor]) -> Permutation:
-        """The permutation that undoes another."""
-        sources = self._sources(permutation)
-        return from_sources(self.groups, {p: torch.argsort(s) for p, s in sources.items()})
+        """The permutation, or the maps, that undo others."""
+        self._check_names(permutation)
+        return inverse_maps(self.groups, permutation)
 
     def compose(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Permutation:
         """One permutation for two: `apply(apply(s, first), second) == apply(s, composed)`."""
-        one, two = self._sources(first), self._sources(second)
-        both = {place: one[place] for place in one if place not in two}
-        both |= {place: one[place][s] if place in one else s for place, s in two.items()}
-        return from_sources(self.groups, both)
+        self._check_names([*first, *second])
+        return compose_maps(self.groups, first, second)
 
     def transform(self, state_dict: Network, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A new state dict of the same function, every group's units mapped as it allows.
@@ -174,23 +220,31 @@ class PermutationSpec:
                 moves are copied.
             maps: By group name; a group that is missing stays as it is. For a group with the
                 symmetry `permutation` a LongTensor `(size,)`: the new unit `i` is the old
-                unit `map[i]`.
+                unit `map[i]`. With others also what `random_maps` gives: indices and factors
+                `(2, size)` where units may be `scaled`, or factors alone `(size,)`; matrices
+                `(size, size)` and `(blocks, width, width)` where they may be mixed.
 
         Returns:
             New tensors in the same order, with their dtypes and devices.
 
         Raises:
-            AlignmentError: A map does not fit its group, or the state dict's shapes do not.
+            AlignmentError: A map does not fit its group, the state dict's shapes do not, or a
+                matrix is to pass a norm whose weight is not 1.
         """
-        by_tensor: dict[str, list[tuple[Place, Tensor]]] = {}
-        for place, source in self._sources(maps).items():
-            by_tensor.setdefault(place[0], []).append((place, source))
-        return {
-            name: gather(tensor.detach(), by_tensor[name])
-            if name in by_tensor
-            else tensor.detach().clone()
-            for name, tensor in self.state_of(state_dict).items()
-        }
+        self._check_names(maps)
+        state = self.state_of(state_dict)
+        result = gather_all(state, to_sources(self.groups, orders(self.groups, maps)))
+        for group in self.groups:
+            given = maps.get(group.name)
+            if given is None or group.symmetry != "orthogonal":
+                continue
+            if given.is_floating_point() and not is_folded(state, group, self.folds):
+                raise AlignmentError(
+                    f"group {group.name!r}: a norm's weight is in the way of the matrix; "
+                    "transform what spec.canonical gives"
+                )
+        apply_linear(result, self.groups, maps)
+        return result
 
     def apply(
         self,
@@ -259,10 +313,9 @@ class PermutationSpec:
             f"no group is called {name!r}; the groups are {', '.join(g.name for g in self.groups)}"
         )
 
-    def _sources(self, permutation: Mapping[str, Tensor]) -> dict[Place, Tensor]:
-        for name in permutation:
+    def _check_names(self, names: Iterable[str]) -> None:
+        for name in names:
             self.group(name)
-        return to_sources(self.groups, permutation)
 
     def _without(self, names: Iterable[str]) -> "PermutationSpec":
         for name in names:
@@ -278,6 +331,8 @@ class PermutationSpec:
                 raise AlignmentError(f"groups of different sizes cannot be merged: {list(names)}")
             members = tuple(member for group in chosen for member in group.members)
             first = replace(chosen[0], members=members)
+            if len({(group.symmetry, group.keeps_ones) for group in chosen}) > 1:
+                first = replace(first, symmetry="permutation", keeps_ones=False)
             rest = {group.name for group in chosen[1:]}
             self.groups = [
                 first if group is chosen[0] else group

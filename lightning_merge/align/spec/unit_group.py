@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_merge.align.trace.units import Role
 from lightning_merge.errors import AlignmentError
 
-Symmetry = Literal["permutation"]
+Symmetry = Literal["permutation", "scaled", "orthogonal", "invertible"]
 Place = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
@@ -33,6 +33,9 @@ class Member:
             depthwise kernels with their bias, position embeddings). Where it is not given,
             `makes` for the first axis of several, `reads` for the others, and `scales` for a
             vector.
+        variance: How a linear map `T` of the units acts on this tensor: 1 by `T` (it makes
+            them), -1 by the inverse transpose of `T` (it reads them, or it makes keys that are
+            multiplied with them), 0 not at all. Permutations move it in any case.
     """
 
     tensor: str
@@ -40,6 +43,7 @@ class Member:
     index: Tensor = field(repr=False)
     shape: tuple[int, ...]
     role: Role = ""  # type: ignore[assignment]
+    variance: int = 0
 
     def __post_init__(self) -> None:
         if not self.role:
@@ -85,7 +89,11 @@ class Group:
         level: Groups of level 0 are moved last. A group of heads as wholes has level 1 and
             is moved before the units inside the heads.
         parent: The group that moves this group's blocks as wholes, if there is one.
-        symmetry: What may be done to the units without changing the network's function.
+        symmetry: What may be done to the units without changing the network's function:
+            `permutation`; `scaled`: also positive factors; `orthogonal`: orthogonal matrices, on
+            a state that `spec.canonical` gave; `invertible`: any invertible matrix, in each block.
+        keeps_ones: Whether an orthogonal matrix has to keep the all-ones vector, as one has to
+            that passes a LayerNorm.
     """
 
     name: str
@@ -95,6 +103,7 @@ class Group:
     level: int = 0
     parent: str | None = None
     symmetry: Symmetry = "permutation"
+    keeps_ones: bool = False
 
     def inside(self, groups: Iterable["Group"]) -> list["Group"]:
         """The groups whose blocks are this group's units: those inside heads."""

@@ -1,6 +1,6 @@
 """The few moves on layouts from which every operator's rule is made."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,12 +25,18 @@ def restrict(units: Units, label: Label, atoms: Sequence[Atom]) -> Ids:
 
 
 def agree(
-    units: Units, layouts: Sequence[Layout], fixed: Sequence[set[Atom]], reason: str
+    units: Units,
+    layouts: Sequence[Layout],
+    fixed: Sequence[set[Atom]],
+    reason: str,
+    sign: int = 1,
+    summed: Collection[Atom] = (),
 ) -> tuple[Label, ...]:
     """Tie what lies along the shared atoms of several tensors, and return the joint labels.
 
     A unit that meets a fixed position (a pixel, a token) is frozen. `fixed` is given apart
     from the layouts because a shared atom may be fixed in one of them and uniform in another.
+    Linear maps go together by `sign`; along `summed` atoms one is the other's inverse transpose.
     """
     joint: tuple[Label, ...] = ()
     held: set[Atom] = set()
@@ -39,7 +45,11 @@ def agree(
             for other in joint:
                 shared = [a for a in other.atoms if a in mine.atoms]
                 if shared:
-                    units.tie(restrict(units, other, shared), restrict(units, mine, shared))
+                    units.tie(
+                        restrict(units, other, shared),
+                        restrict(units, mine, shared),
+                        -1 if any(a in summed for a in shared) else sign,
+                    )
             hold(units, mine, held, reason)
         for other in joint:
             hold(units, other, positions, reason)
@@ -139,8 +149,15 @@ def _excuse(
     return excuse(bare) if all(member.because for member in bare) else ""
 
 
-def elementwise(units: Units, layouts: Sequence[Layout], reason: str) -> Layout:
-    """The layout of an operation that combines broadcast tensors entry by entry."""
+def elementwise(units: Units, layouts: Sequence[Layout], reason: str, sign: int = 1) -> Layout:
+    """The layout of an operation that combines broadcast tensors entry by entry.
+
+    Args:
+        units: The units.
+        layouts: The tensors; units of the first one lie along the result.
+        reason: What freezes units that meet fixed positions.
+        sign: As in `Units.tie`: 1 for sums, 0 for products.
+    """
     rank = max(len(layout.dims) for layout in layouts)
     padded = [
         apart(layout.with_dims(((),) * (rank - len(layout.dims)) + layout.dims))
@@ -152,7 +169,7 @@ def elementwise(units: Units, layouts: Sequence[Layout], reason: str) -> Layout:
         if len(places) > 1:
             pairs.append(places)
     shared, fixed = share(units, padded, pairs)
-    labels = agree(units, shared, fixed, reason)
+    labels = agree(units, shared, fixed, reason, sign)
     dims = [
         next((layout.dims[dim] for layout in shared if layout.dims[dim]), ()) for dim in range(rank)
     ]
@@ -186,12 +203,12 @@ def contract(
         if len(places) > 1:
             pairs.append(places)
     shared, fixed = share(units, [apart(layout) for layout in layouts], pairs)
-    labels = agree(units, shared, fixed, reason)
     atoms: dict[str, tuple[Atom, ...]] = {}
     for letters, layout in zip(indices, shared, strict=True):
         for letter, dim in zip(letters, layout.dims, strict=True):
             atoms[letter] = atoms.get(letter) or dim
     summed = [a for letter, dim in atoms.items() if letter not in output for a in dim]
+    labels = agree(units, shared, fixed, reason, 0, summed)
     result = Layout(tuple(atoms[letter] for letter in output), labels)
     return Layout(result.dims, reduce(units, result, summed))
 
@@ -218,6 +235,13 @@ def merge(units: Units, layout: Layout, dim: int) -> tuple[Layout, Atom]:
     for label in touching:
         shared = [a for a in atoms if a in label.atoms]
         units.tie(restrict(units, joint, shared), restrict(units, label, shared))
+        if len(shared) == len(label.atoms):
+            # Whatever a map does to a unit it does at each of its positions.
+            order = sorted(range(len(shared)), key=lambda at: atoms.index(label.atoms[at]))
+            spread = label.ids.transpose(order).reshape(
+                [a.size if a in shared else 1 for a in atoms]
+            )
+            units.link(joint.ids, np.broadcast_to(spread, joint.ids.shape))
         outside = [a for a in label.atoms if a not in atoms]
         if outside:
             others.append(Label(tuple(outside), restrict(units, label, outside)))

@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor, fx
 
 from lightning_merge.align.trace.deadline import Deadline
+from lightning_merge.align.trace.equivariance import limit_maps
 from lightning_merge.align.trace.exported import Exported, bind, operator_name
+from lightning_merge.align.trace.folds import Folds, find_folds
 from lightning_merge.align.trace.layout import Atom, Label, Layout, atom, excuse, labelled, plain
 from lightning_merge.align.trace.rules import RULES, layouts_in
 from lightning_merge.align.trace.rules.rule_table import Call, Unsupported
@@ -45,6 +47,7 @@ class Trace:
     slots: list[Slot]
     values: dict[str, Any]
     unknown: dict[str, int]
+    folds: Folds
 
 
 def walk(exported: Exported, deadline: Deadline) -> Trace:
@@ -54,6 +57,7 @@ def walk(exported: Exported, deadline: Deadline) -> Trace:
     values: dict[str, Any] = {}
     unknown: dict[str, int] = {}
     groups = _grouped_weights(exported)
+    folds = find_folds(exported)
     for node in exported.module.graph.nodes:
         deadline.check("tracing the network")
         if node.op == "placeholder":
@@ -64,13 +68,13 @@ def walk(exported: Exported, deadline: Deadline) -> Trace:
                 constant(value, str(node.target)) if isinstance(value, Tensor) else value
             )
         elif node.op == "call_function":
-            values[node.name] = _call(node, values, units, unknown)
+            values[node.name] = _call(node, values, units, unknown, folds.nodes)
         elif node.op == "output":
             for layout in layouts_in(_fill(node.args, values)):
                 for label in layout.labels:
                     units.freeze(label.ids, OUTPUT, Cause.OUTPUT)
     _give_roles(units, slots)
-    return Trace(units, slots, values, unknown)
+    return Trace(units, slots, values, unknown, folds)
 
 
 def _give_roles(units: Units, slots: list[Slot]) -> None:
@@ -163,7 +167,13 @@ def _grouped_weights(exported: Exported) -> dict[str, int]:
     return found
 
 
-def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str, int]) -> Any:
+def _call(
+    node: fx.Node,
+    values: dict[str, Any],
+    units: Units,
+    unknown: dict[str, int],
+    folded: frozenset[str],
+) -> Any:
     """The layout of one operator's result."""
     if node.target is operator.getitem:
         source, item = _first(node), node.args[1]
@@ -194,6 +204,7 @@ def _call(node: fx.Node, values: dict[str, Any], units: Units, unknown: dict[str
             because = excuse([a for layout in call.layouts for a in layout.atoms])
         layouts = [plain(shape, because=because) for shape in shapes]
         result = layouts if isinstance(meta, list | tuple) else layouts[0]
+    limit_maps(call, node, result, folded)
     if any(layout.is_data for layout in call.layouts):
         if isinstance(result, list):
             result = [replace(layout, is_data=True) for layout in result]

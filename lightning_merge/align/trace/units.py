@@ -16,6 +16,11 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 Role = Literal["makes", "reads", "scales"]
 
+# Kinds of linear maps that an operator may let pass: positive factors for single units,
+# orthogonal matrices, any matrices.
+SCALED, ORTHOGONAL, INVERTIBLE = 1, 2, 4
+EVERY_KIND = SCALED | ORTHOGONAL | INVERTIBLE
+
 
 class Cause(Enum):
     """What kind of thing holds a unit in place; only LOST says something about this engine."""
@@ -49,6 +54,21 @@ class Blocks:
     parents: Ids
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Units with an operator that lets only these kinds of linear maps pass.
+
+    Attributes:
+        ids: The units.
+        kinds: A sum of `SCALED`, `ORTHOGONAL` and `INVERTIBLE`.
+        reason: What the operator is.
+    """
+
+    ids: Ids
+    kinds: int
+    reason: str
+
+
 class Units:
     """A growing set of units with the facts that have been learned about them."""
 
@@ -59,7 +79,10 @@ class Units:
         self.pieces: list[Ids] = []
         self.names: list[tuple[Ids, str]] = []
         self.roles: list[tuple[Ids, Role]] = []
+        self.limits: list[Limit] = []
+        self.means: list[Ids] = []
         self._ties: list[tuple[Ids, Ids]] = []
+        self._signed: list[tuple[Ids, Ids, int]] = []
         self._projections: dict[tuple[tuple[int, ...], bytes, tuple[int, ...]], Ids] = {}
 
     def fresh(self, shape: tuple[int, ...]) -> Ids:
@@ -69,10 +92,31 @@ class Units:
         self.count += size
         return ids
 
-    def tie(self, left: Ids, right: Ids) -> None:
-        """Make two arrays of units, equal in shape, move together entry by entry."""
+    def tie(self, left: Ids, right: Ids, sign: int = 1) -> None:
+        """Make two arrays of units, equal in shape, move together entry by entry.
+
+        Args:
+            left: Units.
+            right: Units.
+            sign: What a linear map of one means for the other: 1 the same map, -1 its inverse
+                transpose (products of them are summed), 0 nothing: they share permutations only.
+        """
         if left is not right:
             self._ties.append((left.ravel(), right.ravel()))
+            self.link(left, right, sign)
+
+    def link(self, left: Ids, right: Ids, sign: int = 1) -> None:
+        """Make linear maps of two arrays of units go together, whatever permutations do."""
+        if sign and left is not right:
+            self._signed.append((left.ravel(), right.ravel(), sign))
+
+    def centred(self, ids: Ids) -> None:
+        """State that a norm takes these units' mean off: a matrix has to keep it apart."""
+        self.means.append(ids.ravel())
+
+    def limit(self, ids: Ids, kinds: int, reason: str) -> None:
+        """State which kinds of linear maps an operator lets pass unchanged, as a sum of bits."""
+        self.limits.append(Limit(ids.ravel(), kinds, reason))
 
     def freeze(self, ids: Ids, reason: str, cause: Cause = Cause.LOST) -> None:
         """Hold units in place, for a reason that `spec.frozen` reports."""
@@ -138,3 +182,49 @@ class Units:
         first = np.full(int(component.max()) + 1, self.count, dtype=np.int64)
         np.minimum.at(first, component, np.arange(self.count, dtype=np.int64))
         return first[component]
+
+    def zones(self) -> "Zones":
+        """What linear maps have to go together."""
+        return Zones(self.count, self._signed, self.limits)
+
+
+class Zones:
+    """Units that one linear map, or its inverse transpose, moves.
+
+    A unit that two chains of ties join to itself with opposite signs has to be mapped by a
+    matrix that is its own inverse transpose: an orthogonal one.
+    """
+
+    def __init__(self, count: int, signed: list[tuple[Ids, Ids, int]], limits: list[Limit]) -> None:
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        none = [np.zeros(0, dtype=np.int64)]
+        left = np.concatenate([a for a, _, _ in signed] or none)
+        right = np.concatenate([b + (count if sign < 0 else 0) for _, b, sign in signed] or none)
+        # Every unit is there twice, as itself and as what takes the inverse transpose.
+        lefts = np.concatenate([left, left + count])
+        rights = np.concatenate([right, (right + count) % max(2 * count, 1)])
+        graph = coo_matrix(
+            (np.ones(len(lefts), dtype=np.int8), (lefts, rights)), shape=(2 * count, 2 * count)
+        )
+        self.zone = connected_components(graph, directed=False)[1].astype(np.int64)
+        self.count = count
+        self.kinds = np.full(2 * count, EVERY_KIND, dtype=np.int64)
+        for one in limits:
+            for zone in (self.zone[one.ids], self.zone[one.ids + count]):
+                np.bitwise_and.at(self.kinds, zone, one.kinds)
+        twisted = self.zone[:count] == self.zone[count:]
+        np.bitwise_and.at(self.kinds, self.zone[:count][twisted], ORTHOGONAL)
+
+    def of(self, ids: Ids) -> Ids:
+        """The zones of units."""
+        return self.zone[ids]
+
+    def dual(self, ids: Ids) -> Ids:
+        """The zones that take the inverse transposes of what these units take."""
+        return self.zone[ids + self.count]
+
+    def allowed(self, ids: Ids) -> int:
+        """The kinds of maps that all of these units allow."""
+        return int(np.bitwise_and.reduce(self.kinds[self.zone[ids.ravel()]], initial=EVERY_KIND))

@@ -44,7 +44,7 @@ def aligned_states(
     # Loaders draw random numbers; what is trained must not depend on that.
     with isolate_rng():
         inputs = example_inputs(batches, trainer.strategy.root_device)
-        spec = decided(PermutationSpec.from_model(first, inputs))
+        spec = decided(PermutationSpec.from_model(first, inputs, symmetries=matching.symmetries))
         for k in range(1, count):
             aligned = matching.align(
                 spec, first, ingredient(k), batches, progress=trainer.is_global_zero

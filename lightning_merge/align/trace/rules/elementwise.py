@@ -6,6 +6,8 @@ from lightning_merge.align.trace import algebra
 from lightning_merge.align.trace.layout import Layout, plain
 from lightning_merge.align.trace.rules.rule_table import Call, Unsupported, rule
 
+SUMS = frozenset({"add", "sub", "subtract"})
+
 
 @rule(
     *("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "mish", "elu", "selu", "celu"),
@@ -27,7 +29,9 @@ def elementwise(call: Call) -> Layout:
     layouts = call.layouts
     if call.operator in ("to", "type_as"):
         layouts = layouts[:1]
-    return algebra.elementwise(call.units, layouts, call.reason)
+    # A product takes the units of what depends on the inputs, not those of its scale.
+    layouts = sorted(layouts, key=lambda layout: not layout.is_data)
+    return algebra.elementwise(call.units, layouts, call.reason, int(call.operator in SUMS))
 
 
 @rule("copy")
@@ -58,10 +62,12 @@ def positions(call: Call) -> list[Layout] | Layout:
 def prelu(call: Call) -> Layout:
     """One slope for each channel, along dimension 1."""
     x, weight = call["self"], call["weight"]
-    return along(call, x, 1, [weight])
+    return along(call, x, 1, [weight], 0)
 
 
-def along(call: Call, x: Layout, dim: int, vectors: Sequence[Layout | None]) -> Layout:
+def along(
+    call: Call, x: Layout, dim: int, vectors: Sequence[Layout | None], sign: int = 1
+) -> Layout:
     """`x` combined entry by entry with vectors that lie along one of its dimensions."""
     rank = len(x.dims)
     placed = [
@@ -69,4 +75,4 @@ def along(call: Call, x: Layout, dim: int, vectors: Sequence[Layout | None]) -> 
         for v in vectors
         if v is not None and v.dims
     ]
-    return algebra.elementwise(call.units, [x, *placed], call.reason)
+    return algebra.elementwise(call.units, [x, *placed], call.reason, sign)

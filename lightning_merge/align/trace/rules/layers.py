@@ -3,7 +3,7 @@
 import numpy as np
 
 from lightning_merge.align.trace import algebra
-from lightning_merge.align.trace.layout import Layout, plain
+from lightning_merge.align.trace.layout import Label, Layout, plain
 from lightning_merge.align.trace.rules.elementwise import along
 from lightning_merge.align.trace.rules.rule_table import Call, Unsupported, rule
 from lightning_merge.align.trace.units import Cause
@@ -72,8 +72,17 @@ def batch_norm(call: Call) -> Layout:
     if training:
         outside = [a for d, dim in enumerate(x.dims) if d != 1 for a in dim]
         algebra.reduce(call.units, x, outside)
-    names = ("weight", "bias", "running_mean", "running_var")
-    return along(call, x, 1, [call.get(name) for name in names])
+    x = along(call, x, 1, [call.get("running_mean"), call.get("running_var")], 0)
+    # What is scaled behind the norm need not be scaled before it.
+    labels = []
+    for label in x.labels:
+        if set(label.atoms) <= set(x.dims[1]):
+            behind = call.units.fresh(label.ids.shape)
+            call.units.tie(label.ids, behind, 0)
+            label = Label(label.atoms, behind)
+        labels.append(label)
+    x = Layout(x.dims, tuple(labels))
+    return along(call, x, 1, [call.get("weight"), call.get("bias")])
 
 
 @rule("layer_norm", "rms_norm", "_fused_rms_norm")
@@ -82,8 +91,10 @@ def layer_norm(call: Call) -> Layout:
     x = call["input"]
     count = len(call["normalized_shape"])
     algebra.reduce(call.units, x, [a for dim in x.dims[-count:] for a in dim])
-    vectors = [v for v in (call.get("weight"), call.get("bias")) if v is not None]
-    return algebra.elementwise(call.units, [x, *vectors], call.reason)
+    for vector, sign in ((call.get("weight"), 0), (call.get("bias"), 1)):
+        if vector is not None:
+            x = algebra.elementwise(call.units, [x, vector], call.reason, sign)
+    return algebra.elementwise(call.units, [x], call.reason)
 
 
 @rule("group_norm")

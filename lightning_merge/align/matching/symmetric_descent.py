@@ -1,0 +1,179 @@
+"""Coordinate descent over groups with all their symmetries, by weights.
+
+Assignment for units, Procrustes for residual streams, and for heads an assignment by what the
+best orthogonal maps inside each pair of them give. Both networks are canonical and balanced,
+so that the maps inside heads are orthogonal ones.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_merge.align.matching.assignment import assign, assign_blocks
+from lightning_merge.align.matching.map_solvers import nearest_orthogonal, products, rotation
+from lightning_merge.align.matching.weight_descent import families
+from lightning_merge.align.matching.weight_similarity import inner, moved_parameters
+from lightning_merge.align.spec.index_maps import gather_all, to_sources
+from lightning_merge.align.spec.linear_maps import apply_linear, compose_maps, orders
+from lightning_merge.align.spec.spec import PermutationSpec
+from lightning_merge.align.spec.unit_group import Group
+from lightning_merge.progress import tracked
+
+Maps = dict[str, Tensor]
+
+# A sweep counts if it raises the objective by this share of |a| |b|.
+_TOLERANCE = 1e-6
+_SWEEPS = 40
+
+
+class SymmetricDescent:
+    """b's parameters under the maps found so far.
+
+    Args:
+        spec: A spec with all symmetries.
+        a: The canonical, balanced state dict that stays.
+        b: That of the network to align.
+    """
+
+    def __init__(
+        self, spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+    ) -> None:
+        self.spec = spec
+        names = moved_parameters(spec)
+        self.a = {name: a[name].detach() for name in names}
+        self.b = {name: b[name].detach().to(self.a[name].device) for name in names}
+        self.families = families(spec)
+        self.families.sort(key=lambda family: family[0].symmetry != "orthogonal")
+        self.tensors = [
+            {m.tensor for g in family for m in g.members} & self.a.keys()
+            for family in self.families
+        ]
+        self.readers: dict[str, set[int]] = {name: set() for name in names}
+        for number, tensors in enumerate(self.tensors):
+            for name in tensors:
+                self.readers[name].add(number)
+        size = sum(float(self.a[n].norm()) * float(self.b[n].norm()) for n in names)
+        self.least = _TOLERANCE * size
+        self.maps: Maps = {}
+
+    def value(self, names: set[str] | None = None) -> float:
+        """The objective: the inner product of both networks' parameters."""
+        return sum(inner(self.a[n], self.b[n]) for n in (self.a if names is None else names))
+
+    def run(
+        self, generator: torch.Generator, given: Maps | None = None, progress: bool = False
+    ) -> Maps:
+        """Maps of b that bring it as close to a as can be.
+
+        Args:
+            generator: Draws the order in which groups are visited.
+            given: Maps that are known; their groups are not visited.
+            progress: Whether to show a progress bar.
+        """
+        fixed = set(given or {})
+        for family in self.families:
+            known = {g.name: given[g.name] for g in family if given and g.name in given}
+            if known:
+                self.move(family, known)
+        open_ = [k for k, f in enumerate(self.families) if not fixed & {g.name for g in f}]
+        self.start(open_, [k for k in range(len(self.families)) if k not in open_])
+        value = self.value()
+        for _ in tracked(range(_SWEEPS), "Matching weights", progress):
+            order = torch.randperm(len(open_), generator=generator).tolist()
+            for number in (open_[k] for k in order):
+                self.step(number, self.tensors[number])
+            before, value = value, self.value()
+            if value <= before + self.least:
+                break
+        return self.maps
+
+    def start(self, open_: Sequence[int], known: Sequence[int]) -> None:
+        """Align from what is fixed onwards, streams first, unless b is better as it is."""
+        before, b, maps = self.value(), dict(self.b), dict(self.maps)
+        aligned = set(known)
+        rest = list(open_)
+        while rest:
+            streams = [k for k in rest if self.families[k][0].symmetry == "orthogonal"]
+            number = max(streams or rest, key=lambda k: self.share(k, aligned))
+            fitting = self.fitting(number, aligned)
+            self.step(number, fitting or self.tensors[number], always=True)
+            aligned.add(number)
+            rest.remove(number)
+        if self.value() < before:
+            self.b, self.maps = b, maps
+
+    def fitting(self, number: int, aligned: set[int]) -> set[str]:
+        """The tensors of a family whose other axes are aligned."""
+        return {n for n in self.tensors[number] if self.readers[n] <= aligned | {number}}
+
+    def share(self, number: int, aligned: set[int]) -> float:
+        """How much of a family's weights can be compared already."""
+        energy = {
+            n: float(self.a[n].norm()) * float(self.b[n].norm()) for n in self.tensors[number]
+        }
+        fitting = sum(energy[n] for n in self.fitting(number, aligned))
+        return fitting / max(sum(energy.values()), 1e-300)
+
+    def step(self, number: int, tensors: set[str], always: bool = False) -> None:
+        """Solve a family by these tensors, and map b if that raises the objective."""
+        family, names = self.families[number], self.tensors[number]
+        if not tensors:
+            return
+        before = {name: self.b[name] for name in names}
+        value, maps = self.value(names), dict(self.maps)
+        self.move(family, self.solve(family, tensors))
+        if not always and self.value(names) < value:
+            self.b.update(before)
+            self.maps = maps
+
+    def solve(self, family: Sequence[Group], tensors: set[str]) -> Maps:
+        """The best maps of a family while everything else stays."""
+        group, inside = family[0], list(family[1:])
+        if inside:
+            return self.solve_heads(group, inside, tensors)
+        scores = products(group, self.a, self.b, tensors)
+        if group.symmetry == "orthogonal":
+            return {group.name: rotation(group, scores)}
+        if group.symmetry == "invertible":
+            width = group.size // group.blocks
+            parts = [scores[k : k + width, k : k + width] for k in range(0, group.size, width)]
+            return {group.name: torch.stack([nearest_orthogonal(part)[0] for part in parts])}
+        return {group.name: assign_blocks(scores, group.blocks)}
+
+    def solve_heads(self, heads: Group, inside: Sequence[Group], tensors: set[str]) -> Maps:
+        """Heads by the best that could be made of each pair, then the maps inside them."""
+        count = heads.size
+        total = torch.zeros(count, count, dtype=torch.float64)
+        best: dict[tuple[str, int, int], Tensor] = {}
+        for group in inside:
+            width = group.size // count
+            grid = products(group, self.a, self.b, tensors).reshape(count, width, count, width)
+            for one in range(count):
+                for other in range(count):
+                    part = grid[one, :, other]
+                    solve = nearest_orthogonal if group.symmetry == "invertible" else assign
+                    best[group.name, one, other], score = solve(part)
+                    total[one, other] += score
+        order, _ = assign(total)
+        found = {heads.name: order}
+        for group in inside:
+            width = group.size // count
+            parts = [best[group.name, one, int(other)] for one, other in enumerate(order)]
+            if group.symmetry == "invertible":
+                found[group.name] = torch.stack(parts)
+            else:
+                found[group.name] = torch.cat([p + width * at for at, p in enumerate(parts)])
+        return found
+
+    def move(self, family: Sequence[Group], found: Maps) -> None:
+        """Map b's parameters."""
+        names = {m.tensor for group in family for m in group.members} & self.b.keys()
+        part = gather_all(
+            {name: self.b[name] for name in names}, to_sources(family, orders(family, found))
+        )
+        apply_linear(part, family, found)
+        self.b.update(part)
+        earlier = {g.name: self.maps[g.name] for g in family if g.name in self.maps}
+        composed = compose_maps(family, earlier, found)
+        self.maps.update({g.name: composed[g.name] for g in family})

@@ -1,0 +1,70 @@
+"""What matchings with all symmetries share: balanced canonical forms, and the way back."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_merge.align.matching.map_solvers import balance
+from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDescent
+from lightning_merge.align.spec.canonical import unfolded
+from lightning_merge.align.spec.linear_maps import compose_maps, inverse_maps
+from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
+from lightning_merge.errors import AlignmentError
+
+State = Mapping[str, Tensor]
+Find = Callable[[dict[str, Tensor], dict[str, Tensor]], Maps]
+
+
+def check_symmetries(spec: PermutationSpec, symmetries: Symmetries) -> None:
+    """Whether a spec has what a matching is to use.
+
+    Raises:
+        AlignmentError: It was derived for permutations only.
+    """
+    if symmetries == "all" and spec.symmetries != "all":
+        raise AlignmentError(
+            "the spec was derived for permutations only: make it by "
+            "PermutationSpec.from_model(..., symmetries='all')"
+        )
+
+
+def maps_between(spec: PermutationSpec, a: State, b: State, find: Find) -> Maps:
+    """The maps of canonical b onto canonical a.
+
+    Args:
+        spec: A spec with all symmetries.
+        a: The state dict that stays.
+        b: The state dict to align.
+        find: Finds maps between the balanced canonical forms, permutations and orthogonal ones.
+    """
+    one, other = (spec.canonical(state) for state in (a, b))
+    gauges = [balance(spec.groups, state) for state in (one, other)]
+    one, other = (
+        spec.transform(state, gauge) for state, gauge in zip((one, other), gauges, strict=True)
+    )
+    found = compose_maps(spec.groups, gauges[1], find(one, other))
+    return compose_maps(spec.groups, found, inverse_maps(spec.groups, gauges[0]))
+
+
+def by_weights(
+    spec: PermutationSpec,
+    a: State,
+    b: State,
+    seed: int,
+    given: Maps | None = None,
+    progress: bool = False,
+) -> Maps:
+    """The maps of canonical b onto canonical a by their weights; some may be given."""
+
+    def find(one: dict[str, Tensor], other: dict[str, Tensor]) -> Maps:
+        generator = torch.Generator().manual_seed(seed)
+        return SymmetricDescent(spec, one, other).run(generator, given, progress)
+
+    return maps_between(spec, a, b, find)
+
+
+def mapped_onto(spec: PermutationSpec, a: State, b: State, maps: Maps) -> dict[str, Tensor]:
+    """The state of b in a's coordinates: under its norms' scales, shifts and means."""
+    state = spec.transform(spec.canonical(b), maps)
+    return unfolded(state, a, spec.groups, spec.folds)

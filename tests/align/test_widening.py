@@ -1,0 +1,81 @@
+"""A narrow network among the units of a wide one computes the same."""
+
+import pytest
+import torch
+from networks import Flattened, Perceptron, ResNet20
+from test_symmetries import PostNorm, output, shaken, timm
+from torch import nn
+
+from lightning_merge.align import PermutationSpec, WeightMatching, widened
+from lightning_merge.errors import AlignmentError
+
+
+class Wide(PostNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 20), nn.Linear(20, 8)
+
+
+class Wider(PostNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(5, 10)
+        self.norm, self.norm2 = nn.LayerNorm(10), nn.LayerNorm(10)
+        self.one, self.two = nn.Linear(10, 12), nn.Linear(12, 10)
+        self.head = nn.Linear(10, 3)
+
+
+def vit(width: int, heads: int) -> nn.Module:
+    return timm(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        num_classes=4,
+        depth=2,
+        embed_dim=width,
+        num_heads=heads,
+    )
+
+
+PAIRS = {
+    "perceptron": (lambda: Perceptron(4), lambda: Perceptron(9), (6, 5)),
+    "resnet": (lambda: ResNet20(2), lambda: ResNet20(4), (2, 3, 16, 16)),
+    "more heads": (lambda: vit(16, 2), lambda: vit(32, 4), (2, 3, 32, 32)),
+    "wider heads": (lambda: vit(16, 2), lambda: vit(24, 2), (2, 3, 32, 32)),
+    "wider MLP": (PostNorm, Wide, (4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_padded_network_computes_the_same(name: str) -> None:
+    small, large, shape = PAIRS[name]
+    narrow, wide = shaken(small(), 1), shaken(large(), 2)
+    x = torch.randn(shape, dtype=torch.float64)
+    # As they come from a checkpoint; specs are derived from what runs on the example.
+    state = widened(narrow, wide, x)
+    assert {n: t.shape for n, t in state.items()} == {
+        n: t.shape for n, t in wide.state_dict().items()
+    }
+    torch.testing.assert_close(output(wide, state, x), output(narrow, {}, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_padded_network_is_aligned_to_the_wide_one() -> None:
+    small, large, shape = PAIRS["more heads"]
+    narrow, wide = shaken(small(), 1), shaken(large(), 2)
+    x = torch.randn(shape, dtype=torch.float64)
+    state = widened(narrow, wide, x)
+    padded = shaken(large(), 3)
+    padded.load_state_dict(state)
+    spec = PermutationSpec.from_model(wide, x, symmetries="all")
+    found = WeightMatching(symmetries="all").align(spec, wide, padded, [])
+    torch.testing.assert_close(output(wide, found, x), output(narrow, {}, x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_padded_is_refused() -> None:
+    x = torch.randn(4, 5)
+    with pytest.raises(AlignmentError, match="cannot be padded: its output would change"):
+        widened(PostNorm(), Wider(), x)
+    with pytest.raises(AlignmentError, match="no counterpart of at least its size"):
+        widened(Perceptron(9), Perceptron(4), x)
+    images = torch.randn(2, 3, 9, 9)
+    with pytest.raises(AlignmentError):
+        widened(Flattened(), ResNet20(), images)

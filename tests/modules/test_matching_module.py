@@ -1,0 +1,113 @@
+"""Learned matching under a Trainer."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from strangers import quiet_trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_merge.errors import CheckpointError, ConfigError
+from lightning_merge.modules import LearnedMatchingModule
+
+
+class Narrow(LightningModule):
+    """A pre-norm block of width 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.last = nn.Linear(5, 8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.one, self.two, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.example_input_array = torch.zeros(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        return self.head(self.last(x + self.two(F.relu(self.one(self.norm(x))))))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+def ingredients() -> list[dict[str, Tensor]]:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        module = Narrow()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+        found.append(module.state_dict())
+    return found
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(16, 5, generator=generator), torch.randint(3, (16,), generator=generator))
+        for _ in range(4)
+    ]
+
+
+def loader() -> DataLoader:
+    return DataLoader(batches(), batch_size=None)
+
+
+def trained(epochs: int, path=None, **settings) -> LearnedMatchingModule:
+    module = LearnedMatchingModule(Narrow(), ingredients(), **settings)
+    trainer = quiet_trainer(max_epochs=epochs)
+    trainer.fit(module, loader(), loader(), ckpt_path=path)
+    return module
+
+
+@pytest.mark.parametrize("settings", [{}, {"labels": True}, {"share": None}])
+def test_training_lowers_the_loss_and_keeps_the_function(settings) -> None:
+    module = LearnedMatchingModule(Narrow(), ingredients(), **settings)
+    before = quiet_trainer().validate(module, loader(), verbose=False)[0]["val_loss"]
+    trainer = quiet_trainer(max_epochs=8)
+    trainer.fit(module, loader(), loader())
+    assert float(trainer.callback_metrics["val_loss"]) < before
+    b = Narrow()
+    b.load_state_dict(ingredients()[1])
+    same = Narrow()
+    same.load_state_dict(module.aligned())
+    x = batches()[0][0]
+    torch.testing.assert_close(same(x), b(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_is_the_merge_in_the_users_class_and_resumes(tmp_path) -> None:
+    straight = trained(4)
+    module = LearnedMatchingModule(Narrow(), ingredients())
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(module, loader(), loader())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    own = Narrow()
+    own.load_state_dict(torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"])
+    x = batches()[0][0]
+    torch.testing.assert_close(own(x), module.eval()(x), rtol=1e-4, atol=1e-4)
+    resumed = trained(4, tmp_path / "half.ckpt")
+    for one, other in zip(straight.maps.values, resumed.maps.values, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_does_not_fit_is_refused(tmp_path) -> None:
+    a, b = ingredients()
+    with pytest.raises(ConfigError, match="two networks, not 3"):
+        LearnedMatchingModule(Narrow(), [a, b, a])
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        LearnedMatchingModule(Narrow(), [a, b], share=1.0)
+    bare = Narrow()
+    bare.example_input_array = None
+    with pytest.raises(ConfigError, match="give example_inputs"):
+        LearnedMatchingModule(bare, [a, b])
+    module = LearnedMatchingModule(Narrow(), [a, b])
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, loader(), loader())
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    other = LearnedMatchingModule(Narrow(), [b, a])
+    with pytest.raises(CheckpointError, match="no maps of these ingredients"):
+        quiet_trainer(max_epochs=2).fit(other, loader(), ckpt_path=tmp_path / "other.ckpt")
