@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -42,7 +43,7 @@ def described_parser(words: Sequence[str]) -> argparse.ArgumentParser | None:
     """
     commands = read_described()["commands"]
     name = next((one for one in (" ".join(words[:2]), words[0]) if one in commands), None)
-    if name is None or (name in _SWEPT and registered_elsewhere("sweeps")):
+    if name is None or (name in _SWEPT and _has_own_sweeps(commands[name])):
         return None
     known = commands[name]
     name = name.removesuffix(" FOLDER")
@@ -77,6 +78,16 @@ def add_described(parser: argparse.ArgumentParser, option: dict[str, Any]) -> No
         from shtab import FILE as FILES
 
         added.complete = FILES
+
+
+def _has_own_sweeps(known: dict[str, Any]) -> bool:
+    """Whether a command has options of sweeps that are not this package's."""
+    if registered_elsewhere("sweeps"):
+        return True
+    # Once imported, the registry may have entries of the user's own.
+    home = sys.modules.get("lightning_merge.measure.sweep")
+    described = {option["dest"] for option in known["options"]}
+    return home is not None and any(one.value.option not in described for one in home.sweeps)
 
 
 def _usage(option: dict[str, Any]) -> str:

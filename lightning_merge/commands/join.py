@@ -23,4 +23,5 @@ def join(words: list[str]) -> None:
     options.quiet()
     joined = join_folders(config.folders, config.output)
     left = f"{joined.left} are left to do" if joined.left else "all are finished"
-    options.console.print(f"{config.output}: {joined.copied} pieces of work copied; {left}")
+    text = f"{config.output}: {joined.copied} pieces of work copied; {left}"
+    options.console.print(text, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from lightning_merge.commands import options
 from lightning_merge.commands.execution import add_execution, parse, print_estimate
 from lightning_merge.recipe.recipe import Recipe
@@ -18,6 +20,28 @@ def study(words: list[str]) -> None:
     Raises:
         MergeError: For any error that the user can fix.
     """
+    given = parse(_parser(), words)
+    config, folder = given.config, given.folder
+    if given.dry_run:
+        print_estimate(config["title"], estimate_study(config, folder), folder)
+        return
+    result = run_study(
+        config,
+        folder,
+        overwrite=given.overwrite,
+        executor=given.executor,
+        watcher=Watcher(
+            command=["study", *words],
+            on_plan=options.plan_printer(config["title"]),
+            on_done=_print_done,
+        ),
+    )
+    options.console.print(result.table())
+    options.console.print(result.recommendation.text, markup=False)
+    options.print_written(folder)
+
+
+def _parser() -> ArgumentParser:
     parser = options.parser(
         "study",
         "Trains the ingredients that are missing, runs recipes on them over seeds, reports.",
@@ -55,25 +79,7 @@ def study(words: list[str]) -> None:
     options.add_paper(parser)
     options.add_data_and_trainer(parser)
     add_execution(parser)
-    given = parse(parser, words)
-    config, folder = given.config, given.folder
-    if given.dry_run:
-        print_estimate(config["title"], estimate_study(config, folder), folder)
-        return
-    result = run_study(
-        config,
-        folder,
-        overwrite=given.overwrite,
-        executor=given.executor,
-        watcher=Watcher(
-            command=["study", *words],
-            on_plan=options.plan_printer(config["title"]),
-            on_done=_print_done,
-        ),
-    )
-    options.console.print(result.table())
-    options.console.print(result.recommendation.text, markup=False)
-    options.print_written(folder)
+    return parser
 
 
 def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
@@ -44,7 +45,7 @@ def tasks(words: list[str]) -> None:
     options.console.print(f"{folder}: report.html, report.md, results.csv, results.json, merges/")
 
 
-def _parser() -> Any:
+def _parser() -> ArgumentParser:
     parser = options.parser(
         "tasks",
         "Merges bodies that were fine-tuned on different tasks, and measures each merge on every "
@@ -52,82 +53,94 @@ def _parser() -> Any:
         "results.csv, results.json, report.md, merges and finished runs",
     )
     options.add_optional_model(parser)
-    parser.add_argument(
-        "--tasks",
-        type=list[dict[str, Any]],
-        required=True,
-        help="a list of tasks, each a name, its data module, and whether it is seen in training",
-    )
-    parser.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
-    parser.add_argument(
-        "--pretrained",
-        type=str | None,
-        default=None,
-        help="the checkpoint that all tasks are fine-tuned from",
-    )
-    parser.add_argument(
-        "--pretraining",
-        type=dict[str, Any] | None,
-        default=None,
-        help="`data` and `trainer` to make the pre-trained network with, where there is none",
-    )
-    parser.add_subclass_arguments(
-        LightningModule,
-        "pretraining_model",
-        required=False,
-        fail_untyped=False,
-        help="the model while it is pre-trained, where that has another optimizer",
-    )
-    parser.add_argument(
-        "--training",
-        type=dict[str, Any],
-        default={},
-        help="the Trainer's arguments for fine-tuning",
-    )
-    parser.add_argument(
-        "--train_heads",
-        type=bool,
-        default=False,
-        help="whether fine-tuning changes the heads that were fitted to the pre-trained body",
-    )
-    parser.add_argument(
-        "--head_examples_per_class",
-        type=int | None,
-        default=None,
-        help="fit heads on so few labelled examples of each class; on all if not given",
-    )
-    parser.add_argument(
-        "--task_statistics",
-        type=bool,
-        default=False,
-        help="ask every body for a task with BatchNorm statistics of that task's images",
-    )
+    _add_tasks(parser)
+    _add_training(parser)
     parser.add_argument(
         "--seeds", type=list[int], default=[0], help="the study is run once for each"
     )
-    parser.add_argument(
-        "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"
-    )
-    parser.add_argument("--root", type=str | None, default=None, help="replaces every data `root`")
-    parser.add_argument(
-        "--corruptions",
-        type=list[str],
-        default=[],
-        help="measure on test images that are corrupted so, too, for example '[motion_blur]'",
-    )
-    parser.add_argument("--severity", type=int, default=3, help="of the corruptions, from 1 to 5")
-    parser.add_argument(
-        "--corrupted_tasks",
-        type=list[str],
-        default=[],
-        help="the tasks whose test images are corrupted; all if none is named",
-    )
+    _add_data(parser)
     options.add_statistics(parser)
     parser.add_argument("--title", type=str, default="Tasks", help=options.TITLE)
     options.add_paper(parser)
     options.add_trainer(parser)
     add_execution(parser)
     return parser
+
+
+def _add_tasks(to: ArgumentParser) -> None:
+    to.add_argument(
+        "--tasks",
+        type=list[dict[str, Any]],
+        required=True,
+        help="a list of tasks, each a name, its data module, and whether it is seen in training",
+    )
+    to.add_argument("--recipes", type=list[Recipe], required=True, help=options.RECIPES)
+
+
+def _add_training(to: ArgumentParser) -> None:
+    to.add_argument(
+        "--pretrained",
+        type=str | None,
+        default=None,
+        help="the checkpoint that all tasks are fine-tuned from",
+    )
+    to.add_argument(
+        "--pretraining",
+        type=dict[str, Any] | None,
+        default=None,
+        help="`data` and `trainer` to make the pre-trained network with, where there is none",
+    )
+    to.add_subclass_arguments(
+        LightningModule,
+        "pretraining_model",
+        required=False,
+        fail_untyped=False,
+        help="the model while it is pre-trained, where that has another optimizer",
+    )
+    to.add_argument(
+        "--training",
+        type=dict[str, Any],
+        default={},
+        help="the Trainer's arguments for fine-tuning",
+    )
+    to.add_argument(
+        "--train_heads",
+        type=bool,
+        default=False,
+        help="whether fine-tuning changes the heads that were fitted to the pre-trained body",
+    )
+    to.add_argument(
+        "--head_examples_per_class",
+        type=int | None,
+        default=None,
+        help="fit heads on so few labelled examples of each class; on all if not given",
+    )
+    to.add_argument(
+        "--task_statistics",
+        type=bool,
+        default=False,
+        help="ask every body for a task with BatchNorm statistics of that task's images",
+    )
+
+
+def _add_data(to: ArgumentParser) -> None:
+    to.add_argument(
+        "--data_defaults", type=dict[str, Any], default={}, help="init_args of every data module"
+    )
+    to.add_argument("--root", type=str | None, default=None, help="replaces every data `root`")
+    to.add_argument(
+        "--corruptions",
+        type=list[str],
+        default=[],
+        help="measure on test images that are corrupted so, too, for example '[motion_blur]'",
+    )
+    to.add_argument("--severity", type=int, default=3, help="of the corruptions, from 1 to 5")
+    to.add_argument(
+        "--corrupted_tasks",
+        type=list[str],
+        default=[],
+        help="the tasks whose test images are corrupted; all if none is named",
+    )
 
 
 def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:

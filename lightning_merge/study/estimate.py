@@ -16,7 +16,7 @@ TRAINED = ("start", "ingredient", "pretraining", "task")
 """The kinds of work that train a network."""
 
 
-# The numbers of batches of a piece's two probes.
+# The numbers of batches of a piece's probes.
 _FEW, _MORE = 1, 4
 
 
@@ -44,8 +44,9 @@ def estimate(works: Sequence[Work], store: Store) -> Estimate:
     """Counts what is left, and probes one piece of each kind, name and number of ingredients.
 
     A probe does a piece twice on a few batches of an epoch, in a temporary folder, on networks that
-    were hardly trained; what a further batch costs is the difference. Alignments are computed anew
-    in every probe, where a study shares them between recipes: it can be faster than this.
+    were hardly trained; what a further batch costs is the difference. A training is done so for
+    two epochs too, which gives what a further epoch costs. Alignments are computed anew in every
+    probe, where a study shares them between recipes: it can be faster than this.
 
     Args:
         works: The study's pieces, in an order in which they can be done.
@@ -105,21 +106,26 @@ class _Prober:
             # The first one also imports what its kind needs.
             self._execute(work, few)
             self.warm.add(work.kind)
-        first, second = self._execute(work, few), self._execute(work, more)
+        took = {count: self._execute(work, count) for count in (few, more)}
         written = (self.store.folder / work.key).iterdir()
         size = sum(path.stat().st_size for path in written)
         epochs = _epochs(work, whole)
-        if more == few:
-            return second * epochs, size
-        each = max(0.0, (second - first) / (more - few))
-        return max(0.0, second - each * more) + each * whole * epochs, size
+        if epochs == 1.0:
+            return _line(took, whole), size
+        # What a further epoch takes; the rest, such as testing, is done once.
+        further = {
+            count: max(0.0, self._execute(work, count, epochs=2) - seconds)
+            for count, seconds in took.items()
+        }
+        rest = {count: max(0.0, seconds - further[count]) for count, seconds in took.items()}
+        return _line(rest, whole) + epochs * _line(further, whole), size
 
-    def _execute(self, work: Work, batches: int) -> float:
+    def _execute(self, work: Work, batches: int, epochs: int = 1) -> float:
         """How long a piece takes on so many batches of an epoch."""
         # A little more, so that a share of the batches is not rounded to fewer.
         share = min(1.0, (batches + 0.01) / self._batches(work))
         start = time.perf_counter()
-        execute(_shortened(work, share), self.store, Session(progress=False))
+        execute(_shortened(work, share, epochs), self.store, Session(progress=False))
         return time.perf_counter() - start
 
     def _batches(self, work: Work) -> int:
@@ -149,14 +155,21 @@ def _data_of(settings: Plain) -> list[Plain]:
     return [task["data"] for task in settings.get("tasks", [])]
 
 
-def _shortened(work: Work, share: float) -> Work:
-    """The same piece over a share of one epoch."""
+def _line(took: dict[int, float], batches: int) -> float:
+    """Seconds on so many batches, by the line through those on few and on more."""
+    few, more = min(took), max(took)
+    each = max(0.0, (took[more] - took[few]) / max(1, more - few))
+    return max(0.0, took[more] - each * more) + each * batches
+
+
+def _shortened(work: Work, share: float, epochs: int) -> Work:
+    """The same piece over a share of so many epochs."""
     settings = copy.deepcopy(work.settings)
     few: Plain = {}
     if share < 1.0:
         few = {"limit_train_batches": share, "limit_test_batches": share}
     if work.kind in TRAINED:
-        few |= {"max_epochs": 1, "max_steps": -1}
+        few |= {"max_epochs": epochs, "max_steps": -1}
     for name in ("trainer", "training"):
         if settings.get(name) is not None:
             settings[name] |= few

@@ -47,7 +47,8 @@ class Store:
         try:
             found = int(read_json(self.folder / "schema.json")["schema"])
         except FileNotFoundError:
-            found = 1
+            # It is written when the first piece is finished; the first format had no such file.
+            found = 1 if any(self.folder.glob(f"*/{_RESULT}")) else SCHEMA
         except _UNREADABLE as error:
             raise OutputExistsError(
                 f"{self.folder} holds work, and its schema.json cannot be read: {instead}"

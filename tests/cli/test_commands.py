@@ -78,7 +78,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     def trained(*args, **kwargs):
         raise AssertionError("an ingredient was trained twice")
 
-    monkeypatch.setattr(training, "fit", trained)
+    monkeypatch.setattr(training, "fit_resumably", trained)
     main([*STUDY, "--output", str(tmp_path / "parts")])
     assert merges == ["Mean", "All", "stopped", "NP"]
     whole, parts = rows(tmp_path / "whole"), rows(tmp_path / "parts")

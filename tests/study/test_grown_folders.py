@@ -196,9 +196,9 @@ def test_an_estimate_is_of_all_epochs_and_batches(tmp_path, monkeypatch):
     )
     timed = {**ONE, "model": {"class_path": f"{__name__}.Timed"}, "training": {"max_epochs": 40}}
     found = estimate_study(timed, tmp_path / "out")
-    # 3 batches to train on, 40 times, and 3 to test on, which a probe counts in every epoch.
-    training, test = 3 * 0.5, 3 * 0.25
-    assert found.seconds["ingredient"] == pytest.approx(2 * 40 * (training + test))
+    # 3 batches to train on, 40 times; 3 to test on and 3 held-out ones, once.
+    training, test, held_out = 3 * 0.5, 3 * 0.25, 3 * 0.25
+    assert found.seconds["ingredient"] == pytest.approx(2 * (40 * training + test + held_out))
     assert found.seconds["merge"] >= test - 1e-9
 
 

@@ -14,7 +14,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recipe.aligning import align
 from lightning_merge.report.summary import AVERAGE, pool_table, summarise, terminal_table
-from lightning_merge.study.folder import goes_on
+from lightning_merge.study.folder import unite
 from lightning_merge.study.plan import plan
 
 
@@ -217,11 +217,17 @@ def test_one_study_gives_the_table_over_pool_sizes_and_magnitudes(tmp_path, caps
 def test_more_sizes_and_factors_go_on_in_the_same_folder():
     before = {"pool_sizes": [3], "magnitudes": [1.0], "seeds": [0], "start": None}
 
-    def goes(before, now):
-        return goes_on(before, now, ("title", "magnitudes"))
+    def both(before, now):
+        recipes = {"recipes": []}
+        return unite({**recipes, **before}, {**recipes, **now}, ("title", "magnitudes"))
 
-    assert goes(before, {**before, "pool_sizes": [2, 3], "magnitudes": []})
-    assert not goes(before, {**before, "pool_sizes": [2]})
+    def goes(before, now):
+        return both(before, now) is not None
+
+    more = both(before, {**before, "pool_sizes": [2, 3], "magnitudes": []})
+    assert sorted(more["pool_sizes"]) == [2, 3]
+    assert more["magnitudes"] == []
+    assert sorted(both(before, {**before, "pool_sizes": [2]})["pool_sizes"]) == [2, 3]
     assert not goes(before, {**before, "start": {"max_epochs": 1}})
     # A study from before there was a start.
     assert goes({"seeds": [0]}, before)

@@ -7,7 +7,9 @@ import pytest
 from fresh_process import kept, same
 
 from lightning_merge import Study
+from lightning_merge.checkpoint import write_checkpoint
 from lightning_merge.cli import main
+from lightning_merge.errors import OutputExistsError
 from lightning_merge.study.plan import plan
 from lightning_merge.study.runner import run
 from lightning_merge.study.store import SCHEMA, Store
@@ -145,6 +147,16 @@ def test_results_are_held_as_they_will_be_read(tmp_path):
     store.put("key", {"loss": float("nan"), "shape": (2, 3), 4: "four"})
     assert "key" in store
     assert store.result("key") == {"loss": None, "shape": [2, 3], "4": "four"}
+
+
+def test_a_first_training_that_was_stopped_goes_on(tmp_path):
+    store = Store(tmp_path)
+    write_checkpoint(store.training(INGREDIENT.key), {"state_dict": {}})
+    store.check_schema()
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another/result.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match="format 1"):
+        store.check_schema()
 
 
 @pytest.mark.parametrize("schema", ["first", "older", "later", "damaged"])
