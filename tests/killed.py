@@ -1,5 +1,6 @@
 """Commands in processes of their own, stopped by a signal at a moment that is known or drawn."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,11 +13,18 @@ from pathlib import Path
 
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 _PATIENCE = 240
+# In the commands' working folder.
+_SHUT = "shut"
 # Runs one command in a copy of a process that has imported everything; the parent's only thread.
 _SERVER = """
-import os, signal, sys
+import ctypes, os, signal, sys
+def die_with_parent():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+die_with_parent()
 # Ignored, and inherited so, where the tests run in the background of a shell.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
@@ -26,7 +34,7 @@ from lightning_merge.cli import main
 import lightning_merge.commands.study, lightning_merge.commands.tasks
 import lightning_merge.plots, lightning_merge.networks, matplotlib.figure, tiny_tasks
 import lightning_merge.study.kinds.training, lightning_merge.study.kinds.merging
-import lightning_merge.study.kinds.task_merging, lightning_merge.data.sets.digits
+import lightning_merge.study.kinds.task_merging, lightning_merge.data.sets.digits, killed
 print("ready", flush=True)
 for line in sys.stdin:
     log, *words = line.rstrip("\\n").split("\\t")
@@ -35,6 +43,8 @@ for line in sys.stdin:
         continue
     child = os.fork()
     if child == 0:
+        os.setsid()
+        die_with_parent()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -69,6 +79,7 @@ class Commands:
             env=environment,
         )
         self.started = 0
+        self.running: dict[int, Command] = {}
         assert self.server.stdout.readline() == "ready\n"
 
     def _ask(self, *words) -> int:
@@ -80,7 +91,9 @@ class Commands:
         """Starts a command."""
         self.started += 1
         log = self.folder / f"log{self.started}"
-        return Command(self, self._ask(log, *words), log)
+        command = Command(self, self._ask(log, *words), log)
+        self.running[command.process] = command
+        return command
 
     def run(self, *words) -> str:
         """What a command that succeeds printed."""
@@ -88,7 +101,24 @@ class Commands:
         assert status == 0, said
         return said
 
+    def shut(self) -> None:
+        """Shuts the gate before which trainings wait (`Gate`)."""
+        (self.folder / _SHUT).touch()
+
+    def open(self) -> None:
+        """Opens the gate."""
+        (self.folder / _SHUT).unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Kills all that are running, with the processes that they started."""
+        for command in list(self.running.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(command.process, signal.SIGKILL)
+            command.ended()
+        self.open()
+
     def close(self) -> None:
+        self.kill()
         self.server.stdin.close()
         self.server.wait(_PATIENCE)
         self.server.stdout.close()
@@ -103,6 +133,7 @@ class Command:
     def ended(self) -> tuple[int, str]:
         """The exit status, minus the signal that ended it, and what was printed."""
         status = self.commands._ask("wait", self.process)
+        self.commands.running.pop(self.process, None)
         return os.waitstatus_to_exitcode(status), self.log.read_text()
 
     def send(self, number: signal.Signals) -> None:
@@ -117,6 +148,14 @@ class Command:
                 if "nterrupt" in self.log.read_text():
                     return
                 time.sleep(0.1)
+
+
+class Gate(Callback):
+    """Trainings wait before their first step while the gate is shut."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        while Path(_SHUT).exists():
+            time.sleep(0.01)
 
 
 def wait_for(there: Callable[[], bool], command: Command) -> None:
@@ -181,7 +220,10 @@ def study_words(folder: Path, output: Path, epochs: int = 2) -> list[str]:
         },
         "data": {"class_path": "DigitsDataModule", "init_args": {"batch_size": 256}},
         "training": {"max_epochs": epochs},
-        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+        "trainer": {
+            **{"accelerator": "cpu", "enable_progress_bar": False},
+            "callbacks": [{"class_path": "killed.Gate"}],
+        },
         "recipes": [
             {"name": "Mean", "aggregate": "Average"},
             {"name": "Ensemble", "aggregate": "LogitsEnsemble"},

@@ -21,20 +21,27 @@ WORDS = {"study": study_words, "tasks": tasks_words}
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
+def server(tmp_path_factory):
     made = Commands(tmp_path_factory.mktemp("commands"))
     yield made
     made.close()
 
 
+@pytest.fixture
+def commands(server):
+    """Starts commands, none of which outlives its test."""
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory):
+def whole(server, tmp_path_factory):
     """For each command what it gives uninterrupted, and the seconds that it takes."""
     found = {}
     for name, words_of in WORDS.items():
         folder = tmp_path_factory.mktemp(name)
         start = time.monotonic()
-        commands.run(*words_of(folder, folder / "out"))
+        server.run(*words_of(folder, folder / "out"))
         found[name] = (outcome(folder / "out"), time.monotonic() - start)
     return found
 
@@ -66,16 +73,23 @@ def test_many_kills(name, seed, commands, whole, tmp_path):
 
 
 def in_training(output, words, commands):
-    """A command in the first training of a long study."""
+    """A command in the first training of a study, before a shut gate."""
+    commands.shut()
     command = commands.start(*words)
-    wait_for(lambda: (output / "study.json").is_file(), command)
-    time.sleep(0.5)
+    wait_for(lambda: claims(output), command)
     return command
+
+
+def claims(output):
+    """The claims on pieces of work that are being done."""
+    return list(output.glob("runs/*.claim"))
 
 
 def test_an_interrupt_in_training_is_one_line_and_goes_on(commands, whole, tmp_path):
     output = tmp_path / "out"
     command = in_training(output, study_words(tmp_path, output, epochs=5000), commands)
+    commands.open()
+    time.sleep(0.5)
     command.interrupt()
     status, printed = command.ended()
     assert status == 130
@@ -92,7 +106,7 @@ def test_an_interrupt_in_training_is_one_line_and_goes_on(commands, whole, tmp_p
 
 def test_another_study_waits_for_those_that_work_in_the_folder(commands, tmp_path):
     output = tmp_path / "out"
-    words = study_words(tmp_path, output, epochs=5000)
+    words = study_words(tmp_path, output)
     first = in_training(output, words, commands)
     before = (output / "study.json").read_text()
     # Another study in the folder, and one that does less.
@@ -108,7 +122,8 @@ def test_another_study_waits_for_those_that_work_in_the_folder(commands, tmp_pat
     (line,) = (output / ".lock").read_text().splitlines()[:1]
     assert json.loads(line)[0] == first.process
     # A dead process has no lock and no claim, whatever is written there.
-    commands.run(*study_words(tmp_path, output), "--overwrite")
+    commands.open()
+    commands.run(*words)
     assert leftovers(output) == []
 
 
@@ -116,10 +131,10 @@ SEEDS = ["--seeds", "[0, 1]"]
 
 
 @pytest.fixture(scope="module")
-def of_one(commands, tmp_path_factory):
+def of_one(server, tmp_path_factory):
     """What one process gives for two seeds."""
     folder = tmp_path_factory.mktemp("one")
-    commands.run(*study_words(folder, folder / "out"), *SEEDS)
+    server.run(*study_words(folder, folder / "out"), *SEEDS)
     return outcome(folder / "out")
 
 
@@ -129,10 +144,19 @@ def done_by(printed):
     return [line.split(":")[0] for line in lines if "(stored)" not in line]
 
 
+def two_in_training(commands, output, words):
+    """Two commands that each have a piece of work, before a shut gate."""
+    first = in_training(output, words, commands)
+    second = commands.start(*words)
+    wait_for(lambda: len(claims(output)) == 2, second)
+    return first, second
+
+
 def test_two_processes_share_a_study(commands, of_one, tmp_path):
     output = tmp_path / "out"
     words = study_words(tmp_path, output)
-    both = [commands.start(*words, *SEEDS) for _ in range(2)]
+    both = two_in_training(commands, output, [*words, *SEEDS])
+    commands.open()
     ended = [command.ended() for command in both]
     assert [status for status, _ in ended] == [0, 0], ended
     done = [done_by(printed) for _, printed in ended]
@@ -146,14 +170,13 @@ def test_two_processes_share_a_study(commands, of_one, tmp_path):
 def test_what_a_killed_process_had_claimed_the_other_does(commands, of_one, tmp_path):
     output = tmp_path / "out"
     words = study_words(tmp_path, output)
-    first = commands.start(*words, *SEEDS)
-    wait_for(lambda: list(output.glob("runs/*.claim")), first)
-    second = commands.start(*words, *SEEDS)
-    wait_for(lambda: len(list(output.glob("runs/*.claim"))) == 2, second)
+    first, second = two_in_training(commands, output, [*words, *SEEDS])
     first.send(signal.SIGKILL)
     assert first.ended()[0] == -signal.SIGKILL
+    commands.open()
     status, printed = second.ended()
     assert status == 0, printed
+    assert len(done_by(printed)) == 8
     assert outcome(output) == of_one
     assert leftovers(output) == []
 
@@ -161,9 +184,10 @@ def test_what_a_killed_process_had_claimed_the_other_does(commands, of_one, tmp_
 def test_a_study_grows_while_it_runs(commands, of_one, tmp_path):
     output = tmp_path / "out"
     words = study_words(tmp_path, output)
-    first = commands.start(*words, "--seeds", "[0]")
-    wait_for(lambda: list(output.glob("runs/*.claim")), first)
+    first = in_training(output, [*words, "--seeds", "[0]"], commands)
     second = commands.start(*words, "--seeds", "[1]")
+    wait_for(lambda: len(claims(output)) == 2, second)
+    commands.open()
     assert [one.ended()[0] for one in (first, second)] == [0, 0]
     # Whichever ended last, the report is of both seeds.
     assert outcome(output) == of_one
