@@ -49,6 +49,11 @@ class BestCheckpoint(ModelCheckpoint):
             self._choose(pl_module, trainer.callback_metrics)
         super().on_validation_end(trainer, pl_module)
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        # ModelCheckpoint writes the last one only where this step had a new best one.
+        self._last_global_step_saved = trainer.global_step
+
     def _choose(self, module: LightningModule, logged: Mapping[str, Any]) -> None:
         if self.monitor is not None:
             return

@@ -41,6 +41,8 @@ def test_the_best_epoch_is_kept_and_named(tmp_path, capsys):
     said = capsys.readouterr()
     assert f"best checkpoint: {path} (val_accuracy {accuracies[best]:.4f})" in said.out
     assert torch.load(path, weights_only=True)["epoch"] == best
+    last = torch.load(path.with_name(f"{stem}-last.ckpt"), weights_only=True)
+    assert last["epoch"] == len(accuracies) - 1
     assert module_of(read_checkpoint(path)).hparams["model"] == "linear_classifier"
     lines = [line for line in said.out.splitlines() if line.startswith("epoch ")]
     assert [float(re.search(r"val_accuracy ([\d.]+)", line)[1]) for line in lines] == pytest.approx(
