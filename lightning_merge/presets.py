@@ -52,7 +52,7 @@ def first_comment(path: Path) -> str:
         line.removeprefix("# ")
         for line in takewhile(lambda line: line.startswith("# ") and line[2] != " ", lines)
     ]
-    return re.split(r"(?<!Sec)\.(?: |$)", " ".join(words))[0].rstrip(":")
+    return re.split(r"(?<!Sec)(?<!Fig)(?<!Figs)\.(?: |$)", " ".join(words))[0].rstrip(":")
 
 
 def with_presets(words: Sequence[str]) -> list[str]:

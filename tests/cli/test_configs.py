@@ -133,8 +133,12 @@ def test_study(name, tmp_path, request):
     fewer = {"ingredients": "[{}, {}]", "pool_sizes": "[2]", "magnitudes": "[1, 2]"}
     for option in ("pool_sizes" in written) * list(fewer):
         words += [f"--{option}", fewer[option]]
-    main([*words, "--barrier", "3", "--output", str(output)])
     recipes = written["recipes"]
+    learned = [one["align"] for one in recipes if "LearnedMatching" in str(one.get("align"))]
+    for matching in learned:
+        matching["init_args"] = {"steps": 2}
+    words += ["--recipes", json.dumps(recipes)] if learned else []
+    main([*words, "--barrier", "3", "--output", str(output)])
     check_results(output, 2 + len(recipes), recipes)
 
 

@@ -360,5 +360,7 @@ def test_configurations_are_complete(path, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["tasks", "-c", str(path), "--root", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    missing = {"cifar100.yaml": "cifar-100-python", "clip_vit_b32.yaml": "SUN397's train files"}
+    clip = "SUN397's train files"
+    missing = {"cifar100.yaml": "cifar-100-python", "clip_vit_b32.yaml": clip}
+    missing["clip_vit_b32_corrupted.yaml"] = clip
     assert missing[path.name] in capsys.readouterr().err

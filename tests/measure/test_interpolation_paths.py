@@ -177,8 +177,8 @@ def test_what_is_no_triangle_is_refused(points, count, says):
 def test_paths_of_one_alignment_share_a_colour_and_none_is_left_out():
     names = ["direct", "direct + reset", "Permute", "Permute + reset"]
     lines = [
-        {"name": name, "alpha": [0.0, 0.5, 1.0], "loss": [1.0, None, 2.0], "accuracy": [0.1] * 3}
-        for name in names
+        {"name": name, "alpha": [0.0, 0.5, 1.0], "loss": [high, None, 2.0], "accuracy": [0.1] * 3}
+        for high, name in enumerate(names, start=1)
     ]
     figure = plot_barrier(lines)
     drawn = figure.axes[0].get_lines()
