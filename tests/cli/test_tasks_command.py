@@ -357,10 +357,11 @@ def test_wrong_tasks_are_named(config, tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_configurations_are_complete(path, tmp_path, capsys):
     """Their data are not made here: a folder without them is what is found missing."""
+    # Corrupted ones are a difference from the others.
+    files = dict.fromkeys([path.with_name(path.name.replace("_corrupted", "")), path])
+    words = [word for file in files for word in ("-c", str(file))]
     with pytest.raises(SystemExit) as stopped:
-        main(["tasks", "-c", str(path), "--root", str(tmp_path), "--output", str(tmp_path / "out")])
+        main(["tasks", *words, "--root", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    clip = "SUN397's train files"
-    missing = {"cifar100.yaml": "cifar-100-python", "clip_vit_b32.yaml": clip}
-    missing["clip_vit_b32_corrupted.yaml"] = clip
-    assert missing[path.name] in capsys.readouterr().err
+    missing = {"cifar100": "cifar-100-python", "clip_vit_b32": "SUN397's train files"}
+    assert missing[next(iter(files)).stem] in capsys.readouterr().err
