@@ -17,6 +17,7 @@ from describe_options import parser_of
 import lightning_merge
 from lightning_merge.commands.described import read_described
 from lightning_merge.presets import presets
+from lightning_merge.study.executor import executors
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,6 +100,9 @@ def test_the_python_of_a_page_runs(page, checkpoints, tmp_path, monkeypatch):
     if "train(seed=" not in page.read_text(encoding="utf-8"):
         for file in checkpoints.iterdir():
             shutil.copy(file, tmp_path)
+    # What a page registers ends with its test.
+    executors.load()
+    monkeypatch.setattr(executors, "_entries", dict(executors._entries))
     space = {"__name__": "page"}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         exec(compile(block, str(page), "exec"), space)
