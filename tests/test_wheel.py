@@ -103,7 +103,7 @@ def test_networks_are_trained_and_merged_from_another_folder(programs, tmp_path)
             *("--trainer.default_root_dir", f"run{seed}", "--trainer.max_epochs", 1, *few),
             cwd=tmp_path,
         )
-    checkpoints = [*tmp_path.glob("run?/**/last.ckpt")]
+    checkpoints = [*tmp_path.glob("run?/**/*-last.ckpt")]
     assert len(checkpoints) == 2
     run(
         *(program, "merge", "-c", "preset:merge/digits", "--output", "merged", *few),
