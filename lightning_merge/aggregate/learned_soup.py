@@ -14,8 +14,9 @@ from torch import Tensor
 from lightning_merge.aggregate.flat import FlatLayout
 
 # A megabyte of float32 for each operand: what an operation on the CPU leaves in the cache is
-# there for the next one, so a chain of them moves memory once.
-_CPU_BLOCK = 1 << 18
+# there for the next one, so a chain of them moves memory once. On a GPU it is eight: its cache is
+# larger, and so is what a call costs.
+_CPU_BLOCK, _GPU_BLOCK = 1 << 18, 1 << 21
 
 # From here on a copy costs more than the call that it saves.
 _LARGE = 1 << 14
@@ -76,14 +77,14 @@ def logits_gradient_(out: Tensor, grad: Tensor, logits: Tensor, a: Tensor, b: Te
     """
     blocks = _blocks(out)
     # Memory that is new costs more than what is computed in it: the same for all blocks.
-    scratch = out.new_empty(2, blocks[0].stop if blocks else 0)
+    scratch = out.new_empty(blocks[0].stop if blocks else 0)
     for part in blocks:
         block = out[part]
-        difference, alpha = scratch[:, : len(block)]
-        torch.sub(a[part], b[part], out=difference)
-        difference.mul_(grad[part])
-        torch.sigmoid(logits[part], out=alpha)
-        torch.ops.aten.sigmoid_backward.grad_input(difference, alpha, grad_input=block)
+        other = scratch[: len(block)]
+        torch.sigmoid(logits[part], out=other)
+        torch.ops.aten.sigmoid_backward.grad_input(grad[part], other, grad_input=block)
+        torch.sub(a[part], b[part], out=other)
+        block.mul_(other)
     return out
 
 
@@ -233,7 +234,5 @@ def _runs(
 
 
 def _blocks(buffer: Tensor) -> list[slice]:
-    size = buffer.shape[-1]
-    if buffer.device.type != "cpu":
-        return [slice(0, size)]
-    return [slice(i, i + _CPU_BLOCK) for i in range(0, size, _CPU_BLOCK)]
+    size = _CPU_BLOCK if buffer.device.type == "cpu" else _GPU_BLOCK
+    return [slice(i, i + size) for i in range(0, buffer.shape[-1], size)]

@@ -50,6 +50,8 @@ class ClassificationModule(LightningModule):
     image_std: tuple[float, ...] | None = None
 
     network: nn.Module
+    _train_loss: Tensor | float = 0.0
+    _train_examples = 0
 
     def __init__(
         self,
@@ -81,13 +83,21 @@ class ClassificationModule(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch; logs `train_loss` and `train_accuracy`."""
-        del batch_idx
+        """The loss of one batch; `train_loss` and `train_accuracy` are logged once an epoch."""
+        if batch_idx == 0:
+            self._train_loss, self._train_examples = 0.0, 0
         loss, logits, targets = self._evaluate(batch)
         self.train_metrics.update(logits, targets)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, prog_bar=True)
+        self._train_loss = self._train_loss + loss.detach() * len(targets)
+        self._train_examples += len(targets)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs what the training steps added up: `log` in each costs a tenth of a small one."""
+        super().on_train_epoch_end()
+        if self._train_examples:
+            self.log("train_loss", self._train_loss / self._train_examples, sync_dist=True)
+            self.log_dict(self.train_metrics, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs `val_loss` and the metrics as `val_...`."""
