@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score, top_k_accuracy_score
@@ -137,3 +139,13 @@ def test_a_compiled_network_is_compiled_while_it_is_fitted_and_no_longer(tmp_pat
     assert all(torch.equal(plain[name], ours[name]) for name in plain)
     again = ImageClassifier.load_from_checkpoint(tmp_path / "True.ckpt", weights_only=False)
     assert again.compiled
+
+
+def test_what_is_compiled_reaches_the_compiler(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    module = ImageClassifier(num_classes=8, compiled=True, **SMALL)
+    quiet_trainer(max_epochs=1).fit(module, loader(torch.arange(40) % 8))
+    assert counters["frames"]["ok"] > 0
