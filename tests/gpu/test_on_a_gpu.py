@@ -98,7 +98,8 @@ def test_the_alphas_are_those_of_the_cpu(on_the_cpu):
         on_train_batch_end=lambda trainer, module, *_: devices.append(module.alpha_logits.device)
     )
     alphas, _ = fitted(callbacks=[watch])
-    assert devices and all(device.type == DEVICE for device in devices)
+    assert devices
+    assert all(device.type == DEVICE for device in devices)
     moved_alike(alphas, on_the_cpu, 1e-3)
 
 
