@@ -19,6 +19,7 @@ import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks  # noqa: F401
 from lightning_merge.commands.short_errors import ShortErrors
+from lightning_merge.commands.whole_lists import WholeLists
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.build import load_parts
@@ -50,8 +51,8 @@ _terminal = Console().is_terminal
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
-class Parser(ShortErrors, ArgumentParser):
-    """jsonargparse's parser with one-line errors."""
+class Parser(WholeLists, ShortErrors, ArgumentParser):
+    """jsonargparse's parser with one-line errors, in which a later list replaces an earlier one."""
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:

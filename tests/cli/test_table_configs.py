@@ -97,6 +97,11 @@ def test_a_command_parses(name, parsed, monkeypatch):
     paper = check_paper(config["paper"])
     if "paper" in last:
         assert paper == check_paper(last["paper"])
+    said = [yaml.safe_load((ROOT / file).read_text()).get("recipes") for file in COMMANDS[name]]
+    for recipe, own in zip(config["recipes"], [one for one in said if one][-1], strict=True):
+        assert recipe["name"] == own["name"]
+        for part in ("align", "recalibrate", "select"):
+            assert (recipe[part] is None) == (own.get(part) is None)
     recipes = {recipe["name"] for recipe in config["recipes"]}
     assert set(paper.get("figures", {})) <= recipes | {AVERAGE}
 
