@@ -37,6 +37,14 @@ def cifar(tmp_path, monkeypatch):
     return write_cifar(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def drawn_only(monkeypatch):
+    """Figures are drawn and their files are there, but not rendered: that takes seconds a study."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.write_text("<svg/>"))
+
+
 @pytest.fixture(autouse=True)
 def _no_open_run():
     """A Weights & Biases run that a test leaves open would take over the next one's logger."""
