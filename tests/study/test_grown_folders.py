@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from test_study_verbs import STUDY, TASKS, rows_of
 from tiny_contexts import Learner
+from unrendered import unrendered
 
 from lightning_merge import run_study, run_tasks
 from lightning_merge.cli import main
@@ -15,6 +16,13 @@ from lightning_merge.processes import here
 from lightning_merge.study.folder import unite
 from lightning_merge.study.store import Store
 from lightning_merge.study_verbs import Watcher, config_of_study, estimate_study, join
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_only():
+    with unrendered():
+        yield
+
 
 ONE = {**STUDY, "seeds": [0]}
 
