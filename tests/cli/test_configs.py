@@ -91,6 +91,7 @@ def test_no_configuration_is_forgotten():
     assert all(of(folder) for folder in folders)
 
 
+@pytest.mark.filterwarnings("ignore:AUROC. the mean leaves out labels")  # Of two images.
 @pytest.mark.parametrize("name", of("fit"))
 def test_fit(name, tmp_path, request, capsys):
     words = ["fit", "--config", str(CONFIGS / name), *data_options(name, tmp_path, request)]
