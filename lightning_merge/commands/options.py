@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -245,22 +245,6 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(of.dump(config, skip_none=False))
     found.pop("config", None)
     return found
-
-
-def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str, bool]:
-    """Parses a study's command line into its options, the folder, and whether to overwrite."""
-    config = plain(of, of.parse_args(words))
-    quiet(config["trainer"])
-    return config, config.pop("output"), config.pop("overwrite")
-
-
-def plan_printer(title: str) -> Callable[[int, int], None]:
-    """A function that prints how many pieces of work there are and how many are done."""
-
-    def show(count: int, done: int) -> None:
-        console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
-
-    return show
 
 
 def print_heads(context: Context) -> None:
