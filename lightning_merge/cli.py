@@ -194,6 +194,7 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.commands import fit_output
     from lightning_merge.commands.options import plain, without_tips
     from lightning_merge.commands.short_errors import ShortErrors
+    from lightning_merge.commands.whole_lists import WholeLists
     from lightning_merge.files import write_text
     from lightning_merge.loggers import log_config
 
@@ -215,8 +216,8 @@ def _lightning(words: list[str] | None) -> None:
                     path = Path(logger.log_dir) / "config.yaml"
                     write_text(path, self.parser.dump(self.config, skip_none=False))
 
-    class Parser(ShortErrors, LightningArgumentParser):
-        """Lightning's parser with one-line errors."""
+    class Parser(WholeLists, ShortErrors, LightningArgumentParser):
+        """Lightning's parser with one-line errors, in which a later list replaces an earlier."""
 
     class CLI(LightningCLI):
         def _parse_ckpt_path(self) -> None:

@@ -120,13 +120,6 @@ class Registry(Generic[T]):
             raise ConfigError(f"'{name}' is none of the {self.kind}: choose among {known}")
         return self._entries[name]
 
-    def name_of(self, value: object) -> str:
-        """The name under which a class or function is registered, else its Python name."""
-        for entry in self._entries.values():
-            if entry.value is value:
-                return entry.name
-        return str(getattr(value, "__name__", value))
-
 
 def _origin(value: object) -> str:
     named = getattr(value, "draw", value)

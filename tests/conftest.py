@@ -37,6 +37,15 @@ def cifar(tmp_path, monkeypatch):
     return write_cifar(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def drawn_only():
+    """Figures are drawn and written, but not rendered."""
+    from unrendered import unrendered
+
+    with unrendered():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_open_run():
     """A Weights & Biases run that a test leaves open would take over the next one's logger."""

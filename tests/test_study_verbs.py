@@ -8,6 +8,7 @@ import torch
 import yaml
 from tiny_contexts import Learner
 from torch import nn
+from unrendered import unrendered
 
 from lightning_merge import Study, TaskStudy, average, run_study, run_tasks
 from lightning_merge.cli import main
@@ -58,6 +59,12 @@ TASKS = {
 
 def rows_of(result):
     return [{**row.row(), "seconds": None} for row in result.rows]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_only():
+    with unrendered():
+        yield
 
 
 @pytest.fixture(scope="module")

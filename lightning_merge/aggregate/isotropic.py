@@ -70,18 +70,7 @@ def iso_cts(
 ) -> StateDict:
     """`pretrained + scale * (Iso-CTS of the task vectors)`.
 
-    Args:
-        pretrained: The state dict that the vectors start from, or the path of its file.
-        vectors: T task vectors, or paths of their files. One tensor at a time is taken from each.
-        scale: The coefficient; the authors search it on held-out data (`iso_cts_vector` once).
-        common: As for `iso_cts_vector`.
-
-    Returns:
-        A new state dict. Counters are the pre-trained network's, statistics lie between its
-        own and the fine-tuned networks' average.
-
-    Raises:
-        MergeError: As for `iso_cts_vector`, and if the result is beyond its type's range.
+    Arguments and errors are those of `iso_c`; `common` is as for `iso_cts_vector`.
     """
     return iso_cts_vector(vectors, common).at(pretrained, scale)
 
@@ -96,17 +85,15 @@ def iso_cts_vector(vectors: Sequence[State], common: float = 0.8) -> MergedVecto
     out is averaged.
 
     Args:
-        vectors: T task vectors with the same names and shapes, or paths of their files.
+        vectors: As for `iso_c_vector`.
         common: The share of the rank that is common, in [0, 1]; 1 gives Iso-C.
 
     Returns:
-        The direction; its `at` gives the network for a scale. The order of the tasks changes
-        nothing but roundings.
+        The direction, as `iso_c_vector` does.
 
     Raises:
-        ConfigError: If there is no vector, or `common` is no share.
-        ArchitectureMismatchError: If names, shapes or kinds of numbers differ.
-        NonFiniteError: If an entry is NaN or infinite.
+        ConfigError: If `common` is no share.
+        MergeError: As for `iso_c_vector`.
     """
     if not 0 <= common <= 1:
         raise ConfigError(f"Iso-CTS: common {common} is no share; choose one in [0, 1]")

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from lightning_merge.errors import ConfigError
 
-Pull = Callable[[Sequence[Sequence[Tensor]]], None]
-"""Changes the weights of all members, of which it is given each one's tensors."""
-
 
 class Population:
     """Fits of one process that wait for each other at meetings; one runs at a time.

@@ -1,34 +1,20 @@
-"""Where and whether the pieces of a study are done: options of `study` and `tasks`."""
+"""What `study` and `tasks` share: where and whether pieces are done, and what is printed."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
 from lightning_merge.commands import options
+from lightning_merge.recipe.build import Plain
 from lightning_merge.study.estimate import TRAINED, Estimate
-from lightning_merge.study.executor import Executor, executor_of
+from lightning_merge.study.executor import executor_of
+from lightning_merge.study.work import Work
+from lightning_merge.study_verbs import Watcher
 
-
-@dataclass(frozen=True)
-class Given:
-    """What a command line of a study says.
-
-    Attributes:
-        config: The study's options.
-        folder: Where its results go.
-        overwrite: Whether another study's results may be overwritten.
-        executor: Does the pieces of work.
-        dry_run: Whether to print only what would be done.
-    """
-
-    config: dict[str, Any]
-    folder: str
-    overwrite: bool
-    executor: Executor
-    dry_run: bool
+R = TypeVar("R")
 
 
 def add_execution(to: ArgumentParser) -> None:
@@ -55,11 +41,50 @@ def add_execution(to: ArgumentParser) -> None:
     )
 
 
-def parse(of: ArgumentParser, words: list[str]) -> Given:
-    """Parses a study's command line."""
-    config, folder, overwrite = options.of_study(of, words)
+def run(
+    command: str,
+    of: ArgumentParser,
+    words: list[str],
+    estimate: Callable[[Plain, str], Estimate],
+    do: Callable[..., R],
+    measured: Callable[[Mapping[str, Any]], str],
+) -> tuple[R | None, str]:
+    """Parses a study's command line and runs the study, printing each piece when it is done.
+
+    Args:
+        command: `study` or `tasks`.
+        of: Its parser.
+        words: What comes after the command.
+        estimate: Estimates what is left, for `--dry_run`.
+        do: Runs it; takes what `run_study` does.
+        measured: What to print of a piece's result behind its name.
+
+    Returns:
+        The results, None after `--dry_run`, and the folder.
+    """
+    config = options.plain(of, of.parse_args(words))
+    options.quiet(config["trainer"])
+    folder, overwrite, dry_run = (config.pop(one) for one in ("output", "overwrite", "dry_run"))
     executor = executor_of(config.pop("executor"), config.pop("executor_options"))
-    return Given(config, folder, overwrite, executor, config.pop("dry_run"))
+    title = config["title"]
+    if dry_run:
+        print_estimate(title, estimate(config, folder), folder)
+        return None, folder
+
+    def show_plan(count: int, done: int) -> None:
+        options.console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
+
+    def show(work: Work, result: Mapping[str, Any], stored: bool) -> None:
+        row = result.get("row") or result
+        text = f"  seed {work.seed}  {work.name}{measured(result)}"
+        if row.get("seconds") is not None:
+            text += f" ({row['seconds']:.1f} s)"
+        if row.get("chosen"):
+            text += f"; {row['chosen']}"
+        options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
+
+    watcher = Watcher([command, *words], show_plan, show)
+    return do(config, folder, overwrite=overwrite, executor=executor, watcher=watcher), folder
 
 
 def print_estimate(title: str, found: Estimate, folder: str) -> None:

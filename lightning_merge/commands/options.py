@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks  # noqa: F401
 from lightning_merge.commands.short_errors import ShortErrors
+from lightning_merge.commands.whole_lists import WholeLists
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.build import load_parts
@@ -50,8 +51,8 @@ _terminal = Console().is_terminal
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
-class Parser(ShortErrors, ArgumentParser):
-    """jsonargparse's parser with one-line errors."""
+class Parser(WholeLists, ShortErrors, ArgumentParser):
+    """jsonargparse's parser with one-line errors, in which a later list replaces an earlier one."""
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:
@@ -244,22 +245,6 @@ def plain(of: ArgumentParser, config: Namespace) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(of.dump(config, skip_none=False))
     found.pop("config", None)
     return found
-
-
-def of_study(of: ArgumentParser, words: list[str]) -> tuple[dict[str, Any], str, bool]:
-    """Parses a study's command line into its options, the folder, and whether to overwrite."""
-    config = plain(of, of.parse_args(words))
-    quiet(config["trainer"])
-    return config, config.pop("output"), config.pop("overwrite")
-
-
-def plan_printer(title: str) -> Callable[[int, int], None]:
-    """A function that prints how many pieces of work there are and how many are done."""
-
-    def show(count: int, done: int) -> None:
-        console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
-
-    return show
 
 
 def print_heads(context: Context) -> None:

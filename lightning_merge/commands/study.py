@@ -1,14 +1,14 @@
 """`study`: trains the ingredients too, over several seeds, and resumes where it was stopped."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from lightning_merge.commands import options
-from lightning_merge.commands.execution import add_execution, parse, print_estimate
+from lightning_merge.commands.execution import add_execution, run
 from lightning_merge.recipe.recipe import Recipe
-from lightning_merge.study.work import Work
-from lightning_merge.study_verbs import Watcher, estimate_study, run_study
+from lightning_merge.study_verbs import estimate_study, run_study
 
 
 def study(words: list[str]) -> None:
@@ -20,22 +20,9 @@ def study(words: list[str]) -> None:
     Raises:
         MergeError: For any error that the user can fix.
     """
-    given = parse(_parser(), words)
-    config, folder = given.config, given.folder
-    if given.dry_run:
-        print_estimate(config["title"], estimate_study(config, folder), folder)
+    result, folder = run("study", _parser(), words, estimate_study, run_study, _measured)
+    if result is None:
         return
-    result = run_study(
-        config,
-        folder,
-        overwrite=given.overwrite,
-        executor=given.executor,
-        watcher=Watcher(
-            command=["study", *words],
-            on_plan=options.plan_printer(config["title"]),
-            on_done=_print_done,
-        ),
-    )
     options.console.print(result.table())
     options.console.print(result.recommendation.text, markup=False)
     options.print_written(folder)
@@ -82,12 +69,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:
+def _measured(result: Mapping[str, Any]) -> str:
     row = result.get("row") or {}
-    size = row.get("pool_size")
-    text = f"  seed {work.seed}  {work.name}" + (f" of {size}" if size else "")
-    if row.get("accuracy") is not None:
-        text += f": {row['accuracy']:.4f} ({row['seconds']:.1f} s)"
-    if row.get("chosen"):
-        text += f"; {row['chosen']}"
-    options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
+    size, accuracy = row.get("pool_size"), row.get("accuracy")
+    return (f" of {size}" if size else "") + ("" if accuracy is None else f": {accuracy:.4f}")

@@ -1,16 +1,16 @@
 """`tasks`: one body for several tasks, tested on seen and unseen ones, clean and corrupted."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
-from lightning_merge.commands.execution import add_execution, parse, print_estimate
+from lightning_merge.commands.execution import add_execution, run
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.task_tables import task_table
-from lightning_merge.study.work import Work
-from lightning_merge.study_verbs import Watcher, estimate_tasks, run_tasks
+from lightning_merge.study_verbs import estimate_tasks, run_tasks
 
 
 def tasks(words: list[str]) -> None:
@@ -22,22 +22,9 @@ def tasks(words: list[str]) -> None:
     Raises:
         MergeError: For any error that the user can fix.
     """
-    given = parse(_parser(), words)
-    config, folder = given.config, given.folder
-    if given.dry_run:
-        print_estimate(config["title"], estimate_tasks(config, folder), folder)
+    result, folder = run("tasks", _parser(), words, estimate_tasks, run_tasks, _measured)
+    if result is None:
         return
-    result = run_tasks(
-        config,
-        folder,
-        overwrite=given.overwrite,
-        executor=given.executor,
-        watcher=Watcher(
-            command=["tasks", *words],
-            on_plan=options.plan_printer(config["title"]),
-            on_done=_print_done,
-        ),
-    )
     options.console.print(result.table())
     under = result.corruptions()
     if under is not None:
@@ -143,17 +130,12 @@ def _add_data(to: ArgumentParser) -> None:
     )
 
 
-def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:
-    text = f"  seed {work.seed}  {work.name}"
+def _measured(result: Mapping[str, Any]) -> str:
+    text = ""
     if result.get("rows"):
         (row,) = task_table(result["rows"])
-        text += "".join(
-            f"  {name} {row[name]:.4f}" for name in ("seen", "unseen") if row.get(name) is not None
-        )
+        shown = (name for name in ("seen", "unseen") if row.get(name) is not None)
+        text += "".join(f"  {name} {row[name]:.4f}" for name in shown)
     if "not_merged" in result:
         text += f": not merged: {result['not_merged']}"
-    if result.get("seconds") is not None:
-        text += f" ({result['seconds']:.1f} s)"
-    if result.get("chosen"):
-        text += f"; {result['chosen']}"
-    options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
+    return text

@@ -1,8 +1,9 @@
-"""Shared by the small networks: timm's description of a model, and He's initialisation."""
+"""Shared by the small networks: timm's description and methods, and He's initialisation."""
 
 from typing import Any
 
-from torch import nn
+from timm.layers import ClassifierHead
+from torch import Tensor, nn
 
 # The statistics of CIFAR-10's training images, for which these networks were designed.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -46,3 +47,32 @@ def kaiming_init(network: nn.Module) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+class Headed(nn.Module):
+    """A network with a `ClassifierHead` on the feature maps that its `forward_features` gives."""
+
+    num_classes: int
+    head: ClassifierHead
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity where there are no classes."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer, and the pooling where one is named."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        kaiming_init(self.head)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images `(N, C, H, W)` to feature maps."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature maps to logits `(N, num_classes)`, or to pooled features."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(N, C, H, W)` to logits `(N, num_classes)`."""
+        return self.forward_head(self.forward_features(x))

@@ -8,14 +8,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.networks.conventions import default_cfg, kaiming_init
+from lightning_merge.networks.conventions import Headed, default_cfg, kaiming_init
 
 __all__ = ["ResNetCIFAR", "resnet20_cifar"]
 
 default_cfgs = generate_default_cfgs({"resnet20_cifar": default_cfg("conv1", "head.fc")})
 
 
-class ResNetCIFAR(nn.Module):
+class ResNetCIFAR(Headed):
     """Three stages of basic blocks over 16, 32 and 64 channels, times the width.
 
     Args:
@@ -68,28 +68,10 @@ class ResNetCIFAR(nn.Module):
         ]
         kaiming_init(self)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity where there are no classes."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer, and the pooling where one is named."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-        kaiming_init(self.head)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images `(N, C, H, W)` to feature maps `(N, 64 * width, H / 4, W / 4)`."""
         x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature maps to logits `(N, num_classes)`, or to pooled features."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images `(N, C, H, W)` to logits `(N, num_classes)`."""
-        return self.forward_head(self.forward_features(x))
 
 
 class BasicBlock(nn.Module):

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.networks.conventions import default_cfg, kaiming_init
+from lightning_merge.networks.conventions import Headed, default_cfg, kaiming_init
 
 __all__ = ["VGGCIFAR", "vgg11_bn_cifar", "vgg11_cifar"]
 
@@ -23,7 +23,7 @@ default_cfgs = generate_default_cfgs(
 VGG11_CHANNELS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
-class VGGCIFAR(nn.Module):
+class VGGCIFAR(Headed):
     """Eight 3x3 convolutions with ReLU, five max-pools, global pooling, one linear layer.
 
     The max-pools round up, so that images of 8x8, 28x28 and 32x32 all come out as 1x1.
@@ -75,27 +75,9 @@ class VGGCIFAR(nn.Module):
         self.head_hidden_size = self.num_features
         kaiming_init(self)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity where there are no classes."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer, and the pooling where one is named."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-        kaiming_init(self.head)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images `(N, C, H, W)` to feature maps `(N, 512 * width, H / 32, W / 32)`."""
         return self.features(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature maps to logits `(N, num_classes)`, or to pooled features."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images `(N, C, H, W)` to logits `(N, num_classes)`."""
-        return self.forward_head(self.forward_features(x))
 
 
 @register_model

@@ -70,7 +70,3 @@ def _own_class(saved: Mapping[str, Any], path: object) -> type[LightningModule]:
             f"says so: {_SAY}"
         )
     return _OWN[name]
-
-
-def _with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"

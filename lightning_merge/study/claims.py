@@ -72,6 +72,15 @@ class Claims:
         for turn in self._turns(key):
             self._path(key, turn).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes the claims, on any piece, of processes on this machine that have ended."""
+        named = (_NAME.match(path.name) for path in self.folder.glob("*.claim"))
+        for key in {match["key"] for match in named if match}:
+            found = self._look(key)
+            if found is not None and self._is_dead(found):
+                for turn in range(found.turn + 1):
+                    self._path(key, turn).unlink(missing_ok=True)
+
     def _take(self, key: str) -> int | None:
         """The turn that is ours now; None if another process has the piece."""
         found = self._look(key)

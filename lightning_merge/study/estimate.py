@@ -44,9 +44,9 @@ def estimate(works: Sequence[Work], store: Store) -> Estimate:
     """Counts what is left, and probes one piece of each kind, name and number of ingredients.
 
     A probe does a piece twice on a few batches of an epoch, in a temporary folder, on networks that
-    were hardly trained; what a further batch costs is the difference. A training is done so for
-    two epochs too, which gives what a further epoch costs. Alignments are computed anew in every
-    probe, where a study shares them between recipes: it can be faster than this.
+    were hardly trained; what a further batch costs is the difference. A training is done a third
+    time for two epochs, which gives what a further epoch costs. Alignments are computed anew in
+    every probe, where a study shares them between recipes: it can be faster than this.
 
     Args:
         works: The study's pieces, in an order in which they can be done.
@@ -102,23 +102,20 @@ class _Prober:
     def _probe(self, work: Work) -> tuple[float, int]:
         whole = self._batches(work)
         few, more = min(_FEW, whole), min(_MORE, whole)
+        # A line takes two points. What a kind imports would outweigh a few batches: where none of
+        # it was done before, one is done that is not timed.
         if work.kind not in self.warm:
-            # The first one also imports what its kind needs.
             self._execute(work, few)
-            self.warm.add(work.kind)
         took = {count: self._execute(work, count) for count in (few, more)}
         written = (self.store.folder / work.key).iterdir()
         size = sum(path.stat().st_size for path in written)
         epochs = _epochs(work, whole)
         if epochs == 1.0:
             return _line(took, whole), size
-        # What a further epoch takes; the rest, such as testing, is done once.
-        further = {
-            count: max(0.0, self._execute(work, count, epochs=2) - seconds)
-            for count, seconds in took.items()
-        }
-        rest = {count: max(0.0, seconds - further[count]) for count, seconds in took.items()}
-        return _line(rest, whole) + epochs * _line(further, whole), size
+        # A further epoch is batches and little else; the rest, such as testing, is done once.
+        batch = max(0.0, self._execute(work, more, epochs=2) - took[more]) / more
+        rest = {count: max(0.0, seconds - count * batch) for count, seconds in took.items()}
+        return _line(rest, whole) + epochs * whole * batch, size
 
     def _execute(self, work: Work, batches: int, epochs: int = 1) -> float:
         """How long a piece takes on so many batches of an epoch."""
@@ -126,6 +123,7 @@ class _Prober:
         share = min(1.0, (batches + 0.01) / self._batches(work))
         start = time.perf_counter()
         execute(_shortened(work, share, epochs), self.store, Session(progress=False))
+        self.warm.add(work.kind)
         return time.perf_counter() - start
 
     def _batches(self, work: Work) -> int:

@@ -60,11 +60,12 @@ class StudyFolder:
         return turn_in_folder(self.folder)
 
     def tidy(self, works: Sequence[Work]) -> None:
-        """Removes what killed processes left beside finished pieces of work."""
+        """Removes what killed processes left: beside finished pieces, and of another study."""
         store, claims = self.store, Claims(self.store.folder)
         for work in works:
             claims.clear(work.key)
             store.training(work.key).unlink(missing_ok=True)
+        claims.sweep()
 
     def united(self, config: Plain, overwrite: bool = False) -> Plain:
         """A study together with that of the folder, if there is one.

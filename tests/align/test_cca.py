@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec
 from lightning_merge.align.matching.cca import choose
-from lightning_merge.align.matching.cca_map import cca_map
+from lightning_merge.align.matching.cca_map import Spectra
 from lightning_merge.errors import AlignmentError
 
 
@@ -64,7 +64,7 @@ def observed(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def test_the_map_has_its_inverse_and_gives_b_the_covariance_of_a() -> None:
     a, b = observed(torch.Generator().manual_seed(1))
-    T = cca_map(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=0)
+    T = Spectra(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400).linear_map(0.0)
     torch.testing.assert_close(T.forward @ T.inverse, torch.eye(6, dtype=torch.float64))
     new = b @ T.forward
     torch.testing.assert_close(new.T @ new, a.T @ a)
@@ -78,7 +78,7 @@ def test_a_large_gamma_leaves_the_procrustes_rotation() -> None:
     from scipy.linalg import orthogonal_procrustes
 
     a, b = observed(torch.Generator().manual_seed(2))
-    T = cca_map(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400, gamma=1e7)
+    T = Spectra(a.T @ a / 400, a.T @ b / 400, b.T @ b / 400).linear_map(1e7)
     rotation, _ = orthogonal_procrustes(b.numpy(), a.numpy())
     scale = (a.square().sum() / b.square().sum()).sqrt()
     torch.testing.assert_close(

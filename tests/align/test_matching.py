@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.align.matching import observe as observing
+from lightning_merge.align.matching.agreement import agreement
 from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import observe
 from lightning_merge.align.matching.weight_descent import Descent
-from lightning_merge.align.matching.weight_similarity import objective
 from lightning_merge.errors import AlignmentError
 
 CASES = {
@@ -70,10 +70,10 @@ def test_weight_matching_finds_the_optimum_of_one_layer() -> None:
     spec = PermutationSpec.from_model(a, torch.zeros(2, 3))
     found = WeightMatching().match(spec, a.state_dict(), b.state_dict())
     best = max(
-        objective(spec, a.state_dict(), spec.apply(b.state_dict(), {"one": torch.tensor(p)}))
+        agreement(spec, [a.state_dict(), spec.apply(b.state_dict(), {"one": torch.tensor(p)})])
         for p in permutations(range(5))
     )
-    value = objective(spec, a.state_dict(), spec.apply(b.state_dict(), found))
+    value = agreement(spec, [a.state_dict(), spec.apply(b.state_dict(), found)])
     assert value == pytest.approx(best, rel=1e-12)
 
 
@@ -86,9 +86,9 @@ def test_weight_matching_is_deterministic_and_does_not_lower_the_objective(case:
     second = WeightMatching(seed=3).match(spec, a, b)
     assert all(torch.equal(first[name], second[name]) for name in first)
     aligned = spec.apply(b, first)
-    assert objective(spec, a, aligned) > objective(spec, a, b)
+    assert agreement(spec, [a, aligned]) > agreement(spec, [a, b])
     again = WeightMatching(seed=3).match(spec, a, aligned)
-    assert objective(spec, a, spec.apply(aligned, again)) >= objective(spec, a, aligned) - 1e-9
+    assert agreement(spec, [a, spec.apply(aligned, again)]) >= agreement(spec, [a, aligned]) - 1e-9
 
 
 def test_correlations_are_those_of_numpy_and_dead_units_have_none() -> None:
@@ -183,7 +183,7 @@ def test_weight_matching_leaves_no_exchange_of_two_units_that_would_help(case: s
     spec = PermutationSpec.from_model(build(), torch.zeros(shape))
     a, b = (randomised(build(), seed).state_dict() for seed in (1, 2))
     aligned = spec.apply(b, WeightMatching().match(spec, a, b))
-    best = objective(spec, a, aligned)
+    best = agreement(spec, [a, aligned])
     generator = torch.Generator().manual_seed(0)
     for group in spec.groups:
         width = group.size // group.blocks
@@ -192,7 +192,7 @@ def test_weight_matching_leaves_no_exchange_of_two_units_that_would_help(case: s
             one, other = (block + torch.randperm(width, generator=generator)[:2]).tolist()
             p = group.identity()
             p[[one, other]] = p[[other, one]]
-            assert objective(spec, a, spec.apply(aligned, {group.name: p})) <= best + 1e-3
+            assert agreement(spec, [a, spec.apply(aligned, {group.name: p})]) <= best + 1e-3
 
 
 def test_scores_that_follow_their_neighbours_are_those_of_the_weights() -> None:

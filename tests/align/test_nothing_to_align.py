@@ -22,6 +22,7 @@ def computed(wrap) -> Perceptron:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.*the output does not depend on it")  # What is only kept.
 @pytest.mark.parametrize(
     ("wrap", "kind"),
     [(weight_norm, "WeightNorm"), (spectral_norm, "SpectralNorm"), (orthogonal, "Orthogonal")],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lightning_merge.networks  # noqa: F401 - registers the CIFAR networks with timm
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.align.matching import weight_descent
-from lightning_merge.align.matching.weight_similarity import objective
+from lightning_merge.align.matching.agreement import agreement
 from lightning_merge.align.spec.index_maps import Permutation
 
 State = dict[str, Tensor]
@@ -209,7 +209,7 @@ def test_every_step_raises_the_objective(monkeypatch: pytest.MonkeyPatch) -> Non
     found = WeightMatching().match(spec, a, b)
     assert len(values) > 5
     assert values == sorted(values)
-    assert values[-1] == pytest.approx(objective(spec, a, spec.apply(b, found)), rel=1e-9)
+    assert values[-1] == pytest.approx(agreement(spec, [a, spec.apply(b, found)]), rel=1e-9)
 
 
 def test_the_descent_stops_where_units_are_equal() -> None:

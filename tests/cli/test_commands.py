@@ -56,6 +56,7 @@ def test_the_merged_checkpoint_evaluates_to_the_printed_figure(tmp_path, capsys)
     assert result["measurement"]["test_examples"] == 359
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     main([*STUDY, "--output", str(tmp_path / "whole")])
 
@@ -87,6 +88,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_a_study_that_is_done_computes_nothing(tmp_path, monkeypatch, capsys):
     main([*STUDY, "--output", str(tmp_path)])
     before = rows(tmp_path)
@@ -96,6 +98,7 @@ def test_a_study_that_is_done_computes_nothing(tmp_path, monkeypatch, capsys):
     assert rows(tmp_path) == before
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_another_study_does_not_write_over_the_first(tmp_path, capsys):
     main([*STUDY, "--output", str(tmp_path)])
     before = (tmp_path / "results.csv").read_text()
@@ -113,6 +116,7 @@ def test_another_study_does_not_write_over_the_first(tmp_path, capsys):
     assert [row["seed"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 5
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_a_study_gives_the_same_figures_twice(tmp_path):
     for name in ("one", "two"):
         main([*STUDY, "--output", str(tmp_path / name)])
@@ -238,6 +242,7 @@ def test_a_merged_checkpoint_is_tested_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "config.yaml").read_text() == "precious: 1"
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_a_studys_callbacks_are_called(tmp_path, capsys):
     words = [*STUDY, "--trainer.callbacks+=AlphaMonitor"]
     # It refuses modules without alphas, the ingredients: so it was called.

@@ -36,6 +36,11 @@ NETWORKS = {
     "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
+# As deep as the kinds of groups need it, for tests.
+SMALLER = {
+    "studies/transformers_small.yaml": "{img_size: 28, patch_size: 7, embed_dim: 24, depth: 2, "
+    "num_heads: 3}",
+}
 FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
 
 
@@ -86,6 +91,7 @@ def test_no_configuration_is_forgotten():
     assert all(of(folder) for folder in folders)
 
 
+@pytest.mark.filterwarnings("ignore:AUROC. the mean leaves out labels")  # Of two images.
 @pytest.mark.parametrize("name", of("fit"))
 def test_fit(name, tmp_path, request, capsys):
     words = ["fit", "--config", str(CONFIGS / name), *data_options(name, tmp_path, request)]
@@ -113,6 +119,7 @@ def test_merge(name, tmp_path, request):
     assert (output / "merged.ckpt").is_file()
 
 
+@pytest.mark.usefixtures("drawn_only")
 @pytest.mark.parametrize("name", of("compare"))
 def test_compare(name, tmp_path, request):
     output = tmp_path / "out"
@@ -126,6 +133,8 @@ def test_compare(name, tmp_path, request):
 
 @pytest.mark.parametrize("name", studies())
 def test_study(name, tmp_path, request):
+    if name != "studies/demo.yaml":
+        request.getfixturevalue("drawn_only")
     output = tmp_path / "out"
     words = ["study", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
     words += ["--training", "{max_epochs: 1}", "--seeds", "[0]"]
@@ -133,6 +142,8 @@ def test_study(name, tmp_path, request):
     fewer = {"ingredients": "[{}, {}]", "pool_sizes": "[2]", "magnitudes": "[1, 2]"}
     for option in ("pool_sizes" in written) * list(fewer):
         words += [f"--{option}", fewer[option]]
+    if name in SMALLER:
+        words += ["--model.init_args.model_kwargs", SMALLER[name]]
     recipes = written["recipes"]
     learned = [one["align"] for one in recipes if "LearnedMatching" in str(one.get("align"))]
     for matching in learned:

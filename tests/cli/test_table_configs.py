@@ -97,10 +97,16 @@ def test_a_command_parses(name, parsed, monkeypatch):
     paper = check_paper(config["paper"])
     if "paper" in last:
         assert paper == check_paper(last["paper"])
+    said = [yaml.safe_load((ROOT / file).read_text()).get("recipes") for file in COMMANDS[name]]
+    for recipe, own in zip(config["recipes"], [one for one in said if one][-1], strict=True):
+        assert recipe["name"] == own["name"]
+        for part in ("align", "recalibrate", "select"):
+            assert (recipe[part] is None) == (own.get(part) is None)
     recipes = {recipe["name"] for recipe in config["recipes"]}
     assert set(paper.get("figures", {})) <= recipes | {AVERAGE}
 
 
+@pytest.mark.usefixtures("drawn_only")
 @pytest.mark.parametrize("name", FAST)
 def test_the_smallest_part_of_a_small_table_runs(name, parsed, tmp_path, cifar):
     words = [*words_of(COMMANDS[name]), "--data.init_args.root", str(cifar)]

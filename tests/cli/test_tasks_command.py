@@ -131,6 +131,7 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     assert "another study" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_a_recipe_whose_selection_leaves_too_few_is_left_out(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "lightning_merge.recipe.selections.determinantal.relative_gain_quality",
@@ -151,6 +152,7 @@ def test_a_recipe_whose_selection_leaves_too_few_is_left_out(config, tmp_path, c
     assert f"Picked: not merged: {said}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_what_only_shows_something_is_not_computed_again(config, tmp_path, capsys):
     output = tmp_path / "out"
     config["corruptions"] = []
@@ -174,6 +176,7 @@ def test_what_only_shows_something_is_not_computed_again(config, tmp_path, capsy
     assert [one["method"] for one in run(fewer, output, "--overwrite")["methods"]] == methods[:3]
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_own_checkpoints_are_taken_as_they_are(config, tmp_path):
     first = run({**config, "recipes": config["recipes"][:1], "corruptions": []}, tmp_path / "out")
     store = {one["task"]: key for key, one in first["ingredients"].items()}
@@ -275,6 +278,7 @@ def test_pretraining_must_give_the_body_that_is_tuned(config, tmp_path, capsys, 
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("drawn_only")
 def test_pretraining_and_fine_tuning_each_have_their_own_settings(config, tmp_path, capsys):
     still = copy.deepcopy(config["model"])
     still["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}

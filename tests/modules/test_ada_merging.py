@@ -152,7 +152,7 @@ def test_several_heads_add_their_entropies():
     module = AdaMergingModule(TwoHeads(), first.state_dict(), others, "model", keep_a="heads.*")
     batch = {"a": (torch.randn(4, 6), None), "b": (torch.randn(9, 6), None)}
     seen = []
-    module.log = lambda name, value, **_: seen.append((name, float(value)))
+    module.log = lambda name, value, **_: seen.append((name, float(value.detach())))
     loss = module.training_step(batch, 0)
     module.on_after_backward()
     with torch.no_grad():

@@ -16,6 +16,9 @@ from lightning_merge.modules import MergeModule
 
 BATCHES = 5
 
+# What is drawn while validating is drawn anew as well.
+pytestmark = pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling")
+
 
 class Dropping(Stranger):
     """Draws random numbers in every step."""

@@ -164,6 +164,7 @@ class Pair(WholeBatch):
         return self.norm(x)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # A tensor in place of a dict.
 @pytest.mark.parametrize("network", [WholeBatch, NoForward, Pair])
 def test_networks_that_take_something_else_are_run_by_a_call(network):
     model = randomise(network(), 1)

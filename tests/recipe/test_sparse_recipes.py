@@ -43,11 +43,11 @@ def test_each_is_its_function(context):
     same(Slerp(0.3), context, slerp(*states, 0.3))
     same(KarcherMean([1.0, 3.0]), context, karcher_mean(states, [1, 3]))
     sparse = breadcrumbs(vectors, 0.3, 0.05)
-    same(Breadcrumbs(None, 0.3, 0.05, 0.5), context, task_arithmetic(p, sparse, 0.5))
+    same(Breadcrumbs(None, 0.3, 0.05, scale=0.5), context, task_arithmetic(p, sparse, 0.5))
     thinned = della(vectors, 0.6, 0.3, torch.Generator().manual_seed(context.seed))
-    same(DELLA(None, 0.6, 0.3, 0.5), context, ties(p, thinned, 0.5, 1.0))
-    same(SCE(None, 0.4, 0.5), context, sce_vector(vectors, 0.4).at(p, 0.5))
-    same(Consensus(None, 0.3, 1, 0.5), context, consensus(p, vectors, 0.5, 0.3, 1))
+    same(DELLA(None, 0.6, 0.3, scale=0.5), context, ties(p, thinned, 0.5, 1.0))
+    same(SCE(None, 0.4, scale=0.5), context, sce_vector(vectors, 0.4).at(p, 0.5))
+    same(Consensus(None, 0.3, 1, scale=0.5), context, consensus(p, vectors, 0.5, 0.3, 1))
 
 
 def test_counts_that_do_not_fit_are_refused():

@@ -60,7 +60,7 @@ def test_each_is_its_function(start, context):
     same(TSVMerge()(states, context), tsv_merge(p, vectors))
     same(IsoC(scale=0.7)(states, context), iso_c(p, vectors, 0.7))
     same(IsoCTS(common=0.5, scale=0.7)(states, context), iso_cts(p, vectors, 0.7, 0.5))
-    same(CART(0.3, 1.5)(states, context), cart(states, 1.5, 0.3))
+    same(CART(0.3, scale=1.5)(states, context), cart(states, 1.5, 0.3))
     plain = task_arithmetic(p, vectors, 0.4)
     same(SVC(TaskArithmetic(scale=0.4), 0.2)(states, context), svc(p, vectors, plain, 0.2))
 

@@ -80,10 +80,12 @@ def test_each_is_its_function(start, pretrained, context):
     p = start.state_dict()
     vectors = [task_vector(state, p) for state in context.states]
     same(
-        TaskArithmetic(pretrained, 0.4)(context.states, context).module,
+        TaskArithmetic(pretrained, scale=0.4)(context.states, context).module,
         task_arithmetic(p, vectors, 0.4),
     )
-    same(TIES(pretrained, 0.3, 0.7)(context.states, context).module, ties(p, vectors, 0.7, 0.3))
+    same(
+        TIES(pretrained, 0.3, scale=0.7)(context.states, context).module, ties(p, vectors, 0.7, 0.3)
+    )
     dropped = dare(vectors, 0.6, torch.Generator().manual_seed(context.seed))
     same(
         DARE(pretrained, 0.6, scale=0.2)(context.states, context).module,

@@ -156,3 +156,17 @@ def test_processes_divide_pieces_among_them(tmp_path):
     for process in made:
         process.join()
     assert sorted(found) == list(range(60))
+
+
+def test_what_dead_processes_left_is_swept_and_nothing_else(tmp_path):
+    claim_of(tmp_path, os.getpid(), turn=0, start="1")
+    claim_of(tmp_path, os.getpid(), turn=1, start="2")
+    (tmp_path / "a.claim").write_text("no claim")
+    others = {
+        "b.0.claim": [*here(), os.getpid(), begun(os.getpid()), 7],
+        "c.0.claim": ["elsewhere", "1", os.getpid(), "1", 7],
+    }
+    for name, owner in others.items():
+        (tmp_path / name).write_text(json.dumps(owner))
+    Claims(tmp_path).sweep()
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "a.claim"}

@@ -1,18 +1,28 @@
 """A study's folder: it grows, is put together from several, damaged pieces are done again."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 from test_study_verbs import STUDY, TASKS, rows_of
 from tiny_contexts import Learner
+from unrendered import unrendered
 
 from lightning_merge import run_study, run_tasks
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.processes import here
 from lightning_merge.study.folder import unite
 from lightning_merge.study.store import Store
 from lightning_merge.study_verbs import Watcher, config_of_study, estimate_study, join
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_only():
+    with unrendered():
+        yield
+
 
 ONE = {**STUDY, "seeds": [0]}
 
@@ -76,8 +86,12 @@ def test_a_folder_grows_by_seeds_recipes_sizes_and_ingredients(whole, tmp_path):
 def test_overwriting_takes_away_from_a_study(whole, tmp_path):
     folder = tmp_path / "out"
     run_study(ONE, folder, progress=False)
+    # What a killed process of another study had claimed.
+    owner = [*here(), os.getpid(), "1", 7]
+    (folder / "runs" / "another.0.claim").write_text(json.dumps(owner))
     done, result = done_in(folder, {**ONE, "recipes": STUDY["recipes"][:1]}, overwrite=True)
     assert done == []
+    assert not list((folder / "runs").glob("*.claim"))
     assert rows_of(result) == rows_of(whole[1])[:3]
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from lightning_merge.align.matching.assignment import assign_blocks, assign_wholes
 from lightning_merge.align.matching.head_shared_units import carrier, of_matched_heads
 from lightning_merge.align.matching.map_solvers import rotation
-from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
+from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.observe import correlations, observe
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import (
+    MapMatching,
     by_weights,
     check_symmetries,
-    mapped_onto,
 )
 from lightning_merge.align.matching.tie_breaking import break_ties
 from lightning_merge.align.matching.weight_descent import families
@@ -32,7 +32,7 @@ from lightning_merge.align.spec.unit_group import Group
 
 
 @matchings.register(paper="Li et al. 2015; NP Merge's Permute", needs="unlabelled training images")
-class ActivationMatching(Matching):
+class ActivationMatching(MapMatching):
     """Match units by the correlation of their activations, all groups in one pass of the data.
 
     Units are observed after normalisation and activation, where the next layer reads them;
@@ -117,22 +117,6 @@ class ActivationMatching(Matching):
         for group in (group for family in mixed for group in family):
             found.pop(group.name)
         return by_weights(spec, a, b, 0, found, progress)
-
-    def align(
-        self,
-        spec: PermutationSpec,
-        model_a: nn.Module,
-        model_b: nn.Module,
-        batches: Iterable[Any],
-        *,
-        score: Score | None = None,  # noqa: ARG002 - there is nothing to choose
-        progress: bool = False,
-    ) -> dict[str, Tensor]:
-        """The state dict of b, its units in the order of a's."""
-        maps = self.match(spec, model_a, model_b, batches, progress)
-        if self.symmetries == "all":
-            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
-        return spec.apply(model_b.state_dict(), maps)
 
 
 def rotations_of(

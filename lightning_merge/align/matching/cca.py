@@ -102,17 +102,10 @@ class CCAMatching(Matching):
         score: Score | None = None,
         progress: bool = False,
     ) -> dict[str, Tensor]:
-        """The state dict of b, its units mapped onto a's.
+        """The state dict of b, its units mapped onto a's; batches are read once for all candidates.
 
-        Args:
-            spec: The spec of their architecture.
-            model_a: The network that stays as it is.
-            model_b: The network to align; it is not changed.
-            batches: Read once, however many candidates there are.
-            score: Scores the state dict of the aligned b, higher is better; chooses gamma where
-                none was given. The paper's choice is the accuracy of its average with a,
-                after BatchNorm reset, on examples held out of train.
-            progress: Whether to show a progress bar.
+        The paper's `score` is the accuracy of the average with a, after BatchNorm reset, on
+        examples held out of train.
 
         Raises:
             AlignmentError: There are no batches, or activations that are not finite.

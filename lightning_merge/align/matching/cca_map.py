@@ -24,26 +24,13 @@ class LinearMap:
     inverse: Tensor
 
 
-def cca_map(s_aa: Tensor, s_ab: Tensor, s_bb: Tensor, gamma: float) -> LinearMap:
-    """The regularised CCA map of b's units onto a's.
-
-    With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
-    `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
-    ill-conditioned. Units of which none varies, in either network, are left as they are.
+class Spectra:
+    """Covariances of two sets of units, decomposed once for every gamma.
 
     Args:
         s_aa: Covariance of a's units, `(n, n)`.
         s_ab: Covariance of a's units with b's, `(n, n)`.
         s_bb: Covariance of b's units, `(n, n)`.
-        gamma: Ridge, relative to the mean variance.
-    """
-    return Spectra(s_aa, s_ab, s_bb).linear_map(gamma)
-
-
-class Spectra:
-    """Covariances of two sets of units, decomposed once for every gamma.
-
-    The arguments are those of `cca_map`.
     """
 
     def __init__(self, s_aa: Tensor, s_ab: Tensor, s_bb: Tensor) -> None:
@@ -54,7 +41,15 @@ class Spectra:
             self.a, self.b = (torch.linalg.eigh((s + s.T).double() / 2) for s in (s_aa, s_bb))
 
     def linear_map(self, gamma: float) -> LinearMap:
-        """The map for one ridge."""
+        """The regularised CCA map of b's units onto a's.
+
+        With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
+        `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
+        ill-conditioned. Units of which none varies, in either network, are left as they are.
+
+        Args:
+            gamma: Ridge, relative to the mean variance.
+        """
         if not self.varies:
             one = torch.eye(len(self.s_ab), dtype=torch.float64, device=self.s_ab.device)
             return LinearMap(one, one.clone())

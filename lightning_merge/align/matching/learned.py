@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_merge.align.matching.activation import ActivationMatching
 from lightning_merge.align.matching.learned_maps import LearnedMaps, distillation
-from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
+from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.symmetric_descent import Maps
-from lightning_merge.align.matching.symmetric_maps import check_symmetries, mapped_onto
+from lightning_merge.align.matching.symmetric_maps import MapMatching, check_symmetries
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
 from lightning_merge.batches import classes_of, inputs_of, to_device_of
@@ -30,7 +30,7 @@ Start = Literal["weights", "activations"]
     paper="Theus et al. 2025, Generalized Linear Mode Connectivity for Transformers",
     needs="training images, unlabelled",
 )
-class LearnedMatching(Matching):
+class LearnedMatching(MapMatching):
     """Train rotations, matrices inside heads and factors so that the merged network does well.
 
     Starts from a closed form (`WeightMatching` or `ActivationMatching` with all symmetries),
@@ -112,20 +112,6 @@ class LearnedMatching(Matching):
             with evaluation(model_a, model_b):
                 self._train(learned, model_a, model_b, batches, progress)
         return learned.maps()
-
-    def align(
-        self,
-        spec: PermutationSpec,
-        model_a: nn.Module,
-        model_b: nn.Module,
-        batches: Iterable[Any],
-        *,
-        score: Score | None = None,  # noqa: ARG002 - there is nothing to choose
-        progress: bool = False,
-    ) -> dict[str, Tensor]:
-        """The state dict of b under the maps that were learned, in a's coordinates."""
-        maps = self.match(spec, model_a, model_b, batches, progress)
-        return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
 
     def _train(
         self,

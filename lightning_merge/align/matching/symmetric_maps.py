@@ -1,11 +1,14 @@
-"""What matchings with all symmetries share: balanced canonical forms, and the way back."""
+"""What matchings by maps share: `align`, and with all symmetries the balanced canonical forms."""
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.align.matching.map_solvers import balance
+from lightning_merge.align.matching.matching import Matching, Score
 from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDescent
 from lightning_merge.align.spec.canonical import unfolded
 from lightning_merge.align.spec.linear_maps import compose_maps, inverse_maps
@@ -14,6 +17,34 @@ from lightning_merge.errors import AlignmentError
 
 State = Mapping[str, Tensor]
 Find = Callable[[dict[str, Tensor], dict[str, Tensor]], Maps]
+
+
+class MapMatching(Matching):
+    """A matching that finds a map of b's units for each group: a subclass defines `match`."""
+
+    @abstractmethod
+    def match(self, *args: Any, **named: Any) -> Maps:
+        """The maps, from a spec, two networks, the batches if `needs_data`, and `progress`."""
+
+    def align(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],
+        *,
+        score: Score | None = None,  # noqa: ARG002 - there is nothing to choose
+        progress: bool = False,
+    ) -> dict[str, Tensor]:
+        """The state dict of b, its units in the order, with all symmetries the coordinates, of a's.
+
+        `batches` is not read where `needs_data` is False.
+        """
+        data = (batches,) if self.needs_data else ()
+        maps = self.match(spec, model_a, model_b, *data, progress=progress)
+        if self.symmetries == "all":
+            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
+        return spec.apply(model_b.state_dict(), maps)
 
 
 def check_symmetries(spec: PermutationSpec, symmetries: Symmetries) -> None:

@@ -3,17 +3,15 @@
 Source: Ainsworth et al. 2023, "Git Re-Basin", section 3.2.
 """
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
-from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
+from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.symmetric_maps import (
+    MapMatching,
     by_weights,
     check_symmetries,
-    mapped_onto,
 )
 from lightning_merge.align.matching.weight_descent import Descent
 from lightning_merge.align.spec.index_maps import Permutation
@@ -21,7 +19,7 @@ from lightning_merge.align.spec.spec import Network, PermutationSpec, Symmetries
 
 
 @matchings.register(paper="Ainsworth et al. 2023, Git Re-Basin")
-class WeightMatching(Matching):
+class WeightMatching(MapMatching):
     """Maximise the inner product of a's parameters with b's permuted ones.
 
     Coordinate descent: one group after another, in random order, is solved exactly while
@@ -77,19 +75,3 @@ class WeightMatching(Matching):
             return by_weights(spec, state_a, state_b, self.seed, progress=progress)
         generator = torch.Generator().manual_seed(self.seed)
         return Descent(spec, state_a, state_b).run(generator, progress)
-
-    def align(
-        self,
-        spec: PermutationSpec,
-        model_a: nn.Module,
-        model_b: nn.Module,
-        batches: Iterable[Any],  # noqa: ARG002 - weights say it all
-        *,
-        score: Score | None = None,  # noqa: ARG002 - there is nothing to choose
-        progress: bool = False,
-    ) -> dict[str, Tensor]:
-        """The state dict of b, its units in the order of a's; `batches` is not read."""
-        maps = self.match(spec, model_a, model_b, progress)
-        if self.symmetries == "all":
-            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
-        return spec.apply(model_b.state_dict(), maps)

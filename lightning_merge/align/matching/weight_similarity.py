@@ -1,6 +1,5 @@
 """How alike the weights of units are: inner products of all that belongs to them."""
 
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,14 +15,6 @@ def moved_parameters(spec: PermutationSpec) -> list[str]:
     """The names of the parameters that some group moves, in order."""
     names = dict.fromkeys(m.tensor for g in spec.groups for m in g.members)
     return [name for name in names if name not in spec.buffers]
-
-
-def objective(
-    spec: PermutationSpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]
-) -> float:
-    """The inner product of all parameters that some group moves, in float64."""
-    names = moved_parameters(spec)
-    return sum(inner(state_a[n].detach(), state_b[n].detach()) for n in names)
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -37,12 +37,19 @@ class GreedySearch:
     choice: Choice
 
 
+@dataclass(eq=False)
 class GreedyMembers(Aggregate):
-    """An aggregate of the ingredients that a greedy search keeps; arguments as `GreedySoup`'s."""
+    """An aggregate of the ingredients that a greedy search keeps.
 
-    def __init__(self, metric: str | None = None, mode: Literal["max", "min"] = "max") -> None:
-        self.metric = metric
-        self.mode = mode
+    Args:
+        metric: What is compared, on the validation data: the share of held-out examples
+            that are classified correctly if not given; otherwise the name of a metric that
+            the module's validation logs (`val_auroc`).
+        mode: Whether more (`max`) or less (`min`) of `metric` is better.
+    """
+
+    metric: str | None = None
+    mode: Literal["max", "min"] = "max"
 
     def check(self, context: Context) -> None:
         """Checks that there are held-out examples."""
@@ -73,12 +80,6 @@ class GreedySoup(GreedyMembers):
     Ingredients join from the best to the worst; one stays if the average with it is
     strictly better. Needs validation data, which the data module holds out of train; the
     test set is never used.
-
-    Args:
-        metric: What is compared, on the validation data: the share of held-out examples
-            that are classified correctly if not given; otherwise the name of a metric that
-            the module's validation logs (`val_auroc`).
-        mode: Whether more (`max`) or less (`min`) of `metric` is better.
     """
 
     label = "GreedySoup"

@@ -1,6 +1,7 @@
 """Ensembles: several networks at inference, of all ingredients or of the greedy soup's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningModule
@@ -81,12 +82,7 @@ class FeaturesEnsemble(_Ensemble):
     paper="Wang et al., Rethinking Weight-Averaged Model-merging", needs="held-out labels"
 )
 class GreedyLogitsEnsemble(_OfGreedyMembers):
-    """The mean of the logits of the greedy soup's ingredients.
-
-    Args:
-        metric: As for `GreedySoup`.
-        mode: As for `GreedySoup`.
-    """
+    """The mean of the logits of the greedy soup's ingredients."""
 
     label = "GreedyLogitsEnsemble"
     combines = "logits"
@@ -95,23 +91,15 @@ class GreedyLogitsEnsemble(_OfGreedyMembers):
 @aggregates.register(
     paper="Wang et al., Rethinking Weight-Averaged Model-merging", needs="held-out labels"
 )
+@dataclass(eq=False)
 class GreedyFeaturesEnsemble(_OfGreedyMembers):
     """One last layer on the mean of the features of the greedy soup's ingredients.
 
     Args:
-        metric: As for `GreedySoup`.
-        mode: As for `GreedySoup`.
         head: As for `FeaturesEnsemble`; the `first` is the best ingredient.
     """
 
     label = "GreedyFeaturesEnsemble"
     combines = "features"
 
-    def __init__(
-        self,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-        head: Head = "merged",
-    ) -> None:
-        super().__init__(metric, mode)
-        self.head = head
+    head: Head = "merged"

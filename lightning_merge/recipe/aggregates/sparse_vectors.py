@@ -1,6 +1,7 @@
 """Merges of sparse task vectors: Breadcrumbs, DELLA, SCE and Consensus."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,36 +24,21 @@ _NEEDS = "the pre-trained network; held-out labels where the scale is searched"
 
 
 @aggregates.register(paper="Davari and Belilovsky 2024, Model Breadcrumbs", needs=_NEEDS)
+@dataclass(eq=False)
 class Breadcrumbs(OfTaskVectors):
     """The sum of task vectors without their largest and their small entries.
 
     Davari and Belilovsky 2024, "Model Breadcrumbs".
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         density: The share of each tensor's entries that stays, in (0, 1].
         outliers: The share of the largest entries that is dropped.
-        scale: As for `TaskArithmetic`.
-        candidates: As for `TaskArithmetic`.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "Breadcrumbs"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        density: float = 0.1,
-        outliers: float = 0.01,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
-        self.density = density
-        self.outliers = outliers
+    density: float = 0.1
+    outliers: float = 0.01
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """The sum of what stays."""
@@ -61,39 +47,23 @@ class Breadcrumbs(OfTaskVectors):
 
 
 @aggregates.register(paper="Deep et al. 2024, DELLA-Merging", needs=_NEEDS)
+@dataclass(eq=False)
 class DELLA(OfTaskVectors):
     """Entries dropped at random, the larger ones less often; then signs elected, as in TIES.
 
     Deep et al. 2024, "DELLA-Merging". The context's seed determines which entries.
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         drop: The mean probability with which an entry is dropped.
         window: By how much the smallest entry's probability exceeds the largest one's.
-        scale: As for `TaskArithmetic`.
-        candidates: As for `TaskArithmetic`.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
         merge: The `mean` of the entries that agree in sign, or their `sum`.
     """
 
     label = "DELLA"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        drop: float = 0.7,
-        window: float = 0.2,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-        merge: Literal["mean", "sum"] = "mean",
-    ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
-        self.drop = drop
-        self.window = window
-        self.merge = merge
+    drop: float = 0.7
+    window: float = 0.2
+    merge: Literal["mean", "sum"] = field(default="mean", kw_only=True)
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """The merge of those entries that agree in sign."""
@@ -102,33 +72,21 @@ class DELLA(OfTaskVectors):
 
 
 @aggregates.register(paper="Wan et al. 2024, FuseChat", needs=_NEEDS)
+@dataclass(eq=False)
 class SCE(OfTaskVectors):
     """Entries selected by variance, vectors weighted by energy, minorities' signs erased.
 
     Wan et al. 2024, "FuseChat: Knowledge Fusion of Chat Models".
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         density: The share of entries that is selected by their variance, in (0, 1].
         scale: As for `TaskArithmetic`; 1, the default, is the paper's.
-        candidates: As for `TaskArithmetic`.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "SCE"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        density: float = 0.1,
-        scale: Scale = 1.0,
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
-        self.density = density
+    density: float = 0.1
+    scale: Scale = field(default=1.0, kw_only=True)
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """SCE's direction."""
@@ -137,36 +95,21 @@ class SCE(OfTaskVectors):
 
 
 @aggregates.register(paper="Wang et al. 2024, Localizing Task Information", needs=_NEEDS)
+@dataclass(eq=False)
 class Consensus(OfTaskVectors):
     """The sum of the task vectors where enough tasks need it, by their TALL masks.
 
     Wang et al. 2024, "Localizing Task Information for Improved Model Merging and Compression".
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         threshold: How large a task's entry is beside the others' sum for its mask to keep it.
         agree: How many masks have to keep an entry.
-        scale: As for `TaskArithmetic`.
-        candidates: As for `TaskArithmetic`.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "Consensus"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        threshold: float = 0.4,
-        agree: int = 2,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
-        self.threshold = threshold
-        self.agree = agree
+    threshold: float = 0.4
+    agree: int = 2
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """The sum of the entries that stay."""

@@ -1,7 +1,7 @@
 """Merges by singular values of task matrices: TSV-M, Iso-C, Iso-CTS, CART, and SVC after any."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.aggregates.scaled_direction import (
+    WIDER,
     OfTaskVectors,
     Scale,
     ScaledDirection,
@@ -28,36 +29,23 @@ from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
 
 _SEARCH = "held-out labels where the scale is searched"
 _NEEDS = f"the pre-trained network; {_SEARCH}"
-# The authors of Iso search 0.5, 0.6, ..., and find scales above 1; CART's lie between 1 and 2.5.
-_WIDER = [step / 10 for step in range(0, 31, 2)]
 
 
 @aggregates.register(paper="Gargiulo et al. 2025, Task Singular Vectors", needs=_NEEDS)
+@dataclass(eq=False)
 class TSVMerge(OfTaskVectors):
     """The leading singular vectors of each task, made orthogonal to those of the others (TSV-M).
 
     Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging".
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         scale: As for `TaskArithmetic`; 1, the default, is the paper's own choice.
-        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "TSV-M"
+    tried = WIDER
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        scale: Scale = 1.0,
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        tried = _WIDER if candidates is None else candidates
-        super().__init__(pretrained, scale, tried, metric, mode)
+    scale: Scale = field(default=1.0, kw_only=True)
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """TSV-M's direction."""
@@ -66,32 +54,16 @@ class TSVMerge(OfTaskVectors):
 
 
 @aggregates.register(paper="Marczak et al. 2025, No Task Left Behind", needs=_NEEDS)
+@dataclass(eq=False)
 class IsoC(OfTaskVectors):
     """The sum of the task vectors with all singular values of a matrix replaced by their mean.
 
     Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
     Task-Specific Subspaces".
-
-    Args:
-        pretrained: As for `TaskArithmetic`.
-        scale: As for `TaskArithmetic`.
-        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "Iso-C"
-
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        tried = _WIDER if candidates is None else candidates
-        super().__init__(pretrained, scale, tried, metric, mode)
+    tried = WIDER
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """Iso-C's direction."""
@@ -100,6 +72,7 @@ class IsoC(OfTaskVectors):
 
 
 @aggregates.register(paper="Marczak et al. 2025, No Task Left Behind", needs=_NEEDS)
+@dataclass(eq=False)
 class IsoCTS(IsoC):
     """Iso-C in a common subspace, with directions of each task in the place of the last ones.
 
@@ -107,27 +80,12 @@ class IsoCTS(IsoC):
     Task-Specific Subspaces".
 
     Args:
-        pretrained: As for `TaskArithmetic`.
         common: The share of the rank that is common, in [0, 1].
-        scale: As for `TaskArithmetic`.
-        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "Iso-CTS"
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        common: float = 0.8,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        super().__init__(pretrained, scale, candidates, metric, mode)
-        self.common = common
+    common: float = 0.8
 
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:
         """Iso-CTS's direction."""
@@ -136,6 +94,7 @@ class IsoCTS(IsoC):
 
 
 @aggregates.register(paper="Choi et al. 2024, Revisiting Weight Averaging", needs=_SEARCH)
+@dataclass(eq=False)
 class CART(ScaledDirection):
     """The average plus `scale` times the low-rank parts of what distinguishes each from it.
 
@@ -144,24 +103,12 @@ class CART(ScaledDirection):
 
     Args:
         rank: The share of a matrix' rank that is kept of each difference, in (0, 1].
-        scale: As for `TaskArithmetic`.
-        candidates: Among which to search; 0.0, 0.2, ..., 3.0 if not given.
-        metric: As for `TaskArithmetic`.
-        mode: As for `TaskArithmetic`.
     """
 
     label = "CART"
+    tried = WIDER
 
-    def __init__(
-        self,
-        rank: float = 0.08,
-        scale: Scale = "search",
-        candidates: list[float] | None = None,
-        metric: str | None = None,
-        mode: Literal["max", "min"] = "max",
-    ) -> None:
-        super().__init__(scale, _WIDER if candidates is None else candidates, metric, mode)
-        self.rank = rank
+    rank: float = 0.08
 
     def line(self, states: Sequence[StateDict], context: Context) -> tuple[StateDict, MergedVector]:
         """The average, and the sum of the truncated differences from it."""
