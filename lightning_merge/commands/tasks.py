@@ -42,7 +42,8 @@ def tasks(words: list[str]) -> None:
     under = result.corruptions()
     if under is not None:
         options.console.print(under)
-    options.console.print(f"{folder}: report.html, report.md, results.csv, results.json, merges/")
+    options.console.print(result.recommendation.text, markup=False)
+    options.print_written(folder)
 
 
 def _parser() -> ArgumentParser:

@@ -46,7 +46,7 @@ def comparison_report(
     statistics = statistics_line(statistics_examples)
     parts = [
         f"# {title}\n",
-        "\n".join(f"> {line}\n>" for line in recommendation.lines).removesuffix("\n>") + "\n",
+        advice_part(recommendation),
         provenance_part(made_by, differing),
         explanation(rows, summary) + "\n",
         *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
@@ -75,7 +75,7 @@ def explanation(rows: Sequence[Row], summary: Sequence[Row]) -> str:
         "Mean ± standard deviation over seeds; seconds are those of making the model (training "
         "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
         "those of one prediction, a multiply-add counting as two. "
-        + _intervals(summary)
+        + intervals_line(summary)
         + "`held out` is the accuracy on examples held out of train: by it alone the best is "
         "chosen, and what is tied with it (within one example)."
     )
@@ -91,7 +91,14 @@ def statistics_line(examples: int | None) -> str:
     )
 
 
-def _intervals(summary: Sequence[Row]) -> str:
+def advice_part(recommendation: Recommendation) -> str:
+    """The recommendation as a quotation."""
+    quoted = "\n".join(f"> {line}\n>" for line in recommendation.lines)
+    return quoted.removesuffix("\n>") + "\n"
+
+
+def intervals_line(summary: Sequence[Row], of: str = "") -> str:
+    """How the intervals of a table were made, and of what; empty if there are none."""
     how = dict.fromkeys(row["interval"] for row in summary if row["interval"])
     if not how:
         return ""
@@ -99,7 +106,7 @@ def _intervals(summary: Sequence[Row]) -> str:
         "bootstrap": "by bootstrap over test examples",
         "Wilson": "by Wilson's formula from accuracy and number of test examples",
     }
-    return f"95% intervals are {' or '.join(words[one] for one in how)}. "
+    return f"95% intervals {of}are {' or '.join(words[one] for one in how)}. "
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:

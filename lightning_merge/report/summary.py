@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 MAJORITY = "Most frequent class"
 
-_STYLES = {"best": "bold green", "tied": "green"}
+STYLES = {"best": "bold green", "tied": "green"}
 
 
 def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
         title,
         sections=[number for number, average in enumerate(averages) if average and several],
         styles={
-            number: _STYLES[row["mark"]] for number, row in enumerate(summary) if row.get("mark")
+            number: STYLES[row["mark"]] for number, row in enumerate(summary) if row.get("mark")
         },
         caption="; ".join(captions),
     )
