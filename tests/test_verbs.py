@@ -207,6 +207,10 @@ def test_the_table_is_that_of_the_terminal(compared):
 def test_a_notebook_shows_a_table_with_names_escaped(compared):
     from xml.etree import ElementTree
 
+    said = repr(compared)
+    assert compared.title in said
+    assert all(row.method in said for row in compared.rows)
+    assert "answers" not in said
     text = compared._repr_html_()
     assert "<matching>" not in text
     assert "<title>" not in text

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Plain = dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class TaskResults(Results):
     """The accuracy of bodies on every task, clean and corrupted.
 
