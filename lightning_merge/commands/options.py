@@ -269,6 +269,11 @@ def print_heads(context: Context) -> None:
         console.print(f"  {what}: {', '.join(context.heads)}", soft_wrap=True)
 
 
+def print_advice(text: str) -> None:
+    """Prints a recommendation; in a log a line stays a line."""
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def print_written(folder: str) -> None:
     """Prints what a comparison or a study has written."""
     console.print(

@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_merge.commands import options
 from lightning_merge.commands.execution import add_execution, parse, print_estimate
+from lightning_merge.durations import in_seconds
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.study.work import Work
 from lightning_merge.study_verbs import Watcher, estimate_study, run_study
@@ -37,7 +38,7 @@ def study(words: list[str]) -> None:
         ),
     )
     options.console.print(result.table())
-    options.console.print(result.recommendation.text, markup=False)
+    options.print_advice(result.recommendation.text)
     options.print_written(folder)
 
 
@@ -87,7 +88,7 @@ def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:
     size = row.get("pool_size")
     text = f"  seed {work.seed}  {work.name}" + (f" of {size}" if size else "")
     if row.get("accuracy") is not None:
-        text += f": {row['accuracy']:.4f} ({row['seconds']:.1f} s)"
+        text += f": {row['accuracy']:.4f} ({in_seconds(row['seconds'])} s)"
     if row.get("chosen"):
         text += f"; {row['chosen']}"
     options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
 from lightning_merge.commands.execution import add_execution, parse, print_estimate
+from lightning_merge.durations import in_seconds
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.task_tables import task_table
 from lightning_merge.study.work import Work
@@ -42,7 +43,7 @@ def tasks(words: list[str]) -> None:
     under = result.corruptions()
     if under is not None:
         options.console.print(under)
-    options.console.print(result.recommendation.text, markup=False)
+    options.print_advice(result.recommendation.text)
     options.print_written(folder)
 
 
@@ -154,7 +155,7 @@ def _print_done(work: Work, result: dict[str, Any], stored: bool) -> None:
     if "not_merged" in result:
         text += f": not merged: {result['not_merged']}"
     if result.get("seconds") is not None:
-        text += f" ({result['seconds']:.1f} s)"
+        text += f" ({in_seconds(result['seconds'])} s)"
     if result.get("chosen"):
         text += f"; {result['chosen']}"
     options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)

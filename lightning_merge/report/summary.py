@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from lightning_merge.durations import in_seconds
 from lightning_merge.measure.measurement import AVERAGE, Measurement
 from lightning_merge.measure.recommendation import Recommendation, interval_over_seeds
 from lightning_merge.plots.figure import SIZE, pool_sizes
@@ -106,6 +107,8 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     captions = []
     if any(row.get("accuracy_low") is not None for row in summary):
         captions.append("95%: over test examples")
+    if any(row.get("seconds") is not None for row in summary):
+        captions.append("seconds: to train or merge it")
     if any(row.get("flops") is not None for row in summary):
         captions.append("MFLOPs: for one prediction; a multiply-add counts as two")
     return FittedTable(
@@ -217,7 +220,7 @@ def _models(row: Row) -> str:
 
 
 def _seconds(row: Row) -> str:
-    return "-" if row.get("seconds") is None else f"{row['seconds']:.1f}"
+    return "-" if row.get("seconds") is None else in_seconds(row["seconds"])
 
 
 def _mflops(row: Row) -> str:
