@@ -66,7 +66,11 @@ def _methods(summary: Sequence[Row], columns: Sequence[str], caption: str) -> Pa
 
 
 def judged_rows(
-    title: str, cells: Sequence[Sequence[str]], rows_of: Sequence[Row], caption: str
+    title: str,
+    cells: Sequence[Sequence[str]],
+    rows_of: Sequence[Row],
+    caption: str,
+    kinds: Mapping[str, str] | None = None,
 ) -> PageTable:
     """A table with what is best, what guesses, and bars for the intervals.
 
@@ -75,6 +79,7 @@ def judged_rows(
         cells: Its text, headings first.
         rows_of: What each line is about (`Comparison.summary`); lines beyond it stay below.
         caption: What stands below.
+        kinds: As in `PageTable`.
     """
     header, *lines = cells
     held_out = header.index("held out") if "held out" in header else None
@@ -94,7 +99,7 @@ def judged_rows(
             )
         )
     last = [PageRow(line) for line in lines[len(rows_of) :]]
-    return PageTable(title, header, rows, last, caption=caption)
+    return PageTable(title, header, rows, last, caption=caption, kinds=kinds or {})
 
 
 def _facts(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:

@@ -68,11 +68,12 @@ def explanation(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     """What the numbers of the table are, and on how many examples they stand."""
     seeds = sorted({row["seed"] for row in rows})
     examples = sorted({row["test_examples"] for row in rows})
+    spread = "Numbers are mean ± standard deviation over seeds. " if len(seeds) > 1 else ""
     learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
     return (
-        f"{_listed('seed', seeds)}; {_listed('test example count', examples)}; merges that learn "
-        f"saw {', '.join(str(count) for count in learned) or 'no'} labelled training examples. "
-        "Mean ± standard deviation over seeds; seconds are those of making the model (training "
+        f"{_listed('Seed', seeds)}; {' or '.join(f'{count:,}' for count in examples)} test "
+        f"examples. Merges that learn saw {', '.join(f'{count:,}' for count in learned) or 'no'} "
+        f"labelled training examples. {spread}Seconds are those of making the model (training "
         "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
         "those of one prediction, a multiply-add counting as two. "
         + intervals_line(summary)

@@ -69,10 +69,11 @@ def task_report(
 def intro(study: TaskStudy, rows: Sequence[Row], summary: Sequence[Row]) -> str:
     """What the numbers of the table are, and on how many images they stand."""
     seeds = ", ".join(str(seed) for seed in study.seeds)
+    several = f", mean ± standard deviation over seeds ({seeds})," if len(study.seeds) > 1 else ""
     tested = {row["task"]: row["test_examples"] for row in rows}
     unseen = [task["name"] for task in study.tasks if task.get("unseen")]
     return (
-        f"Accuracy, mean ± standard deviation over seeds ({seeds}), on "
+        f"Accuracy{several} on "
         + ", ".join(f"{count:,} test images of {name}" for name, count in tested.items())
         + ". Each row but the individual ones is one body, tested on each task under the "
         f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}. "

@@ -180,7 +180,14 @@ def _cell(row: Row, column: str, number: _Number) -> str:
 
 def _ends(row: Row, number: _Number) -> str:
     low, high = row.get("accuracy_low"), row.get("accuracy_high")
-    return "-" if low is None or high is None else f"{number(low, None)}-{number(high, None)}"
+    if low is None or high is None:
+        return "-"
+    # Four digits of an end say no more than three.
+    return (
+        f"{number(low, None)}-{number(high, None)}"
+        if number is _per_cent
+        else f"{low:.3f}-{high:.3f}"
+    )
 
 
 def _held_out(row: Row, number: _Number) -> str:
