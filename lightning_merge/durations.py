@@ -5,6 +5,8 @@ def in_seconds(seconds: float) -> str:
     """A number of seconds: one decimal, or two digits of what is less than a second."""
     if seconds >= 0.995:
         return f"{seconds:.1f}"
+    if seconds >= 0.0995:
+        return f"{seconds:.2f}"
     return f"{seconds:.2g}" if seconds >= 0.001 else "<0.001"
 
 
