@@ -304,6 +304,7 @@ def without_tips() -> None:
     for name in LOGGERS:
         # The logger that writes what the first process alone writes.
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*`tensorboardX` has been removed as a dependency.*")
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module="(lightning|torch).*")

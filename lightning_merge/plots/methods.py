@@ -55,8 +55,8 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
             axes.plot([start, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
             below, above = spread(row)
             if row.get("mark"):
-                ring = {"ms": 11, "mfc": "none", "mec": GREEN, "mew": 1.8, "clip_on": False}
-                axes.plot(row["accuracy"], position, "o", **ring)
+                (ring,) = axes.plot(row["accuracy"], position, "o", ms=11, mfc="none", mec=GREEN)
+                ring.set(mew=1.8, clip_on=False)
             axes.errorbar(
                 row["accuracy"],
                 position,

@@ -224,7 +224,10 @@ def _seconds(row: Row) -> str:
 
 
 def _mflops(row: Row) -> str:
-    return "-" if row.get("flops") is None else f"{row['flops'] / 1e6:,.1f}"
+    if row.get("flops") is None:
+        return "-"
+    millions = row["flops"] / 1e6
+    return f"{millions:,.1f}" if millions >= 0.95 else f"{millions:.2g}"
 
 
 def _interval(row: Row) -> str:

@@ -137,7 +137,7 @@ def terminal(
         last: See there.
     """
     header, *lines = _text(table, summary, last, _per_cent)
-    marks = {row["method"]: row.get("mark") for row in summary}
+    marks = {str(row["method"]): str(row.get("mark") or "") for row in summary}
     return FittedTable(
         header,
         lines,
