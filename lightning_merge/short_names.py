@@ -26,6 +26,10 @@ def short_names(names: Sequence[str]) -> list[str]:
     if all(name.endswith(_ENDINGS) for name in short):
         endless = [str(PurePath(name).with_suffix("")) for name in short]
         short = endless if len(set(endless)) == len(set(short)) else short
+    files = [PurePath(name).name for name in short]
+    if max(map(len, short), default=0) > _SHORT and len(set(files)) == len(set(short)):
+        # The files' own names are enough.
+        short = files
     if max(map(len, short), default=0) > _SHORT and not any("/" in name for name in short):
         short = _differing([_parts(name, "-") for name in short], "-")
     return short

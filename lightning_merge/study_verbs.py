@@ -9,6 +9,7 @@ from lightning_merge.checkpoint import digest, read_checkpoint
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.outcome import check_names
 from lightning_merge.measure.sweep import sweeps
+from lightning_merge.quiet_trainers import quiet_trainers
 from lightning_merge.recipe.build import Plain, build_recipe, instantiate_trainer
 from lightning_merge.recipe.context import check_statistics_examples
 from lightning_merge.recipe.recipe import Recipe
@@ -246,6 +247,7 @@ def _recipes(study: Study | TaskStudy) -> list[Recipe]:
     return recipes
 
 
+@quiet_trainers()
 def _run(
     folder: StudyFolder,
     config: Plain,

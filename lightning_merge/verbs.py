@@ -26,6 +26,7 @@ from lightning_merge.measure.sweep import Sweep, chosen_sweeps
 from lightning_merge.measure.sweep import sweeps as sweep_kinds
 from lightning_merge.plots.alpha_histograms import alphas_of
 from lightning_merge.provenance import provenance
+from lightning_merge.quiet_trainers import quiet_trainers
 from lightning_merge.recipe.build import (
     Plain,
     build_recipe,
@@ -50,7 +51,7 @@ OnRow = Callable[[Measurement], None]
 _MERGE_FILES = ("merged.ckpt", "result.json")
 
 
-@dataclass
+@dataclass(repr=False)
 class Merge(Comparison):
     """One recipe's result: its row, and the merged network, saved as `merged.ckpt`."""
 
@@ -76,6 +77,7 @@ class Merge(Comparison):
         return path
 
 
+@quiet_trainers()
 def merge(
     networks: Sequence[Network],
     recipe: Given,
@@ -152,6 +154,7 @@ def merge(
     return result
 
 
+@quiet_trainers()
 def compare(
     networks: Sequence[Network],
     recipes: Sequence[Given],

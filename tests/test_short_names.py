@@ -29,6 +29,10 @@ from lightning_merge.short_names import short_names
             ],
             ["seed=0", "seed=1"],
         ),
+        (
+            [f"runs/{n}/version_0/checkpoints/resnet20-digits-seed{n}-last.ckpt" for n in "012"],
+            ["seed0", "seed1", "seed2"],
+        ),
         ([], []),
     ],
 )

@@ -3,7 +3,9 @@
 import ast
 import csv
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,10 @@ def test_the_table_is_that_of_the_terminal(compared):
 def test_a_notebook_shows_a_table_with_names_escaped(compared):
     from xml.etree import ElementTree
 
+    said = repr(compared)
+    assert compared.title in said
+    assert all(row.method in said for row in compared.rows)
+    assert "answers" not in said
     text = compared._repr_html_()
     assert "<matching>" not in text
     assert "<title>" not in text
@@ -214,6 +220,18 @@ def test_a_notebook_shows_a_table_with_names_escaped(compared):
     assert shown.findtext("caption") == "A <title>"
     cells = [[cell.text for cell in line] for line in shown.iter("tr")]
     assert [[text or "" for text in line] for line in cells] == compared.cells()
+
+
+def test_lightning_says_nothing_of_the_trainers_and_is_left_as_it_was(networks, caplog):
+    logger = logging.getLogger("lightning.pytorch")
+    before, filters = logger.level, list(warnings.filters)
+    logger.addHandler(caplog.handler)
+    compare(networks, OBJECTS[:1], Points(), progress=False)
+    assert caplog.records == []
+    assert (logger.level, list(warnings.filters)) == (before, filters)
+    quiet_trainer()
+    logger.removeHandler(caplog.handler)
+    assert caplog.records != []
 
 
 def test_figures_are_those_that_can_be_drawn(compared, networks):

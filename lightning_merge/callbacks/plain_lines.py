@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_merge.durations import in_seconds
+
 
 class PlainLines(Callback):
     """Prints a line with the metrics when an epoch ends, instead of a bar that moves."""
@@ -26,7 +28,7 @@ class PlainLines(Callback):
         seconds = time.monotonic() - self._begun
         print_line(
             f"epoch {trainer.current_epoch + 1}{last}: {in_words(trainer.callback_metrics)} "
-            f"({seconds:.1f} s)"
+            f"({in_seconds(seconds)} s)"
         )
 
 

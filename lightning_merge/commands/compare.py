@@ -1,6 +1,7 @@
 """`compare`: several recipes and ensembles on the same checkpoints."""
 
 from lightning_merge.commands import options
+from lightning_merge.durations import in_seconds
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.recipe.recipe import Recipe
@@ -46,12 +47,12 @@ def compare(words: list[str]) -> None:
         **swept,
     )
     options.console.print(result.table())
-    options.console.print(result.recommendation.text, markup=False)
+    options.print_advice(result.recommendation.text)
     options.print_written(folder)
 
 
 def _print_row(row: Measurement) -> None:
     accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
-    seconds = "" if row.seconds is None else f" ({row.seconds:.1f} s)"
+    seconds = "" if row.seconds is None else f" ({in_seconds(row.seconds)} s)"
     text = f"  {row.method}: {accuracy}{seconds}"
     options.console.print(f"{text}; {row.chosen}" if row.chosen else text, soft_wrap=True)

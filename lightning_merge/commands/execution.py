@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser
 
 from lightning_merge.commands import options
+from lightning_merge.durations import duration, in_seconds
 from lightning_merge.recipe.build import Plain
 from lightning_merge.study.estimate import TRAINED, Estimate
 from lightning_merge.study.executor import executor_of
@@ -78,7 +79,7 @@ def run(
         row = result.get("row") or result
         text = f"  seed {work.seed}  {work.name}{measured(result)}"
         if row.get("seconds") is not None:
-            text += f" ({row['seconds']:.1f} s)"
+            text += f" ({in_seconds(row['seconds'])} s)"
         if row.get("chosen"):
             text += f"; {row['chosen']}"
         options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
@@ -99,23 +100,16 @@ def print_estimate(title: str, found: Estimate, folder: str) -> None:
             options.console.print(f"  {what}: {count}, {done} of them finished")
     for kind, seconds in found.seconds.items():
         if seconds:
-            options.console.print(f"  {kind}: about {_duration(seconds)}")
+            options.console.print(f"  {kind}: about {duration(seconds)}")
     free = shutil.disk_usage(_existing(Path(folder).absolute())).free
     options.console.print(
-        f"  in one process about {_duration(found.total)}; disk: {_bytes(found.size)}, of "
+        f"  in one process about {duration(found.total)}; disk: {_bytes(found.size)}, of "
         f"{_bytes(free)} free"
     )
 
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 2:
-        return f"{seconds:.1f} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _bytes(count: int) -> str:

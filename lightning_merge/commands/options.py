@@ -22,6 +22,7 @@ from lightning_merge.commands.short_errors import ShortErrors
 from lightning_merge.commands.whole_lists import WholeLists
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweeps
+from lightning_merge.quiet_trainers import LOGGERS, MESSAGES
 from lightning_merge.recipe.build import load_parts
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.one_device import devices_line
@@ -254,6 +255,11 @@ def print_heads(context: Context) -> None:
         console.print(f"  {what}: {', '.join(context.heads)}", soft_wrap=True)
 
 
+def print_advice(text: str) -> None:
+    """Prints a recommendation; in a log a line stays a line."""
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def print_written(folder: str) -> None:
     """Prints what a comparison or a study has written."""
     console.print(
@@ -271,18 +277,19 @@ def quiet(trainer: Mapping[str, Any] | None = None) -> None:
     line = "" if trainer is None else devices_line(trainer)
     if line:
         console.print(line, soft_wrap=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in MESSAGES:
         warnings.filterwarnings("ignore", message)
     without_tips()
 
 
 def without_tips() -> None:
     """Silences Lightning's advice about other packages, and deprecations inside packages."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in LOGGERS:
         # The logger that writes what the first process alone writes.
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*`tensorboardX` has been removed as a dependency.*")
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module="(lightning|torch).*")

@@ -24,7 +24,7 @@ def study(words: list[str]) -> None:
     if result is None:
         return
     options.console.print(result.table())
-    options.console.print(result.recommendation.text, markup=False)
+    options.print_advice(result.recommendation.text)
     options.print_written(folder)
 
 

@@ -29,7 +29,8 @@ def tasks(words: list[str]) -> None:
     under = result.corruptions()
     if under is not None:
         options.console.print(under)
-    options.console.print(f"{folder}: report.html, report.md, results.csv, results.json, merges/")
+    options.print_advice(result.recommendation.text)
+    options.print_written(folder)
 
 
 def _parser() -> ArgumentParser:

@@ -59,6 +59,12 @@ class Answers:
         right = (targets == predicted).astype(np.float64)
         return cls(right, _digest(targets), targets, predicted)
 
+    @classmethod
+    def joined(cls, answers: Sequence["Answers"]) -> "Answers":
+        """The answers to the examples of several tasks, one task after the other."""
+        examples = hashlib.sha256("".join(one.examples for one in answers).encode()).hexdigest()
+        return cls(np.concatenate([one.right for one in answers]), examples)
+
 
 def mean_right(answers: Sequence[Answers | None]) -> NDArray[np.float64] | None:
     """For each example how often it is right, `(N,)`; None unless all answer the same examples.

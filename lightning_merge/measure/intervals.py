@@ -46,7 +46,7 @@ class Paired:
     test: str
 
 
-def bootstrap(values: Values, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Values, seed: int = 0, sizes: Sequence[int] = ()) -> tuple[float, float]:
     """The 95% percentile interval of a mean.
 
     Of a resample (N examples drawn with replacement) only how often each value occurs matters,
@@ -55,15 +55,21 @@ def bootstrap(values: Values, seed: int = 0) -> tuple[float, float]:
     Args:
         values: `(N,)`.
         seed: Of the generator, which is used for nothing else.
+        sizes: How many of the values, in order, belong to each of several tasks: resamples are
+            then drawn within each, and the mean is that of the tasks' means. Empty for one task.
     """
-    distinct, counts = np.unique(values, return_counts=True)
     generator = np.random.default_rng(seed)
-    draws = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
-    low, high = np.quantile(draws @ distinct / len(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    means: Values = np.zeros(RESAMPLES)
+    parts = _parts(values, sizes)
+    for part in parts:
+        distinct, counts = np.unique(part, return_counts=True)
+        draws = generator.multinomial(len(part), counts / len(part), size=RESAMPLES)
+        means += draws @ distinct / len(part) / len(parts)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def interval_of(right: Values | None, accuracy: float | None, examples: int) -> Interval | None:
+def interval_of(right: Values | None, accuracy: float | None, *sizes: int) -> Interval | None:
     """The interval of an accuracy: by bootstrap where each example's answer is known.
 
     Wilson's is taken where it is not, and where all examples are equally right: their resamples
@@ -72,14 +78,16 @@ def interval_of(right: Values | None, accuracy: float | None, examples: int) -> 
     Args:
         right: `(N,)`, how right each example is; None if that is not known.
         accuracy: The accuracy; None or NaN has no interval.
-        examples: The number of test examples.
+        sizes: The number of test examples; of each task where it is a mean over tasks.
     """
     from scipy.stats import binomtest
 
-    if accuracy is None or not np.isfinite(accuracy) or examples < 1:
+    if accuracy is None or not np.isfinite(accuracy) or min(sizes) < 1:
         return None
     if right is not None and right.min() < right.max():
-        return Interval(*bootstrap(right), "bootstrap")
+        return Interval(*bootstrap(right, sizes=sizes), "bootstrap")
+    # As many examples as give a mean over tasks its variance, were all tasks equally hard.
+    examples = round(len(sizes) ** 2 / sum(1 / size for size in sizes))
     hits = round(min(max(accuracy, 0.0), 1.0) * examples)
     found = binomtest(hits, examples).proportion_ci(LEVEL, method="wilson")
     return Interval(float(found.low), float(found.high), "Wilson")
@@ -101,19 +109,26 @@ def over_seeds(differences: Sequence[float]) -> tuple[float, float] | None:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def paired(first: Values, second: Values) -> Paired:
+def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     """Compares two networks on the same examples.
 
     McNemar's exact test where each example is right or wrong; where it may be partly right
-    (several labels, means over seeds) a paired t-test over examples.
+    (several labels, means over seeds) a paired t-test over examples. A mean over several tasks is
+    compared with those that come about when the two networks' answers to an example are exchanged
+    at random (a paired permutation test).
 
     Args:
         first: `(N,)`, how right each example is.
         second: The same of the other network.
+        sizes: How many examples, in order, belong to each of several tasks; empty for one task.
     """
     from scipy.stats import binomtest, ttest_rel
 
     differences = first - second
+    if len(sizes) > 1:
+        low, high = bootstrap(differences, sizes=sizes)
+        difference, p_value = _permuted(_parts(differences, sizes))
+        return Paired(difference, low, high, p_value, "paired permutation test over examples")
     whole = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
     test = "exact McNemar test" if whole else "paired t-test over examples"
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
@@ -124,3 +139,23 @@ def paired(first: Values, second: Values) -> Paired:
     else:
         p_value = float(ttest_rel(first, second).pvalue)
     return Paired(float(differences.mean()), *bootstrap(differences), p_value, test)
+
+
+def _permuted(parts: Sequence[Values], seed: int = 0) -> tuple[float, float]:
+    """The mean of the tasks' mean differences, and how often chance alone gives one as large."""
+    generator = np.random.default_rng(seed)
+    drawn: Values = np.zeros(RESAMPLES)
+    for part in parts:
+        # The signs of equal differences are counted, not drawn one by one.
+        sizes, counts = np.unique(np.abs(part), return_counts=True)
+        for size, count in zip(sizes, counts, strict=True):
+            signs = 2 * generator.binomial(count, 0.5, RESAMPLES) - count
+            drawn += size * signs / len(part) / len(parts)
+    difference = float(np.mean([part.mean() for part in parts]))
+    # Sums of the same numbers in another order differ in their last digits.
+    extreme = int((np.abs(drawn) >= abs(difference) - 1e-12).sum())
+    return difference, (extreme + 1) / (RESAMPLES + 1)
+
+
+def _parts(values: Values, sizes: Sequence[int]) -> list[Values]:
+    return np.split(values, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [values]

@@ -77,6 +77,16 @@ class Measurement:
     interval: str = ""
     answers: Answers | None = field(default=None, repr=False)
 
+    @property
+    def test_sizes(self) -> tuple[int, ...]:
+        """How many test examples the accuracy stands on, of each task where it is over several."""
+        return (self.test_examples,)
+
+    @property
+    def held_out_step(self) -> float:
+        """How much one held-out example changes the accuracy on all of them."""
+        return 1 / (self.held_out_examples or 1)
+
     def row(self) -> dict[str, Any]:
         """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(replace(self, answers=None))
@@ -129,35 +139,64 @@ def measure(
         seed: The repetition's.
         train_examples: None if not known.
     """
-    with isolate_rng():
-        # Before the test, so that what a module's hooks write last is of the test.
-        held_out, held_out_examples = _held_out(module, data, trainer)
-    with counting(trainer) as seen, recording(trainer, module) as recorded:
-        metrics = _tested(module, data, trainer)
-    accuracy = metrics.get("accuracy")
-    answers = recorded.answers(seen.count, accuracy)
-    interval = interval_of(None if answers is None else answers.right, accuracy, seen.count)
-    with isolate_rng():
-        guessed = majority(data, recorded.targets)
+    # Before the test, so that what a module's hooks write last is of the test.
+    held_out, held_out_examples = on_held_out(module, data, trainer)
+    tested = answered_test(module, data, trainer)
     return Measurement(
         method=method,
         kind=kind,
-        accuracy=accuracy,
+        accuracy=tested.metrics.get("accuracy"),
         seconds=seconds,
         parameters=parameters_at_inference(module),
         seed=seed,
-        test_examples=seen.count,
+        test_examples=tested.examples,
         train_examples=train_examples,
-        flops=_flops(module, seen.example),
-        metrics=metrics,
+        flops=_flops(module, tested.example),
+        metrics=tested.metrics,
         held_out=held_out,
         held_out_examples=held_out_examples,
-        majority=guessed,
-        accuracy_low=interval.low if interval else None,
-        accuracy_high=interval.high if interval else None,
-        interval=interval.how if interval else "",
-        answers=answers,
+        majority=tested.majority,
+        **tested.interval,
+        answers=tested.answers,
     )
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test of a module, with what is known of each example.
+
+    Attributes:
+        metrics: As `evaluate` returns them.
+        examples: How many examples they stand on.
+        answers: As in `Measurement`, like `majority`.
+        majority: See there.
+        example: A batch's first input; None if there is none.
+    """
+
+    metrics: dict[str, float]
+    examples: int
+    answers: Answers | None
+    majority: float | None
+    example: Tensor | None
+
+    @property
+    def interval(self) -> dict[str, Any]:
+        """The fields of a measurement that are about its accuracy's interval."""
+        right = None if self.answers is None else self.answers.right
+        found = interval_of(right, self.metrics.get("accuracy"), self.examples)
+        if found is None:
+            return {}
+        return {"accuracy_low": found.low, "accuracy_high": found.high, "interval": found.how}
+
+
+def answered_test(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> Tested:
+    """Tests a module, and records what it answers."""
+    with counting(trainer) as seen, recording(trainer, module) as recorded:
+        metrics = _tested(module, data, trainer)
+    answers = recorded.answers(seen.count, metrics.get("accuracy"))
+    with isolate_rng():
+        guessed = majority(data, recorded.targets)
+    return Tested(metrics, seen.count, answers, guessed, seen.example)
 
 
 def evaluate(
@@ -174,18 +213,19 @@ def evaluate(
     return metrics, seen.count
 
 
-def _held_out(
+def on_held_out(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
 ) -> tuple[float | None, int]:
     """The accuracy of the module's own test on the validation data, and on how many examples."""
     if not is_overridden("val_dataloader", data, LightningDataModule):
         return None, 0
-    loader = data.val_dataloader()
-    if not isinstance(loader, DataLoader):
-        return None, 0
-    held_out = copy.copy(data)
-    held_out.test_dataloader = lambda: loader  # type: ignore[method-assign]
-    metrics, examples = evaluate(module, held_out, trainer)
+    with isolate_rng():
+        loader = data.val_dataloader()
+        if not isinstance(loader, DataLoader):
+            return None, 0
+        held_out = copy.copy(data)
+        held_out.test_dataloader = lambda: loader  # type: ignore[method-assign]
+        metrics, examples = evaluate(module, held_out, trainer)
     return metrics.get("accuracy"), examples
 
 

@@ -1,9 +1,9 @@
 """Which network to use: chosen on held-out data, then described by the test data."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_merge.measure.answers import mean_right
 from lightning_merge.measure.intervals import Interval, interval_of, paired
@@ -26,6 +26,7 @@ class Standing:
         pool_size: How many ingredients it was made of; None for an ingredient.
         held_out: The mean over seeds of the accuracy on held-out examples; None if not known.
         held_out_examples: How many held-out examples there are.
+        held_out_step: How much one of them changes the accuracy.
         accuracy: The mean over seeds of the accuracy on test examples.
         accuracy_low: The lower end of its 95% interval over test examples.
         accuracy_high: The upper end.
@@ -39,6 +40,7 @@ class Standing:
     pool_size: int | None
     held_out: float | None
     held_out_examples: int
+    held_out_step: float
     accuracy: float | None
     accuracy_low: float | None
     accuracy_high: float | None
@@ -50,6 +52,8 @@ class Standing:
 @dataclass(frozen=True)
 class Recommendation:
     """What a comparison says: which single network to use, chosen on held-out data alone.
+
+    What is particular to a kind of results are the words that its methods of this class make.
 
     Attributes:
         use: The network to use: the best merge where it has more than one held-out example more
@@ -98,11 +102,8 @@ class Recommendation:
         """The recommendation in words, a sentence or two each."""
         lines = [self.reason] if self.use is None else self._of_use(self.use)
         if self.guessing and self.majority is not None:
-            lines.append(
-                f"No better than guessing (always giving the most frequent class is right for "
-                f"{self.majority:.3f} of the test examples): "
-                f"{', '.join(self.name(one) for one in self.guessing)}."
-            )
+            names = ", ".join(self.name(one) for one in self.guessing)
+            lines.append(f"No better than guessing ({self._guess(self.majority)}): {names}.")
         return lines
 
     @property
@@ -130,28 +131,24 @@ class Recommendation:
         best = self.best_ingredient
         assert best is not None
         assert use.held_out is not None
-        count = f"{use.held_out_examples:,} held-out examples"
         over = f" (means over {self.seeds} seeds)" if self.seeds > 1 else ""
         lines = []
         if use is best:
             none = (
                 "There is no merge to compare"
                 if self.best_merge is None
-                else ("No merge is better than your best network")
+                else f"No merge is better than {self._yours()}"
             )
-            lines.append(
-                f"{none}: use {self.name(use)}, which is right for {use.held_out:.3f} of "
-                f"{count}{over}."
-            )
+            lines.append(f"{none}: use {self.name(use)}, {self._score(use)}{over}.")
             if self.best_merge is not None and self.best_merge not in self.tied:
                 lines[0] += (
-                    f" The best merge, {self.name(self.best_merge)}, is right for "
+                    f" The best merge, {self.name(self.best_merge)}, has "
                     f"{self.best_merge.held_out:.3f}."
                 )
         else:
             lines.append(
-                f"Use {self.name(use)}: right for {use.held_out:.3f} of {count}, {self.gain:.3f} "
-                f"more than the best single network ({self.name(best)}, {best.held_out:.3f}){over}."
+                f"Use {self.name(use)}: {self._score(use)}, {self.gain:.3f} "
+                f"more than {self._rival(best)}{over}."
             )
         if self.tied:
             names = ", ".join(self.name(one) for one in self.tied)
@@ -165,11 +162,30 @@ class Recommendation:
         ensemble = self.ensemble
         if ensemble is not None and ensemble.accuracy is not None and self.ensemble_cost:
             lines.append(
-                f"The ensemble {self.name(ensemble)} has {ensemble.held_out:.3f} on the held-out "
-                f"and {_with_interval(ensemble)} on the test examples, at {self.ensemble_cost:.3g} "
-                "times the cost of a prediction."
+                f"{self._several(ensemble)} {ensemble.held_out:.3f} on the held-out and "
+                f"{_with_interval(ensemble)} on the test examples, at "
+                f"{self._price(self.ensemble_cost)}."
             )
         return lines
+
+    def _yours(self) -> str:
+        return "your best network"
+
+    def _rival(self, best: Standing) -> str:
+        return f"the best single network ({self.name(best)}, {best.held_out:.3f})"
+
+    def _score(self, use: Standing) -> str:
+        return f"right for {use.held_out:.3f} of {use.held_out_examples:,} held-out examples"
+
+    def _guess(self, majority: float) -> str:
+        share = f"{majority:.3f} of the test examples"
+        return f"always giving the most frequent class is right for {share}"
+
+    def _several(self, ensemble: Standing) -> str:
+        return f"The ensemble {self.name(ensemble)} has"
+
+    def _price(self, times: float) -> str:
+        return f"{times:.3g} times the cost of a prediction"
 
     def _on_test(self, use: Standing, best: Standing) -> str:
         line = f"On the {use.test_examples:,} test examples: {_with_interval(use)}"
@@ -192,11 +208,18 @@ class Recommendation:
         return f"{line}; in brackets 95% intervals.{verdict}"
 
 
-def recommend(rows: Sequence[Measurement]) -> Recommendation:
+R = TypeVar("R", bound=Recommendation)
+
+
+def recommend(
+    rows: Sequence[Measurement],
+    make: Callable[..., R] = Recommendation,  # type: ignore[assignment]
+) -> R:
     """Chooses the single network to use, by held-out accuracy; test data only describe it.
 
     Args:
         rows: All measurements of a comparison, of all seeds.
+        make: Takes the attributes of a `Recommendation`.
     """
     groups = _groups(rows)
     standings = {key: _standing(same) for key, same in groups.items()}
@@ -210,22 +233,22 @@ def recommend(rows: Sequence[Measurement]) -> Recommendation:
     counts = {row.held_out_examples for row in rows}
     if counts <= {0, None}:
         unknown = "No recommendation: these results have no held-out scores."
-        return Recommendation(**common, reason=_NOTHING_HELD_OUT if 0 in counts else unknown)
+        return make(**common, reason=_NOTHING_HELD_OUT if 0 in counts else unknown)
     scored = [one for one in standings.values() if one.held_out is not None]
     if len({one.held_out_examples for one in scored}) > 1:
         reason = "the networks were scored on different held-out examples"
-        return Recommendation(**common, reason=f"No recommendation: {reason}.")
+        return make(**common, reason=f"No recommendation: {reason}.")
     best_ingredient = _best(scored, "ingredient")
     if best_ingredient is None:
         reason = "the modules' tests log no accuracy (test_accuracy or test_acc) on held-out data"
-        return Recommendation(**common, reason=f"No recommendation: {reason}.")
+        return make(**common, reason=f"No recommendation: {reason}.")
     best_merge = _best(scored, "merge")
     use = best_ingredient
     if best_merge is not None and not _level(best_merge, best_ingredient):
         use = max(best_merge, best_ingredient, key=_held_out)
     of_use, of_best = groups[_key(use)], groups[_key(best_ingredient)]
     ensemble = _best(scored, "ensemble")
-    return Recommendation(
+    return make(
         **common,
         use=use,
         best_ingredient=best_ingredient,
@@ -248,9 +271,8 @@ def guesses(one: Standing, majority: float | None) -> bool:
 def interval_over_seeds(rows: Sequence[Measurement]) -> Interval | None:
     """The interval, over test examples, of a mean accuracy over seeds (or networks)."""
     accuracy = _mean([row.accuracy for row in rows])
-    return interval_of(
-        mean_right([row.answers for row in rows]), accuracy, min(row.test_examples for row in rows)
-    )
+    sizes = [min(of_task) for of_task in zip(*(row.test_sizes for row in rows), strict=True)]
+    return interval_of(mean_right([row.answers for row in rows]), accuracy, *sizes)
 
 
 _Key = tuple[str, str, int | None]
@@ -276,6 +298,7 @@ def _standing(rows: Sequence[Measurement]) -> Standing:
         pool_size=first.pool_size,
         held_out=_mean([row.held_out for row in rows]) if len(counts) == 1 else None,
         held_out_examples=first.held_out_examples or 0,
+        held_out_step=first.held_out_step,
         accuracy=_mean([row.accuracy for row in rows]),
         accuracy_low=interval.low if interval else None,
         accuracy_high=interval.high if interval else None,
@@ -301,7 +324,7 @@ def _difference(of_use: Sequence[Measurement], of_best: Sequence[Measurement]) -
     rights = [mean_right([row.answers for row in rows]) for rows in (of_use, of_best)]
     digests = {row.answers.examples for row in (*of_use, *of_best) if row.answers is not None}
     if rights[0] is not None and rights[1] is not None and len(digests) == 1:
-        pair = paired(rights[0], rights[1])
+        pair = paired(rights[0], rights[1], of_use[0].test_sizes)
         found |= {
             "difference_low": pair.low,
             "difference_high": pair.high,
@@ -318,8 +341,7 @@ def _best(standings: Sequence[Standing], kind: str) -> Standing | None:
 
 def _level(one: Standing, other: Standing) -> bool:
     """Whether two differ by no more than one held-out example."""
-    gap = abs(_held_out(one) - _held_out(other)) * other.held_out_examples
-    return gap <= 1 + 1e-3
+    return abs(_held_out(one) - _held_out(other)) <= (1 + 1e-3) * other.held_out_step
 
 
 def _held_out(one: Standing) -> float:

@@ -1,7 +1,7 @@
 """Metrics of a body on every task, under the tasks' own heads, on clean and corrupted images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -9,7 +9,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_merge.data import ClassificationDataModule
 from lightning_merge.data.corruptions import Corruption
 from lightning_merge.errors import ConfigError
-from lightning_merge.measure.measurement import evaluate, split_row
+from lightning_merge.measure.answers import Answers
+from lightning_merge.measure.measurement import answered_test, on_held_out, split_row
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.task_context import TaskData
 
@@ -82,6 +83,14 @@ class TaskMeasurement:
         seen: Whether the task's own body is among the ingredients.
         test_examples: How many test examples the metrics stand on.
         metrics: Every metric that the module's test reports, without the prefix `test_`.
+        held_out: As in `Measurement`, like the attributes that follow; of clean images of seen
+            tasks only.
+        held_out_examples: See there.
+        majority: See there.
+        accuracy_low: See there.
+        accuracy_high: See there.
+        interval: See there.
+        answers: See there; of clean images only.
     """
 
     method: str
@@ -92,17 +101,31 @@ class TaskMeasurement:
     seen: bool
     test_examples: int
     metrics: dict[str, float]
+    held_out: float | None = None
+    held_out_examples: int | None = None
+    majority: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    interval: str = ""
+    answers: Answers | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:
         """The measurement as in CSV and JSON, with one column for each metric."""
-        row = asdict(self)
+        row = asdict(replace(self, answers=None))
         metrics = row.pop("metrics")
+        del row["answers"]
         return {**row, **metrics}
+
+    def stored(self) -> dict[str, Any]:
+        """The row with the answers, if they are known, as `of_row` reads it again."""
+        return self.row() | ({} if self.answers is None else {"answers": self.answers.plain()})
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "TaskMeasurement":
         """The measurement of a stored row."""
         known, metrics = split_row(cls, row)
+        if known.get("answers") is not None:
+            known["answers"] = Answers.of_plain(known["answers"])
         return cls(**known, metrics=metrics)
 
 
@@ -138,13 +161,29 @@ def measure_tasks(
             module, last = body(task), task
         if module is None:
             continue
-        metrics, examples = evaluate(module, data, tester)
-        if "accuracy" not in metrics:
+        scored = condition == CLEAN and task.seen
+        held_out, count = on_held_out(module, data, tester) if scored else (None, None)
+        tested = answered_test(module, data, tester)
+        if "accuracy" not in tested.metrics:
             raise ConfigError(
                 f"task '{task.name}': {type(task.module).__name__}'s test logs no test_accuracy "
                 "(test_acc), which the tables are made of"
             )
         rows.append(
-            TaskMeasurement(method, kind, seed, condition, task.name, task.seen, examples, metrics)
+            TaskMeasurement(
+                method=method,
+                kind=kind,
+                seed=seed,
+                condition=condition,
+                task=task.name,
+                seen=task.seen,
+                test_examples=tested.examples,
+                metrics=tested.metrics,
+                held_out=held_out,
+                held_out_examples=count,
+                majority=tested.majority,
+                **tested.interval,
+                answers=tested.answers if condition == CLEAN else None,
+            )
         )
     return rows

@@ -86,9 +86,16 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         zoom_accuracy(accuracy, [value for line in lines for value in line["accuracy"]])
         for axes in (loss, accuracy):
             axes.set_xlabel("α   (0: B,  1: A)")
-        loss.set_title(title or "Along the line from B to A")
+        figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
+        heading = title or "Along the line from B to A"
+        figure.suptitle(heading, x=0.01, ha="left", weight="bold")
         handles, labels = loss.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8)
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8
+        )
+        for handle in legend.get_lines():
+            if handle.is_dashed():
+                handle.set_linestyle((0, (3, 2)))
     return figure
 
 

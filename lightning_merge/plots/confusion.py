@@ -46,7 +46,7 @@ def plot_confusion(
     Returns:
         The figure: rows are true classes, colours shares of a row, and the numbers counts.
     """
-    side = max(2.6, 0.42 * len(classes) + 1.2)
+    side = max(2.6, 0.3 * len(classes) + 0.9)
     with style():
         figure = Figure(figsize=(side * len(matrices) + 0.4, side + 0.7), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr, call-arg]
@@ -62,7 +62,7 @@ def plot_confusion(
                         predicted, true, count, ha="center", va="center", color=colour, fontsize=7
                     )
             places = range(len(classes))
-            axes.set_xticks(places, classes, rotation=90)
+            axes.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 2 else 0)
             axes.set_yticks(places, classes)
             axes.grid(visible=False)
             axes.set_xlabel("predicted")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_MARKERS = {"ingredient": ".", "merge": "o", "ensemble": "s"}
+_MARKERS = {"ingredient": "D", "merge": "o", "ensemble": "s"}
 # More names would not fit beside one another.
 _NAMED = 16
 
@@ -64,10 +64,11 @@ def plot_cost(summary: Sequence[Row], title: str = "") -> Figure:
         zoom_accuracy(panels[0], lowest)
         running = [(row, value / cheapest) for row, value in zip(rows, costs, strict=True)]
         _draw(panels[0], running, lambda value: f"{value:.3g}×")
-        panels[0].set_xlabel("cost of a prediction, in that of one network")
+        panels[0].set_xlabel("cost of a prediction (1×: that of one network)")
         if wide:
             panels[1].set_xscale("log")
             _draw(panels[1], times, lambda value: f"{value:.3g} s")
+            panels[1].xaxis.set_major_formatter("{x:g}")
             panels[1].set_xlabel("seconds to make it (log scale)")
         figure.suptitle(title or "Accuracy against cost", x=0.01, ha="left", weight="bold")
     return figure

@@ -49,13 +49,14 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
         guessed = next((row["majority"] for row in rows if row.get("majority") is not None), None)
         shown = guessed is not None and guessed >= min(0.5, *lowest)
         axes.set_xlabel(_label(rows, shown))
-        start = zoom_accuracy(axes, [*lowest, guessed if shown else None], "x", room=0.25)
+        start = zoom_accuracy(axes, [*lowest, guessed if shown else None], "x")
         for position, row in enumerate(reversed(rows)):
             colour = KIND_COLOURS.get(row["kind"], GREY)
             axes.plot([start, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
             below, above = spread(row)
             if row.get("mark"):
-                axes.plot(row["accuracy"], position, "o", ms=11, mfc="none", mec=GREEN, mew=1.8)
+                (ring,) = axes.plot(row["accuracy"], position, "o", ms=11, mfc="none", mec=GREEN)
+                ring.set(mew=1.8, clip_on=False)
             axes.errorbar(
                 row["accuracy"],
                 position,
@@ -63,10 +64,11 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
                 fmt="o",
                 color=colour,
                 capsize=2.5,
+                clip_on=False,
             )
             text = f"{row['accuracy']:.3f}" + (f", {row['mark']}" if row.get("mark") else "")
-            beside = row["accuracy"] + above + 0.02 * (1 - start)
-            axes.text(beside, position, text, va="center", fontsize=8)
+            beside = axes.get_yaxis_transform()
+            axes.text(1.025, position, text, transform=beside, va="center", fontsize=8)
         if guessed is not None and shown:
             axes.axvline(guessed, color="black", ls=":", lw=0.8)
         axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])

@@ -12,7 +12,7 @@ _HIGH = 0.5
 
 
 def zoom_accuracy(
-    axes: "Axes", values: Sequence[float | None], which: Literal["x", "y"] = "y", room: float = 0.0
+    axes: "Axes", values: Sequence[float | None], which: Literal["x", "y"] = "y"
 ) -> float:
     """Sets an axis of accuracies, from 0 or, if all are above one half, from below the lowest.
 
@@ -23,7 +23,6 @@ def zoom_accuracy(
         axes: The axes.
         values: All that is drawn, with the ends of intervals; what is not finite is ignored.
         which: The axis.
-        room: For text beyond 1, as a fraction of the axis's length.
 
     Returns:
         Where the axis starts.
@@ -35,8 +34,8 @@ def zoom_accuracy(
         below = lowest - 0.25 * (1 - lowest) - 0.005
         step = 0.1 if lowest < 0.8 else 0.05 if lowest < 0.93 else 0.01
         start = round(max(0.0, math.floor(below / step) * step), 4)
-    length = 1 - start
-    end = 1 + (room or 0.02) * length
+    # A level axis ends where accuracies do; above an upright one there is room for half a dot.
+    end = 1.0 if which == "x" else 1 + 0.02 * (1 - start)
     setter, label = (
         (axes.set_xlim, axes.set_xlabel) if which == "x" else (axes.set_ylim, axes.set_ylabel)
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Plain = dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison(Results):
     """The measurements of ingredients, merges and ensembles, with sweeps and provenance.
 

@@ -52,7 +52,7 @@ def comparison_page(
         advice=recommendation.lines,
         chosen=recommendation.use is not None,
         tables=[_methods(summary, columns, explanation(rows, summary).replace("`", "'")), *swept],
-        figures={name: _shows(name) for name in _ordered(figures) if name not in _AS_TABLES},
+        figures={name: shows(name) for name in _ordered(figures) if name not in _AS_TABLES},
         matrices=_matrices(results.get("confusion"), recommendation),
         choices=[*choices(rows), *([statistics] if statistics else [])],
         differing=results.get("differing") or (),
@@ -62,25 +62,44 @@ def comparison_page(
 
 
 def _methods(summary: Sequence[Row], columns: Sequence[str], caption: str) -> PageTable:
-    header, *lines = table_cells(summary, columns)
+    return judged_rows("All methods", table_cells(summary, columns), summary, caption)
+
+
+def judged_rows(
+    title: str,
+    cells: Sequence[Sequence[str]],
+    rows_of: Sequence[Row],
+    caption: str,
+    kinds: Mapping[str, str] | None = None,
+) -> PageTable:
+    """A table with what is best, what guesses, and bars for the intervals.
+
+    Args:
+        title: Its heading.
+        cells: Its text, headings first.
+        rows_of: What each line is about (`Comparison.summary`); lines beyond it stay below.
+        caption: What stands below.
+        kinds: As in `PageTable`.
+    """
+    header, *lines = cells
     held_out = header.index("held out") if "held out" in header else None
     rows = []
-    for line, row in zip(lines, summary, strict=False):
-        cells, mark = list(line), row.get("mark") or ""
-        if held_out is not None:
+    for line, row in zip(lines, rows_of, strict=False):
+        shown, mark = list(line), row.get("mark") or ""
+        if held_out is not None and mark:
             # The mark stands beside the name.
-            cells[held_out] = cells[held_out].removesuffix(f" {mark}") if mark else cells[held_out]
+            shown[held_out] = shown[held_out].removesuffix(f" {mark}")
         ends = (row.get("accuracy"), row.get("accuracy_low"), row.get("accuracy_high"))
         rows.append(
             PageRow(
-                cells,
-                row["kind"],
+                shown,
+                row.get("kind") or "",
                 mark or ("guessing" if row.get("guessing") else ""),
                 None if None in ends else ends,  # type: ignore[arg-type]
             )
         )
-    last = [PageRow(line) for line in lines[len(summary) :]]
-    return PageTable("All methods", header, rows, last, caption=caption)
+    last = [PageRow(line) for line in lines[len(rows_of) :]]
+    return PageTable(title, header, rows, last, caption=caption, kinds=kinds or {})
 
 
 def _facts(rows: Sequence[Row], results: Mapping[str, Any]) -> list[str]:
@@ -107,7 +126,7 @@ def _ordered(figures: Sequence[str]) -> list[str]:
     return [*first, *(name for name in figures if name not in first)]
 
 
-def _shows(name: str) -> str:
+def shows(name: str) -> str:
     """The sentence that the figure's registration has: `magnitude-gap` is one of `magnitude`."""
     lines = {entry.name: entry.line for entry in registered}
     known = lines.get(name) or lines.get(name.partition("-")[0])

@@ -46,7 +46,7 @@ def comparison_report(
     statistics = statistics_line(statistics_examples)
     parts = [
         f"# {title}\n",
-        "\n".join(f"> {line}\n>" for line in recommendation.lines).removesuffix("\n>") + "\n",
+        advice_part(recommendation),
         provenance_part(made_by, differing),
         explanation(rows, summary) + "\n",
         *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
@@ -68,14 +68,15 @@ def explanation(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     """What the numbers of the table are, and on how many examples they stand."""
     seeds = sorted({row["seed"] for row in rows})
     examples = sorted({row["test_examples"] for row in rows})
+    spread = "Numbers are mean ± standard deviation over seeds. " if len(seeds) > 1 else ""
     learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
     return (
-        f"{_listed('seed', seeds)}; {_listed('test example count', examples)}; merges that learn "
-        f"saw {', '.join(str(count) for count in learned) or 'no'} labelled training examples. "
-        "Mean ± standard deviation over seeds; seconds are those of making the model (training "
+        f"{_listed('Seed', seeds)}; {' or '.join(f'{count:,}' for count in examples)} test "
+        f"examples. Merges that learn saw {', '.join(f'{count:,}' for count in learned) or 'no'} "
+        f"labelled training examples. {spread}Seconds are those of making the model (training "
         "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
         "those of one prediction, a multiply-add counting as two. "
-        + _intervals(summary)
+        + intervals_line(summary)
         + "`held out` is the accuracy on examples held out of train: by it alone the best is "
         "chosen, and what is tied with it (within one example)."
     )
@@ -91,7 +92,14 @@ def statistics_line(examples: int | None) -> str:
     )
 
 
-def _intervals(summary: Sequence[Row]) -> str:
+def advice_part(recommendation: Recommendation) -> str:
+    """The recommendation as a quotation."""
+    quoted = "\n".join(f"> {line}\n>" for line in recommendation.lines)
+    return quoted.removesuffix("\n>") + "\n"
+
+
+def intervals_line(summary: Sequence[Row], of: str = "") -> str:
+    """How the intervals of a table were made, and of what; empty if there are none."""
     how = dict.fromkeys(row["interval"] for row in summary if row["interval"])
     if not how:
         return ""
@@ -99,7 +107,7 @@ def _intervals(summary: Sequence[Row]) -> str:
         "bootstrap": "by bootstrap over test examples",
         "Wilson": "by Wilson's formula from accuracy and number of test examples",
     }
-    return f"95% intervals are {' or '.join(words[one] for one in how)}. "
+    return f"95% intervals {of}are {' or '.join(words[one] for one in how)}. "
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:

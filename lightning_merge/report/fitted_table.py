@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -46,9 +46,15 @@ class FittedTable:
     ) -> Iterator[RenderableType]:
         """The tables that fit the console's width."""
         del console
+        # A log is read by other programs, too.
+        box = SIMPLE_HEAD if options.is_terminal else None
         first, blocks = self.blocks(options.max_width)
         for number, block in enumerate(blocks):
-            yield self._table(first, block, "" if number == 0 else " (further columns)")
+            title = f"{self.title}{' (further columns)' if number else ''}".strip()
+            if title:
+                # A table's own title would be as narrow as the table.
+                yield Text(title, style="bold")
+            yield self._table(first, block, box)
         moved = f"too wide for this terminal: its columns are in {len(blocks)} tables"
         for line in (self.caption, moved if len(blocks) > 1 else ""):
             if line:
@@ -80,14 +86,11 @@ class FittedTable:
             first = max(first, min(wanted[0], first + spare))
         return first, blocks
 
-    def _table(self, first: int, block: dict[int, int], more: str) -> Table:
+    def _table(self, first: int, block: dict[int, int], box: Box | None) -> Table:
         table = Table(
-            title=f"{self.title}{more}".strip() or None,
-            title_justify="left",
-            title_style="bold",
             header_style="bold",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+            box=box,
+            padding=(0, 1 if box else 2, 0, 0),
         )
         table.add_column(_spaced(self.header[0]), width=first, overflow="fold")
         for place, width in block.items():

@@ -45,6 +45,7 @@ class PageTable:
         last: Lines that stay below all others.
         note: A paragraph above it.
         caption: A paragraph below it.
+        kinds: What to call kinds, where that is not their own name.
     """
 
     title: str
@@ -53,6 +54,7 @@ class PageTable:
     last: Sequence[PageRow] = ()
     note: str = ""
     caption: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_cells(cls, title: str, cells: Sequence[Sequence[str]], note: str = "") -> "PageTable":

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch import LightningModule
+from rich.console import Console
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder
@@ -134,6 +136,12 @@ class Results(ABC):
             one.write(path)
             kept.add(path)
         keep_only(folder, kept)
+
+    def __repr__(self) -> str:
+        text = StringIO()
+        # A notebook has a console of its own, which would show the table at once.
+        Console(file=text, width=100, force_jupyter=False, color_system=None).print(self.table())
+        return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
         header, *lines = self.cells()

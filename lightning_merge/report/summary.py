@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from lightning_merge.durations import in_seconds
 from lightning_merge.measure.measurement import AVERAGE, Measurement
 from lightning_merge.measure.recommendation import Recommendation, interval_over_seeds
 from lightning_merge.plots.figure import SIZE, pool_sizes
@@ -15,7 +16,7 @@ Row = Mapping[str, Any]
 
 MAJORITY = "Most frequent class"
 
-_STYLES = {"best": "bold green", "tied": "green"}
+STYLES = {"best": "bold green", "tied": "green"}
 
 
 def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -106,6 +107,8 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
     captions = []
     if any(row.get("accuracy_low") is not None for row in summary):
         captions.append("95%: over test examples")
+    if any(row.get("seconds") is not None for row in summary):
+        captions.append("seconds: to train or merge it")
     if any(row.get("flops") is not None for row in summary):
         captions.append("MFLOPs: for one prediction; a multiply-add counts as two")
     return FittedTable(
@@ -114,7 +117,7 @@ def terminal_table(summary: Sequence[Row], title: str, columns: Sequence[str] = 
         title,
         sections=[number for number, average in enumerate(averages) if average and several],
         styles={
-            number: _STYLES[row["mark"]] for number, row in enumerate(summary) if row.get("mark")
+            number: STYLES[row["mark"]] for number, row in enumerate(summary) if row.get("mark")
         },
         caption="; ".join(captions),
     )
@@ -217,11 +220,14 @@ def _models(row: Row) -> str:
 
 
 def _seconds(row: Row) -> str:
-    return "-" if row.get("seconds") is None else f"{row['seconds']:.1f}"
+    return "-" if row.get("seconds") is None else in_seconds(row["seconds"])
 
 
 def _mflops(row: Row) -> str:
-    return "-" if row.get("flops") is None else f"{row['flops'] / 1e6:,.1f}"
+    if row.get("flops") is None:
+        return "-"
+    millions = row["flops"] / 1e6
+    return f"{millions:,.1f}" if millions >= 0.95 else f"{millions:.2g}"
 
 
 def _interval(row: Row) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_merge.measure.recommendation import Recommendation
+from lightning_merge.report.comparison_report import advice_part, intervals_line
 from lightning_merge.report.publish import provenance_part
 from lightning_merge.report.task_tables import (
     condition_tables,
     corruption_table,
+    majority_line,
     markdown,
     task_table,
 )
@@ -18,27 +21,34 @@ Row = Mapping[str, Any]
 def task_report(
     study: TaskStudy,
     rows: Sequence[Row],
+    summary: Sequence[Row],
+    recommendation: Recommendation,
     methods: Sequence[Row],
     heads: Mapping[str, str],
     made_by: Mapping[str, Any],
     differing: Sequence[str],
+    figures: Sequence[str],
 ) -> str:
     """The text of `report.md`.
 
     Args:
         study: The study.
         rows: One per measurement (`TaskMeasurement.row`).
+        summary: One per method (`TaskResults.summary`).
+        recommendation: Which body to use.
         methods: Parameters, seconds and choices of each baseline and merge.
         heads: How each task's head was made.
         made_by: Command, versions and device.
         differing: The differences in provenance between the pieces.
+        figures: The names of the figures beside the report.
     """
     parts = [
         f"# {study.title}\n",
+        advice_part(recommendation),
         provenance_part(made_by, differing),
-        intro(study, rows) + "\n",
+        intro(study, rows, summary) + "\n",
         "## Seen and unseen tasks\n",
-        markdown(task_table(rows)),
+        markdown(task_table(rows), summary, majority_line(rows)),
     ]
     parts.append("".join(f"* {task}: the head is {head}\n" for task, head in heads.items()))
     for lines in (missing_lines(study, methods), chosen_lines(methods)):
@@ -52,19 +62,24 @@ def task_report(
         ]
         for condition, table in condition_tables(rows).items():
             parts += [f"### {condition.replace('_', ' ')}\n", markdown(table)]
+    parts += [f"![{name}]({name}.png)\n" for name in figures]
     return "\n".join(parts)
 
 
-def intro(study: TaskStudy, rows: Sequence[Row]) -> str:
+def intro(study: TaskStudy, rows: Sequence[Row], summary: Sequence[Row]) -> str:
     """What the numbers of the table are, and on how many images they stand."""
     seeds = ", ".join(str(seed) for seed in study.seeds)
+    several = f", mean ± standard deviation over seeds ({seeds})," if len(study.seeds) > 1 else ""
     tested = {row["task"]: row["test_examples"] for row in rows}
     unseen = [task["name"] for task in study.tasks if task.get("unseen")]
     return (
-        f"Accuracy, mean ± standard deviation over seeds ({seeds}), on "
+        f"Accuracy{several} on "
         + ", ".join(f"{count:,} test images of {name}" for name, count in tested.items())
         + ". Each row but the individual ones is one body, tested on each task under the "
-        f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}."
+        f"task's own head. Not among the ingredients: {', '.join(unseen) or 'none'}. "
+        + intervals_line(summary, "of the mean over seen tasks ")
+        + "`held out` is the mean over seen tasks of the accuracy on examples held out of train: "
+        "by it alone the best is chosen, and what is tied with it (within one example)."
     )
 
 

@@ -2,21 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_merge.measure.task_conditions import TaskMeasurement
+from lightning_merge.plots.figure import Stored
+from lightning_merge.plots.methods import methods
 from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.paper_table import paper_table, write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.summary import judged, summarise
 from lightning_merge.report.task_page import task_page
+from lightning_merge.report.task_recommendation import (
+    MeanOverTasks,
+    TaskRecommendation,
+    over_tasks,
+    recommend_body,
+)
 from lightning_merge.report.task_report import task_report
 from lightning_merge.report.task_tables import (
     cells,
     condition_tables,
     corruption_table,
     joined_tables,
+    majority_line,
     task_table,
     terminal,
 )
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
 Plain = dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class TaskResults(Results):
     """The accuracy of bodies on every task, clean and corrupted.
 
@@ -60,9 +71,21 @@ class TaskResults(Results):
         """The heading of tables."""
         return self.study.title
 
+    @cached_property
+    def recommendation(self) -> TaskRecommendation:
+        """Which body to use, chosen on held-out data; `print(result.recommendation.text)`."""
+        return recommend_body(self.rows, self._means)
+
+    @property
+    def summary(self) -> list[Plain]:
+        """One row for each method, of its mean over the seen tasks, as of a comparison."""
+        means = self._means
+        return judged(summarise([row.row() for row in means]), means, self.recommendation)
+
     def table(self) -> FittedTable:
         """Accuracy on seen and unseen tasks, for a terminal, however wide that is."""
-        return terminal(task_table(self._rows()), self.title)
+        rows = self._rows()
+        return terminal(task_table(rows), self.title, self.summary, majority_line(rows))
 
     def corruptions(self) -> FittedTable | None:
         """Accuracy under corruptions, for a terminal; None if there are none."""
@@ -72,15 +95,17 @@ class TaskResults(Results):
 
     def cells(self) -> list[list[str]]:
         """The table as text, headings first."""
-        return cells(task_table(self._rows()))
+        rows = self._rows()
+        return cells(task_table(rows), self.summary, majority_line(rows))
 
     def figures(self) -> dict[str, "Figure"]:
-        """An empty dict: `plot embedding` draws the networks themselves."""
-        return {}
+        """The means over seen tasks; `plot embedding` draws the networks themselves."""
+        title = f"{self.title}: mean over {len(self.recommendation.tasks)} seen tasks"
+        return methods(Stored([{"summary": self.summary}], title, in_report=True))
 
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.csv` (a line per measurement), `results.json` and both reports."""
-        rows = self._rows()
+        rows, drawn = self._rows(), self.figures()
         tables: dict[str, Any] = {
             "tasks": task_table(rows),
             "corruptions": corruption_table(rows),
@@ -91,21 +116,26 @@ class TaskResults(Results):
             **self.details,
             "differing": list(self.differing),
             "methods": list(self.methods),
+            "recommendation": self.recommendation.plain(),
+            "summary": self.summary,
             "measurements": rows,
             "tables": tables,
         }
         logged = {name: tables[name] for name in ("tasks", "corruptions") if tables[name]}
-        report = task_report(
-            self.study, rows, self.methods, self.heads, self.made_by, self.differing
-        )
+        given = (self.study, rows, self.summary, self.recommendation, self.methods, self.heads)
+        report = task_report(*given, self.made_by, self.differing, list(drawn))
         table = paper_table(vars(self.study), joined_tables(rows, len(self.study.seeds)))
         if table is not None:
             results["paper_table"] = table.plain
             report += f"\n## The paper's table\n\n{table.markdown}"
-        page = task_page(self.study, rows, self.methods, self.heads, results)
+        page = task_page(*given, results, list(drawn))
         logged = {"measurements": rows, **logged}
-        written = publish(folder, rows, results, report, page, {}, logged, self.loggers)
+        written = publish(folder, rows, results, report, page, drawn, logged, self.loggers)
         return written + write_paper_table(folder, table)
+
+    @cached_property
+    def _means(self) -> list[MeanOverTasks]:
+        return over_tasks(self.rows, self.methods)
 
     def _rows(self) -> list[Plain]:
         return [row.row() for row in self.rows]

@@ -4,12 +4,13 @@ Like Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lightning_merge.measure.task_conditions import CLEAN
 from lightning_merge.report.fitted_table import FittedTable
-from lightning_merge.report.summary import markdown_lines
+from lightning_merge.report.summary import MAJORITY, STYLES, markdown_lines
 
 Row = Mapping[str, Any]
 
@@ -79,6 +80,16 @@ def condition_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def majority_line(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """A line of `task_table` for always giving a task's most frequent class; None if unknown."""
+    guessed = [
+        {**row, "method": MAJORITY, "accuracy": row["majority"]}
+        for row in rows
+        if row.get("majority") is not None
+    ]
+    return next(iter(task_table(guessed)), None)
+
+
 def joined_tables(rows: Sequence[Row], seeds: int) -> list[dict[str, Any]]:
     """All tables as one: columns of conditions are called `motion_blur: Cars`.
 
@@ -94,48 +105,109 @@ def joined_tables(rows: Sequence[Row], seeds: int) -> list[dict[str, Any]]:
     return list(joined.values())
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """A table as Markdown."""
-    header, *lines = cells(table)
+def markdown(table: Sequence[Row], summary: Sequence[Row] = (), last: Row | None = None) -> str:
+    """A table as Markdown; the arguments are those of `cells`."""
+    header, *lines = cells(table, summary, last)
     return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
 
 
-def cells(table: Sequence[Row]) -> list[list[str]]:
-    """A table as text, a list of cells per line, headings first."""
-    columns = columns_of(table)
-    return [["method", *columns], *([row["method"], *cells_of(row, columns)] for row in table)]
+def cells(
+    table: Sequence[Row], summary: Sequence[Row] = (), last: Row | None = None
+) -> list[list[str]]:
+    """A table as text, a list of cells per line, headings first.
+
+    Args:
+        table: One of these tables.
+        summary: What is known of each method's mean over the seen tasks (`summary.judged`): its
+            interval and its held-out accuracy stand behind that mean.
+        last: A line below the others.
+    """
+    return _text(table, summary, last, _fraction)
 
 
-def terminal(table: Sequence[Row], title: str) -> FittedTable:
-    """A table for a terminal, in per cent, with standard deviations below."""
-    columns = columns_of(table)
+def terminal(
+    table: Sequence[Row], title: str, summary: Sequence[Row] = (), last: Row | None = None
+) -> FittedTable:
+    """A table for a terminal, in per cent, with standard deviations below.
+
+    Args:
+        table: As for `cells`, like `summary` and `last`.
+        title: What stands above.
+        summary: See there.
+        last: See there.
+    """
+    header, *lines = _text(table, summary, last, _per_cent)
+    marks = {str(row["method"]): str(row.get("mark") or "") for row in summary}
     return FittedTable(
-        ["method", *columns],
-        [[row["method"], *(_per_cent(row, column) for column in columns)] for row in table],
+        header,
+        lines,
         f"{title}: accuracy in %",
+        styles={n: STYLES[marks[line[0]]] for n, line in enumerate(lines) if marks.get(line[0])},
+        caption="95% (over test examples) and held out: of the mean over seen tasks"
+        if "held out" in header
+        else "",
     )
 
 
-def _per_cent(row: Row, column: str) -> str:
-    value, deviation = row[column], row[f"{column}_sd"]
-    text = "-" if value is None else f"{100 * value:.1f}"
+_Number = Callable[[float, float | None], str]
+
+
+def _text(
+    table: Sequence[Row], summary: Sequence[Row], last: Row | None, number: _Number
+) -> list[list[str]]:
+    judged: dict[str, Callable[[Row], str]] = {}
+    if any(row.get("accuracy_low") is not None for row in summary):
+        judged["95%"] = partial(_ends, number=number)
+    if any(row.get("held_out") is not None for row in summary):
+        judged["held out"] = partial(_held_out, number=number)
+    known = {row["method"]: row for row in summary}
+    made: dict[str, Callable[[Row], str]] = {"method": lambda row: str(row["method"])}
+    for column in columns_of(table):
+        made[column] = partial(_cell, column=column, number=number)
+        if column == SEEN:
+            made |= judged
+    lines = []
+    for row in [*table, *([last] if last else [])]:
+        about = known.get(row["method"], {})
+        lines.append([cell(about if name in judged else row) for name, cell in made.items()])
+    return [list(made), *lines]
+
+
+def _cell(row: Row, column: str, number: _Number) -> str:
+    value = row.get(column)
+    return "-" if value is None else number(value, row.get(f"{column}_sd"))
+
+
+def _ends(row: Row, number: _Number) -> str:
+    low, high = row.get("accuracy_low"), row.get("accuracy_high")
+    if low is None or high is None:
+        return "-"
+    # Four digits of an end say no more than three.
+    return (
+        f"{number(low, None)}-{number(high, None)}"
+        if number is _per_cent
+        else f"{low:.3f}-{high:.3f}"
+    )
+
+
+def _held_out(row: Row, number: _Number) -> str:
+    text = _cell(row, "held_out", number)
+    return f"{text} {row['mark']}" if row.get("mark") else text
+
+
+def _per_cent(value: float, deviation: float | None) -> str:
+    text = f"{100 * value:.1f}"
     return text if deviation is None else f"{text}\n±{100 * deviation:.1f}"
+
+
+def _fraction(value: float, deviation: float | None) -> str:
+    return f"{value:.4f}" if deviation is None else f"{value:.4f} ± {deviation:.4f}"
 
 
 def columns_of(table: Sequence[Row]) -> list[str]:
     """The columns of numbers."""
     first = table[0] if table else {}
     return [name for name in first if f"{name}_sd" in first]
-
-
-def cells_of(row: Row, columns: Sequence[str]) -> list[str]:
-    """A row's numbers as text: the mean, and the standard deviation if there is one."""
-    cells = []
-    for column in columns:
-        value, deviation = row[column], row[f"{column}_sd"]
-        text = "-" if value is None else f"{value:.4f}"
-        cells.append(text if deviation is None else f"{text} ± {deviation:.4f}")
-    return cells
 
 
 def _table(

@@ -47,7 +47,12 @@ def test_the_merged_checkpoint_evaluates_to_the_printed_figure(tmp_path, capsys)
     main([*words, "--checkpoints", write_ingredients(tmp_path)])
     result = json.loads((tmp_path / "out/result.json").read_text())
     accuracy = result["measurement"]["accuracy"]
-    assert f"{accuracy:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    # There is no terminal: a line, without rules and whole.
+    line = next(line for line in said.splitlines() if line.startswith("NP Merge"))
+    assert f": accuracy {accuracy:.4f}, " in line
+    assert f"parameters {result['measurement']['parameters']:,}" in line
+    assert said.isascii()
     loaded = ImageClassifier.load_from_checkpoint(tmp_path / "out/merged.ckpt")
     data = DigitsDataModule(batch_size=100)
     (metrics,) = quiet_trainer().test(loaded, datamodule=data, verbose=False)

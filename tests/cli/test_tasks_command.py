@@ -91,7 +91,30 @@ def test_tables_merges_and_going_on(config, tmp_path, capsys):
     assert line["seen"] == pytest.approx(statistics.fmean(seen))
     assert line["unseen"] == pytest.approx(average["pneumonia"])
     assert line["all"] == pytest.approx(statistics.fmean(average.values()))
+    # The best mean over the seen tasks' held-out examples, worked out from the rows.
+    held_out = {
+        method: statistics.fmean(
+            one["held_out"]
+            for one in results["measurements"]
+            if (one["method"], one["condition"], one["seen"]) == (method, "clean", True)
+        )
+        for method in ("Pre-trained", "Average", "TIES")
+    }
+    advice = results["recommendation"]
+    assert advice["use"]["held_out"] >= max(held_out.values()) - advice["use"]["held_out_step"]
+    assert advice["use"]["held_out"] == pytest.approx(held_out[advice["use"]["method"]])
+    assert all(0 < one["majority"] < 1 for one in results["measurements"])
+    assert all(
+        one["accuracy_low"] <= one["accuracy"] <= one["accuracy_high"]
+        for one in results["measurements"]
+    )
     report = (output / "report.md").read_text()
+    assert all(f"> {line}" in report for line in advice["text"].splitlines())
+    said = "".join(capsys.readouterr().out.split())
+    assert "".join(advice["text"].split()) in said
+    assert "Mostfrequentclass" in said
+    assert "Recommendation" in (output / "report.html").read_text()
+    assert (output / "methods.png").is_file()
     assert "fitted to the pre-trained body on 20 labelled examples" in report
     assert "12 labelled examples seen" in report
     assert "### contrast" in report

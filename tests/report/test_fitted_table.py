@@ -11,8 +11,8 @@ from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.summary import summarise, terminal_table
 
 
-def printed(table, width):
-    console = Console(width=width, file=io.StringIO())
+def printed(table, width, terminal=True):
+    console = Console(width=width, file=io.StringIO(), force_terminal=terminal, color_system=None)
     console.print(table)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
@@ -46,6 +46,17 @@ def test_what_fits_is_one_table_with_nothing_said():
     text = printed(FittedTable(["method", "a"], [["x", "1"], ["y", "2"]], "T"), 30)
     words = [word for word in text.split() if "─" not in word]
     assert words == ["T", "method", "a", "x", "1", "y", "2"]
+
+
+def test_a_log_has_no_rules():
+    text = printed(FittedTable(["method", "a"], [["x", "1"], ["y", "2"]], "T"), 30, terminal=False)
+    assert text.isascii()
+    assert [line.split() for line in text.splitlines()] == [
+        ["T"],
+        ["method", "a"],
+        ["x", "1"],
+        ["y", "2"],
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

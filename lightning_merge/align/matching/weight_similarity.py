@@ -1,6 +1,5 @@
 """How alike the weights of units are: inner products of all that belongs to them."""
 
-
 import torch
 from torch import Tensor
 

@@ -33,7 +33,7 @@ def test_baseline(work: Work, store: Store, session: Session) -> None:
     named = work.name, "baseline", work.seed, session.progress
     rows = measure_tasks(network, conditions, context.trainer, *named)
     parameters = parameters_at_inference(context.module) * (len(bodies) if individual else 1)
-    plain = [row.row() for row in rows]
+    plain = [row.stored() for row in rows]
     store.put(work.key, {"rows": plain, "parameters": parameters, "settings": work.settings})
 
 
@@ -55,7 +55,7 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
     rows = measure_tasks(network, conditions, context.trainer, *named)
     copied = ("parameters", "seconds", "train_examples", "chosen")
     result = {
-        "rows": [row.row() for row in rows],
+        "rows": [row.stored() for row in rows],
         **{name: getattr(made.measurement, name) for name in copied},
         "choices": made.choices,
         "settings": work.settings,
