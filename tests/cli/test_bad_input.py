@@ -1,5 +1,6 @@
 """What a user can mend: one line that says how, exit status 2, nothing written over."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -201,3 +202,14 @@ def test_checkpoints_as_words_commas_and_patterns(tmp_path, monkeypatch):
     for given in (["a.ckpt", "b.ckpt"], ["a.ckpt,b.ckpt"], ["[a.ckpt, 'b.ckpt']"], ["?.ckpt"]):
         assert with_checkpoints(["--checkpoints", *given, "--seed", "1"]) == wanted
     assert with_checkpoints(["--checkpoints=c,d.ckpt"])[1] == '["c,d.ckpt"]'
+
+
+def test_a_very_long_name_does_not_make_a_figure_as_wide(tmp_path):
+    from PIL import Image
+
+    row = {"kind": "merge", "seed": 0, "accuracy": 0.9, "parameters": 9, "models": 1}
+    results = {"title": "t", "summary": [row | {"method": "x" * 9999}, row | {"method": "Mean"}]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    main(["plot", "methods", str(tmp_path / "results.json"), "--output", str(tmp_path / "drawn")])
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert max(drawn.size) < 4000
