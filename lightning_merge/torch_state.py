@@ -66,9 +66,8 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
         stray = [str(key) for key in stray if _holds_tensors(state[key])]
         if stray:
             raise CheckpointError(
-                f"{path} holds no state dict under a name that is known, but several parts "
-                f"with tensors or a nested one ({', '.join(stray)}); save it alone, or under "
-                "'state_dict'"
+                f"{path} holds no state dict under a name that is known, only "
+                f"{', '.join(stray)}; save it alone, or under 'state_dict'"
             )
     tensors, extra = _sorted_out(path, state)
     if not tensors:
