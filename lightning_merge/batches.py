@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_merge.errors import DataError
 
 INPUT_KEYS = ("image", "x", "input")
-LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class")
 
 
 def inputs_of(batch: Any) -> Tensor:
@@ -48,7 +48,8 @@ def targets_of(batch: Any) -> Tensor | None:
     """What a batch's examples should give, as the loader has it; None where it has no such tensor.
 
     Args:
-        batch: As for `inputs_of`; targets are its second item, or `label`, `target` or `y`.
+        batch: As for `inputs_of`; targets are its second item, or `label`, `target`, `y` or
+            `class`.
     """
     found = None
     if isinstance(batch, Mapping):

@@ -59,6 +59,9 @@ _UNDESCRIBED = ("completion",)
 # They run in one process, whatever has started several.
 _ON_ONE_PROCESS = ("merge", "compare", "study", "tasks")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_FULL_DISKS = ("file write failed", "PytorchStreamWriter", "unexpected pos", "iostream error")
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command.
@@ -137,12 +140,18 @@ def _is_other_rank(command: str) -> bool:
 
 def _of_disk(error: BaseException) -> MergeError | None:
     """An error of the file system, or of torch's file reader, as a `MergeError`."""
-    # torch raises its own kind of error when the disk is full.
-    full = "file write failed" in str(error) or "PytorchStreamWriter" in str(error)
-    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    # torch raises its own kind of error when it cannot open a file, or the disk is full.
+    _, failed, why = str(error).partition("open file failed with strerror: ")
+    if failed:
+        return MergeError(f"the output cannot be written ({why}); choose another --output")
+    full = any(mark in str(error) for mark in _OF_FULL_DISKS)
+    if full or (isinstance(error, OSError) and error.errno in _FULL):
         name = getattr(error, "filename", None)
         where = f"{name}: " if name else ""
-        return MergeError(f"{where}the disk is full; make room, or choose another --output")
+        return MergeError(
+            f"{where}the disk is full, or the file too large for it; make room, or choose another "
+            "--output"
+        )
     if isinstance(error, pickle.UnpicklingError):
         return MergeError(
             "the checkpoint holds more than weights and plain values, and reading that could run "

@@ -7,12 +7,13 @@ never occur at test time.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -22,7 +23,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_merge.batches import classes_of
+from lightning_merge.batches import targets_of
 from lightning_merge.distributed import Share, gather_over_ranks, ranks
 from lightning_merge.errors import ConfigError
 from lightning_merge.randomness import isolated_randomness, kept_generators
@@ -133,14 +134,15 @@ class _Sorted:
     """Detects batches that are sorted by class."""
 
     def __init__(self) -> None:
-        self.classes: set[int] = set()
+        self.classes: set[tuple[float, ...]] = set()
         self.pure = self.seen = 0
 
     def see(self, batch: Any) -> None:
-        labels = classes_of(batch)
-        if labels is None or len(labels) < 2:
+        labels = _labels(batch)
+        if labels is None or labels.dim() == 0 or len(labels) < 2:
             return
-        found = set(labels.tolist())
+        # Integers, or rows of several numbers: one-hot vectors, labels, boxes.
+        found = {tuple(row) for row in labels.detach().reshape(len(labels), -1).tolist()}
         self.classes |= found
         self.seen += 1
         self.pure += len(found) == 1
@@ -154,6 +156,18 @@ class _Sorted:
                 "over an indexed data set",
                 stacklevel=3,
             )
+
+
+def _labels(batch: Any) -> Tensor | None:
+    """A batch's targets, those in a dict or in a list of numbers too."""
+    found = targets_of(batch)
+    if found is None and isinstance(batch, list | tuple) and len(batch) > 1:
+        second = batch[1]
+        if isinstance(second, Mapping):
+            return targets_of(second)
+        if isinstance(second, list) and all(isinstance(one, int | float) for one in second):
+            return torch.tensor(second)
+    return found
 
 
 def _batched(chosen: Sequence[Any], size: int) -> Drawn:
@@ -179,7 +193,7 @@ def _indices(loader: Any) -> Sequence[Any] | None:
         not isinstance(loader, DataLoader)
         or not _is_plain(loader)
         or isinstance(loader.dataset, IterableDataset)
-        or type(loader.batch_sampler) is not BatchSampler
+        or type(loader.batch_sampler).__iter__ is not BatchSampler.__iter__
     ):
         return None
     return _sampled(loader.sampler, loader)

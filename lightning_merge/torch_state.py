@@ -56,8 +56,12 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     nested = next((key for key in _NESTED if isinstance(content.get(key), Mapping)), None)
-    state = content[nested] if nested else content
-    if not nested:
+    if nested is None and not any(isinstance(value, Tensor) for value in content.values()):
+        # Under another name it is unmistakable if it is the only one.
+        only = [key for key, value in content.items() if _is_flat(value)]
+        nested = only[0] if len(only) == 1 else None
+    state = content if nested is None else content[nested]
+    if nested is None:
         stray = [key for key, value in state.items() if isinstance(value, Mapping)]
         stray = [str(key) for key in stray if _holds_tensors(state[key])]
         if stray:
@@ -71,8 +75,20 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
             f"{path} holds no tensors: give a Lightning checkpoint, a state dict or safetensors"
         )
     _check_size(path, tensors)
-    rest = {key: value for key, value in content.items() if key != nested} if nested else {}
+    rest = (
+        {key: value for key, value in content.items() if key != nested}
+        if nested is not None
+        else {}
+    )
     return TorchState(tensors, extra, rest)
+
+
+def _is_flat(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def _sorted_out(path: Path, state: Mapping[Any, Any]) -> tuple[StateDict, dict[str, Any]]:

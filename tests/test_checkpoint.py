@@ -23,7 +23,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", None])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", None])
 def test_torch_files_are_read_nested_or_bare(tmp_path, key):
     wanted = state()
     content = {key: wanted, "epoch": 3} if key else wanted

@@ -32,12 +32,18 @@ def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tens
         b: The second ingredient's aligned weights, of shape `(n,)`.
 
     Returns:
-        `out`.
+        `out`; where the logits are 0 exactly the mean, rounded once.
     """
-    for part in _blocks(out):
+    blocks = _blocks(out)
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    scratch = out.new_empty(blocks[0].stop if blocks else 0, dtype=dtype)
+    for part in blocks:
         block = out[part]
+        other = scratch[: len(block)]
         torch.sigmoid(logits[part], out=block)
-        torch.lerp(b[part], a[part], block, out=block)
+        # Both products: the difference of the ingredients, as in lerp, would be rounded.
+        torch.sub(1, block, out=other)
+        torch.addcmul(other.mul_(b[part]), block, a[part], out=block)
     return out
 
 

@@ -107,12 +107,15 @@ def consensus_vector(
         nothing but roundings.
 
     Raises:
-        ConfigError: If there is no vector, or a number is negative.
+        ConfigError: If there is no vector, a number is negative, or more masks have to keep
+            an entry than there are.
         ArchitectureMismatchError: If names, shapes or kinds of numbers differ.
         NonFiniteError: If an entry is NaN or infinite.
     """
-    if agree < 0:
-        raise ConfigError(f"Consensus: {agree} masks cannot agree; choose 0 or more")
+    if not 0 <= agree <= max(len(vectors), 2):
+        raise ConfigError(
+            f"Consensus: {agree} of {len(vectors)} masks cannot agree; choose 0 to {len(vectors)}"
+        )
     found = check_vectors(vectors)
     merged: StateDict = {}
     for name, total, own in _masks(found, threshold):

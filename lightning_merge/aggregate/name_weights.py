@@ -36,7 +36,14 @@ class NameWeights:
             self._patterns.append((compiled(pattern, "weights"), self._checked(numbers, count)))
 
     def _checked(self, numbers: Sequence[float], count: int) -> list[float]:
-        listed = [float(number) for number in numbers]
+        try:
+            listed = [float(number) for number in numbers]
+            math.fsum(map(abs, listed))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"{self._method}: weights {str(numbers)[:80]!r}: give a finite number for each "
+                f"of {count} networks, none near the largest that there are"
+            ) from error
         if len(listed) != count or not all(map(math.isfinite, listed)):
             raise ConfigError(
                 f"{self._method}: {len(listed)} weights ({_short(listed)}) for {count} networks; "

@@ -19,6 +19,8 @@ OF_NETWORKS = {
     "templates": "plot_patterns",
 }
 
+_LONGEST = 120
+
 
 def plot(words: list[str]) -> None:
     """Draws figures and writes them as PNG and SVG.
@@ -120,9 +122,18 @@ def _results(source: Path) -> dict[str, Any]:
     if not source.is_file():
         raise ConfigError(f"{source}: no such file; give the results.json of compare or study")
     try:
-        found = read_json(source)
+        found = _with_short_names(read_json(source))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not JSON: give the results.json of a run") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{source} holds no results: give the results.json of a run")
     return found
+
+
+def _with_short_names(value: Any) -> Any:
+    """Stored results whose texts fit a picture, which becomes as wide as its longest one."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+    if isinstance(value, dict):
+        return {_with_short_names(k): _with_short_names(v) for k, v in value.items()}
+    return [_with_short_names(one) for one in value] if isinstance(value, list) else value

@@ -19,9 +19,13 @@ from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibr
 from torchmetrics.wrappers import LambdaInputTransformer
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.classes_that_occur import MeanOfOccurring
 from lightning_merge.modules.per_class import AreaUnderROC, DetectionRate, Rate, Task, exact
 
 MetricChoice = str | dict[str, Any]
+
+# Metrics that depend only on the order of the scores, unless they have thresholds.
+_OF_RANKS = ("AUROC", "AveragePrecision", "LogAUC", "EER", "RankingLoss", "CoverageError")
 
 _RATES: dict[str, Rate] = {rate: rate for rate in get_args(Rate)}
 MEDICAL = (*_RATES, "calibration_error")
@@ -56,13 +60,14 @@ def classification_metrics(
         chosen = ["accuracy"]
         chosen += ["auroc"] if task != "multiclass" else ["top5"] if num_classes > 5 else []
     words = [one for name in chosen for one in (MEDICAL if name == "medical" else (name,))]
-    return MetricCollection(dict(_made(one, task, num_classes) for one in words))
+    made = dict(_made(one, task, num_classes) for one in words)
+    # Groups are of metrics that agree on the first batch: one example may do for top 1 and top 5.
+    return MetricCollection(made, compute_groups=False)
 
 
 def _made(chosen: MetricChoice, task: Task, num_classes: int) -> tuple[str, Metric]:
     if not isinstance(chosen, str):
-        metric = _of_torchmetrics(chosen, task, num_classes)
-        return str(chosen.get("name", type(metric).__name__)), _on_logits(metric, task)
+        return _of_torchmetrics(chosen, task, num_classes)
     size = _size(task, num_classes)
     if chosen == "accuracy":
         return chosen, _on_logits(Accuracy(**size, average="micro"), task)
@@ -88,7 +93,10 @@ def _on_logits(metric: Metric, task: Task) -> Metric:
     if task == "multiclass" and hasattr(metric, "top_k"):
         # It compares an example's own logits, and probabilities may be too small to differ.
         return metric
-    return LambdaInputTransformer(metric, softmax if task == "multiclass" else sigmoid)
+    if task == "multiclass":
+        return LambdaInputTransformer(metric, softmax)
+    ranks = type(metric).__name__.endswith(_OF_RANKS) and getattr(metric, "thresholds", 1) is None
+    return LambdaInputTransformer(metric, increasing if ranks else sigmoid)
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -101,12 +109,22 @@ def sigmoid(logits: Tensor) -> Tensor:
     return exact(logits).sigmoid().nan_to_num(nan=0.5)
 
 
+def increasing(logits: Tensor) -> Tensor:
+    """Numbers in [0, 1] in the order of the logits, none equal that differ; 0.5 for NaN."""
+    values = exact(logits)
+    return (
+        (values / (2 * (1 + values.abs())) + 0.5)
+        .where(values.isfinite(), values.sign() / 2 + 0.5)
+        .nan_to_num(nan=0.5)
+    )
+
+
 def _size(task: Task, num_classes: int) -> dict[str, Any]:
     sizes = {"multiclass": {"num_classes": num_classes}, "multilabel": {"num_labels": num_classes}}
     return {"task": task, **sizes.get(task, {})}
 
 
-def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) -> Metric:
+def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) -> tuple[str, Metric]:
     path = str(chosen.get("class_path") if isinstance(chosen, Mapping) else chosen)
     room, _, name = path.rpartition(".")
     kind: Any = getattr(torchmetrics.classification, name, None) if room in _ROOMS else None
@@ -117,15 +135,23 @@ def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) ->
     known = [*inspect.signature(kind.__init__).parameters, *inspect.signature(kind).parameters]
     size = {k: v for k, v in _size(task, num_classes).items() if k in known}
     try:
-        metric: Metric = kind(**{**size, **(chosen.get("init_args") or {})})
-        _try(_on_logits(metric.clone(), task), task, num_classes)
+        given: dict[str, Any] = {**size, **(chosen.get("init_args") or {})}
+        average = inspect.signature(kind).parameters.get("average")
+        by_class = average is not None and given.get("average", average.default) == "macro"
+        plain: Metric = kind(**{**given, **({"average": "none"} if by_class else {})})
+        called = type(plain).__name__
+        metric = _on_logits(plain, task)
+        if by_class and task != "binary":
+            ignored = given.get("ignore_index")
+            metric = MeanOfOccurring(metric, called, task, num_classes, ignored)
+        _try(metric.clone(), task, num_classes)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"metric '{path}' does not fit a {task} task of {num_classes} classes ({reason}): "
             "choose another one, or other init_args"
         ) from error
-    return metric
+    return str(chosen.get("name", called)), metric
 
 
 def _try(metric: Metric, task: Task, num_classes: int) -> None:

@@ -176,6 +176,8 @@ class _Inputs:
         ready: Tensor | None = None
         single: Tensor | None = None
         for inputs in self._read():
+            if not len(inputs):
+                continue
             if single is not None:
                 if _fit(single, inputs):
                     inputs = torch.cat([single, inputs])

@@ -72,12 +72,17 @@ class Store:
             return ""
         try:
             stored = read_json(path)
-            parts = stored["result"], stored["made_by"], stored["files"]
+            parts = [stored["result"], stored["made_by"], stored["files"]]
+            # Earlier versions did not note the key.
+            parts += [stored["key"]] if "key" in stored else []
             whole, files = stored["digest"] == _digest_of(*parts), dict(stored["files"])
+            other = stored.get("key", key) != key
         except _UNREADABLE:
             return f"{_RESULT} cannot be read"
         if not whole:
             return f"{_RESULT} was changed"
+        if other:
+            return f"{_RESULT} is that of another piece"
         for name, expected in files.items():
             file = self.folder / key / name
             if not file.is_file():
@@ -101,7 +106,7 @@ class Store:
             self.weights(key).unlink(missing_ok=True)
         # As it will be read again: NaN is null, tuples are lists.
         plain, made_by = as_json(result), as_json(provenance())
-        parts = {"result": plain, "made_by": made_by, "files": files}
+        parts = {"result": plain, "made_by": made_by, "files": files, "key": key}
         digest = _digest_of(*parts.values())
         write_json(self.folder / key / _RESULT, {**parts, "digest": digest})
         self.training(key).unlink(missing_ok=True)

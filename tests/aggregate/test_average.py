@@ -60,7 +60,10 @@ def test_many_float32_states_are_summed_without_loss():
     assert average(given)["w"].item() == pytest.approx((1e8 + 999) / 1000, rel=1e-7)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [float("nan"), 1.0]])
+@pytest.mark.parametrize(
+    "weights",
+    [[1.0], [1.0, -1.0], [float("nan"), 1.0], [1e308, 1e308], ["a", "b"], [None, 1.0], 3.0],
+)
 def test_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(ConfigError, match="weights"):
         average(states(), weights)

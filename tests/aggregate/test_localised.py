@@ -89,5 +89,7 @@ def test_numbers_below_zero_are_refused():
     start, vectors = made(torch.ones(2, 3))
     with pytest.raises(ConfigError, match=r"threshold -1"):
         tall_masks(start, vectors, -1)
-    with pytest.raises(ConfigError, match=r"-2 masks"):
+    with pytest.raises(ConfigError, match=r"-2 of 2 masks"):
         consensus(start, vectors, 1.0, agree=-2)
+    with pytest.raises(ConfigError, match="agree"):
+        consensus(start, vectors, 1.0, agree=len(vectors) + 2)

@@ -1,6 +1,9 @@
 """What a user can mend: one line that says how, exit status 2, nothing written over."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,6 +137,27 @@ def test_average_refuses_the_same_things(capsys, tmp_path, good):
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("ending", ["pt", "ckpt", "safetensors"])
+def test_a_file_too_large_for_the_disk_leaves_nothing(tmp_path, ending):
+    torch.save({"w": torch.randn(50_000)}, tmp_path / "a.pt")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+        "from lightning_merge.cli import main; main(sys.argv[1:])"
+    )
+    words = ["average", "a.pt", "a.pt", "--output", f"mean.{ending}"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "disk is full" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_a_source_without_the_figure(capsys, tmp_path, good):
     assert "holds no alphas" in fails(capsys, ["plot", "alphas", str(good[0])])
     (tmp_path / "results.json").write_text("{}")
@@ -201,3 +225,14 @@ def test_checkpoints_as_words_commas_and_patterns(tmp_path, monkeypatch):
     for given in (["a.ckpt", "b.ckpt"], ["a.ckpt,b.ckpt"], ["[a.ckpt, 'b.ckpt']"], ["?.ckpt"]):
         assert with_checkpoints(["--checkpoints", *given, "--seed", "1"]) == wanted
     assert with_checkpoints(["--checkpoints=c,d.ckpt"])[1] == '["c,d.ckpt"]'
+
+
+def test_a_very_long_name_does_not_make_a_figure_as_wide(tmp_path):
+    from PIL import Image
+
+    row = {"kind": "merge", "seed": 0, "accuracy": 0.9, "parameters": 9, "models": 1}
+    results = {"title": "t", "summary": [row | {"method": "x" * 9999}, row | {"method": "Mean"}]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    main(["plot", "methods", str(tmp_path / "results.json"), "--output", str(tmp_path / "drawn")])
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert max(drawn.size) < 4000

@@ -36,18 +36,25 @@ def flat(batches):
     return [number for batch in read(batches) for number in batch]
 
 
+class NamedBatches(BatchSampler):
+    """As torch's, under another name."""
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"drop_last": True},
         {"shuffle": True},
+        {"batch_sampler": NamedBatches(range(33), 16, False)},
         {"sampler": DistributedSampler(numbers(), 2, 1)},
         {"sampler": DistributedSamplerWrapper(SequentialSampler(numbers()), 2, 0)},
     ],
 )
 def test_every_example_is_read_once_in_a_random_order(settings):
-    loader = DataLoader(numbers(), **{"batch_size": 16, **settings})
+    if "batch_sampler" not in settings:
+        settings = {"batch_size": 16, **settings}
+    loader = DataLoader(numbers(), **settings)
     drawn = in_random_order(loader, seed=3)
     batches = read(drawn)
     # No batch of one.
@@ -111,7 +118,8 @@ class Doubling(DataLoader):
 
 
 class OwnBatches(BatchSampler):
-    pass
+    def __iter__(self):
+        return super().__iter__()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_what_cannot_be_drawn_is_read_as_it_comes_with_a_warning(batches, wanted
         [(torch.ones(4), torch.zeros(4, dtype=torch.long))] * 3,
         [(torch.ones(4), torch.arange(4))] * 3,
         [{"image": torch.ones(1), "label": torch.tensor([i])} for i in range(9)],
-        [(torch.ones(4), torch.zeros(4)), (torch.ones(4), torch.ones(4))] * 3,
+        [(torch.ones(4), torch.eye(4))] * 3,
         [torch.ones(4)] * 3,
     ],
 )
@@ -152,8 +160,19 @@ def test_no_warning_where_nothing_is_sorted(batches):
         assert len(list(in_random_order(batches))) == len(batches)
 
 
-def test_sorted_dicts_warn_too():
-    batches = [{"x": torch.ones(4), "target": torch.full((4,), i)} for i in range(3)]
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda i: {"x": torch.ones(4), "target": torch.full((4,), i)},
+        lambda i: {"image": torch.ones(4), "class": torch.full((4,), i)},
+        lambda i: (torch.ones(4), torch.full((4, 1), float(i))),
+        lambda i: (torch.ones(4), torch.eye(3)[[i] * 4]),
+        lambda i: (torch.ones(4), {"label": torch.full((4,), i)}),
+        lambda i: [torch.ones(4), [i] * 4],
+    ],
+)
+def test_sorted_labels_of_any_form_give_a_warning(batch):
+    batches = [batch(i) for i in range(3)]
     with pytest.warns(UserWarning, match="3 of 3"):
         list(in_random_order(batches))
 

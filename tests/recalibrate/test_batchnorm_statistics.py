@@ -215,3 +215,11 @@ def test_single_images_of_several_pixels_are_batches():
     layer = nn.BatchNorm2d(3)
     reset_batchnorm(layer, images[:1].split(1))
     torch.testing.assert_close(layer.running_var, images[:1].var((0, 2, 3)))
+
+
+def test_a_batch_without_examples_changes_nothing():
+    data = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    norm = nn.Sequential(nn.BatchNorm1d(3))
+    reset_batchnorm(norm, [data[:0], data[:12], data[:0], data[12:]])
+    assert torch.allclose(norm[0].running_mean, data.mean(0), atol=1e-6)
+    assert norm[0].num_batches_tracked == 2

@@ -132,6 +132,20 @@ def test_damage_is_noticed_after_a_piece_was_found_whole(folder):
     assert store.damage(MERGE.key) == "weights.ckpt was changed"
 
 
+def test_pieces_that_changed_places_are_done_again(folder, finished):
+    one, other = (folder / work.key for work in (INGREDIENT, MERGE))
+    one.rename(folder / "kept")
+    other.rename(one)
+    (folder / "kept").rename(other)
+    says = "is that of another piece"
+    assert all(Store(folder).damage(work.key).endswith(says) for work in (INGREDIENT, MERGE))
+    with pytest.warns(UserWarning, match=says):
+        run(WORKS, Store(folder), progress=False)
+    for work in WORKS:
+        found, expected = (kept(Store(place), work.key) for place in (folder, finished))
+        assert all(map(same, found, expected))
+
+
 def test_a_piece_that_no_longer_has_weights_leaves_none(tmp_path):
     store = Store(tmp_path)
     store.put("key", {"row": 1}, {"state_dict": {}})
