@@ -152,6 +152,9 @@ from .modules import (
     MergeModule as MergeModule,
 )
 from .modules import (
+    SurgeryModule as SurgeryModule,
+)
+from .modules import (
     ZippedModule as ZippedModule,
 )
 from .recalibrate import repair as repair
