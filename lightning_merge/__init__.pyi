@@ -67,6 +67,9 @@ from .align import (
 from .align import (
     WeightMatching as WeightMatching,
 )
+from .align import (
+    zip_it as zip_it,
+)
 from .callbacks import (
     AlphaMonitor as AlphaMonitor,
 )
@@ -148,6 +151,12 @@ from .modules import (
 from .modules import (
     MergeModule as MergeModule,
 )
+from .modules import (
+    SurgeryModule as SurgeryModule,
+)
+from .modules import (
+    ZippedModule as ZippedModule,
+)
 from .recalibrate import repair as repair
 from .recalibrate import reset_batchnorm as reset_batchnorm
 from .recipe.aggregate import Aggregate as Aggregate
@@ -222,6 +231,9 @@ from .recipe.aggregates import (
     NPMergePairs as NPMergePairs,
 )
 from .recipe.aggregates import (
+    PartialZipIt as PartialZipIt,
+)
+from .recipe.aggregates import (
     RegMean as RegMean,
 )
 from .recipe.aggregates import (
@@ -232,6 +244,9 @@ from .recipe.aggregates import (
 )
 from .recipe.aggregates import (
     TSVMerge as TSVMerge,
+)
+from .recipe.aggregates import (
+    ZipIt as ZipIt,
 )
 from .recipe.context import Context as Context
 from .recipe.recalibration import Recalibration as Recalibration

@@ -101,14 +101,16 @@ def iso_cts_vector(vectors: Sequence[State], common: float = 0.8) -> MergedVecto
 
 
 def _sum(matrices: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(matrices[0], dtype=torch.float64)
+    double = any(matrix.dtype == torch.float64 for matrix in matrices)
+    total = torch.zeros_like(matrices[0], dtype=torch.float64 if double else torch.float32)
     for matrix in matrices:
         total += matrix
     return total
 
 
 def _common(matrices: Sequence[Tensor]) -> Tensor:
-    factor, values = polar(_sum(matrices))
+    # Small singular values count as much as large ones here.
+    factor, values = polar(_sum(matrices).double())
     return factor.mul_(values.mean())
 
 

@@ -73,7 +73,11 @@ def _merged(matrices: Sequence[Tensor]) -> Tensor | None:
     if count == 0:
         return None
     triples = [leading_triples(matrix, count) for matrix in matrices]
-    left = polar(torch.cat([one.left for one in triples], dim=1))[0]
+    double = any(matrix.dtype == torch.float64 for matrix in matrices)
+    dtype = torch.float64 if double else torch.float32
+    left = polar(torch.cat([one.left for one in triples], dim=1).to(dtype))[0]
     # A singular value of 0 has no direction of its own, on either side.
-    right = polar(torch.cat([one.right * (one.values > 0) for one in triples], dim=1))[0]
-    return (left * torch.cat([one.values for one in triples])) @ right.mT
+    sides = [one.right * (one.values > 0) for one in triples]
+    right = polar(torch.cat(sides, dim=1).to(dtype))[0]
+    values = torch.cat([one.values for one in triples])
+    return (left * values).to(dtype) @ right.to(dtype).mT

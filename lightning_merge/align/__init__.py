@@ -1,8 +1,8 @@
 """Alignment: bring the hidden units of one trained network into the order of another's.
 
-Three rooms, each on top of the one before: `trace` follows an exported network and learns
+Four rooms, each on top of the one before: `trace` follows an exported network and learns
 which units lie where, `spec` makes verified groups of them, `matching` finds which units of
-two networks correspond.
+two networks correspond, `zipping` makes one network of units that do.
 """
 
 from lightning_merge.align.matching.activation import ActivationMatching
@@ -18,6 +18,9 @@ from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.spec.spec import PermutationSpec
 from lightning_merge.align.spec.unit_group import Group, Member
 from lightning_merge.align.spec.widening import widened
+from lightning_merge.align.zipping.greedy_zip import zip_units
+from lightning_merge.align.zipping.two_heads import TwoHeads
+from lightning_merge.align.zipping.zip_networks import zip_it
 
 __all__ = [
     "ActivationMatching",
@@ -31,9 +34,12 @@ __all__ = [
     "Member",
     "MergeMany",
     "PermutationSpec",
+    "TwoHeads",
     "WeightMatching",
     "agreement",
     "all_to_one",
     "matchings",
     "widened",
+    "zip_it",
+    "zip_units",
 ]

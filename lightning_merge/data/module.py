@@ -41,7 +41,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Images in a training batch.
-        split: `"all"`, `"random"`, `"80-20"` or `"dirichlet"`, see `split_indices`.
+        split: `"all"`, `"random"`, `"80-20"`, `"dirichlet"` or `"classes"`, see `split_indices`.
         part: Which of the parts to train on, from 0; None for all of them together.
         parts: How many parts the split makes.
         split_seed: Determines held-out part, parts and examples per class.

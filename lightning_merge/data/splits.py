@@ -35,6 +35,8 @@ def split_indices(
               classes (the larger half where their number is odd) and 20% of each of the
               others, the second the rest.
             * `"dirichlet"`: each class has its own draw from Dirichlet(0.5, ..., 0.5).
+            * `"classes"`: each part gets all of so many classes, the first part the first ones,
+              the larger parts first where their number does not divide.
         parts: How many.
         seed: Zero or more; the same seed gives the same parts.
 
@@ -55,6 +57,11 @@ def split_indices(
     _refuse_multilabel(labels, f"split {scheme!r}", "choose 'all' or 'random'")
     if scheme == "80-20":
         return _gather(_eighty_twenty(labels, indices, seed), parts)
+    if scheme == "classes":
+        return [
+            indices[np.isin(labels[indices], own)]
+            for own in np.array_split(np.unique(labels), parts)
+        ]
     return _gather(_dirichlet(labels, indices, parts, seed), parts)
 
 
@@ -64,9 +71,10 @@ def check_split(scheme: str, parts: int, seed: int) -> None:
     Raises:
         ConfigError: With the reason.
     """
-    if scheme not in ("all", "random", "80-20", "dirichlet"):
+    if scheme not in ("all", "random", "80-20", "dirichlet", "classes"):
         raise ConfigError(
-            f"split {scheme!r} is unknown: choose 'all', 'random', '80-20' or 'dirichlet'"
+            f"split {scheme!r} is unknown: choose 'all', 'random', '80-20', 'dirichlet' or "
+            "'classes'"
         )
     if parts < 1:
         raise ConfigError(f"parts is {parts}: choose 1 or more")

@@ -7,6 +7,8 @@ from lightning_merge.modules.merging.ada_merging_module import AdaMergingModule
 from lightning_merge.modules.merging.matching_module import LearnedMatchingModule
 from lightning_merge.modules.merging.merge_module import Granularity, MergeModule
 from lightning_merge.modules.merging.successive_pairs import merge_in_pairs, successive_pairs
+from lightning_merge.modules.surgery import SurgeryModule
+from lightning_merge.modules.zipped import ZippedModule
 
 # What configurations of `fit` may name.
 AdaMerging = AdaMergingModule
@@ -21,6 +23,8 @@ __all__ = [
     "ImageClassifier",
     "LearnedMatchingModule",
     "MergeModule",
+    "SurgeryModule",
+    "ZippedModule",
     "merge_in_pairs",
     "successive_pairs",
 ]

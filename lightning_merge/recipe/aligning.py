@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching, PermutationSpec
+from lightning_merge.align.spec.spec import Symmetries
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.loaders import example_inputs
+from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.recipe.cache import identity
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
@@ -65,12 +66,7 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     device, state = context.device, context.states[index]
     first = context.build(context.states[0]).to(device).eval()
     batches = context.statistics()
-    spec = context.recall(
-        ("spec", context.digests[0], matching.symmetries),
-        lambda: PermutationSpec.from_model(
-            first, example_inputs(batches, device), symmetries=matching.symmetries
-        ),
-    ).value
+    spec = spec_of(context, first, batches, matching.symmetries)
     # A head of another task must not decide which units correspond.
     shared = () if context.joins_heads else context.heads
     headless = {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
@@ -94,6 +90,31 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     chosen = found.choice is not None and scores
     choice = _choice(found.choice or {}, scores[-1], context, index) if chosen else None
     return {**aligned, **heads}, choice
+
+
+def spec_of(
+    context: Context,
+    first: LightningModule,
+    batches: Transferred,
+    symmetries: Symmetries = "permutation",
+) -> PermutationSpec:
+    """The spec of the ingredients' architecture, derived once.
+
+    Args:
+        context: The ingredients.
+        first: The first one, on the context's device.
+        batches: What it takes.
+        symmetries: As in `PermutationSpec.from_model`.
+
+    Raises:
+        AlignmentError: If its units cannot be followed.
+    """
+    return context.recall(
+        ("spec", context.digests[0], symmetries),
+        lambda: PermutationSpec.from_model(
+            first, example_inputs(batches, context.device), symmetries=symmetries
+        ),
+    ).value
 
 
 def _choice(found: Mapping[str, Any], score: Score, context: Context, index: int) -> Choice:

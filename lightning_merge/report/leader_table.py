@@ -180,7 +180,7 @@ def situation_of(config: Plain, rows: Sequence[Plain], size: int | None) -> dict
         seen = [row["train_examples"] for row in rows if row.get("train_examples")]
         examples = max(seen, default=0) / int(model.get("num_classes") or 1)
     classes = {str(one["classes"]) for one in ingredients if one.get("classes") is not None}
-    if len(classes) > 1:
+    if len(classes) > 1 or data.get("split") == "classes":
         shared = "disjoint"
     else:
         shared = "shared unevenly" if data.get("split") in _SKEWED else "the same"

@@ -1,5 +1,7 @@
 """Spectral merges against their formulas, written out in float64 with full decompositions."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -225,6 +227,19 @@ def test_polar_is_orthonormal_only_where_there_is_something(shape):
     expected = torch.tensor([0, 0, 0.5, 3], dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=1e-7, atol=1e-7)
     assert not torch.stack([*polar(torch.zeros(3, 3))]).any() if shape[0] == 3 else True
+
+
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90), (40, 30), (30, 30)])
+@pytest.mark.parametrize("condition", [3.0, 9.0, 1e3])
+def test_polar_of_float32_has_five_digits_however_singular(shape, condition):
+    values = torch.logspace(0, -math.log10(condition), 30, dtype=torch.float64)
+    matrix = with_values(shape, values).float()
+    u, s, vh = svd(matrix.double())
+    factor, found = polar(matrix)
+    assert float((factor - u @ vh).norm() / len(values) ** 0.5) < 1e-5
+    torch.testing.assert_close(found.double().flip(0), s, rtol=1e-5, atol=1e-6)
+    length = 1e-25
+    torch.testing.assert_close(polar(matrix * length)[0], factor, rtol=1e-3, atol=1e-4)
 
 
 def test_convolutions_are_matrices_and_the_rest_is_averaged():

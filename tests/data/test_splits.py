@@ -8,7 +8,7 @@ from lightning_merge.errors import ConfigError, DataError, MergeError
 
 seeds = st.integers(0, 2**31)
 few_parts = st.integers(1, 5)
-partitions = st.sampled_from(["random", "80-20", "dirichlet"])
+partitions = st.sampled_from(["random", "80-20", "dirichlet", "classes"])
 
 
 @st.composite
@@ -97,6 +97,12 @@ def test_dirichlet_shares_have_the_distributions_mean_and_spread():
     assert abs(shares.mean() - 0.5) < 0.06
     assert abs(shares.var() - 0.125) < 0.02
     assert 0.4 < np.mean((shares < 0.146) | (shares > 0.854)) < 0.6
+
+
+def test_parts_by_class_have_classes_of_their_own():
+    labels = np.random.default_rng(0).integers(0, 7, 400)
+    first, second, third = split_indices(labels, np.arange(400), "classes", 3, 5)
+    assert [set(labels[part]) for part in (first, second, third)] == [{0, 1, 2}, {3, 4}, {5, 6}]
 
 
 def test_dirichlet_over_three_parts_favours_none():
@@ -205,5 +211,5 @@ def test_errors_are_one_line_that_names_the_remedy(call, words):
 
 def test_nothing_splits_into_empty_parts():
     nothing = np.empty(0, dtype=np.int64)
-    for scheme in ("all", "random", "80-20", "dirichlet"):
+    for scheme in ("all", "random", "80-20", "dirichlet", "classes"):
         assert [len(piece) for piece in split_indices(nothing, nothing, scheme)] == [0, 0]

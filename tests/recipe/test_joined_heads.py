@@ -14,10 +14,12 @@ from lightning_merge import (
     ImageClassifier,
     LogitsEnsemble,
     NPMerge,
+    PartialZipIt,
     PermutationSpec,
     Recipe,
     TaskArithmetic,
     WeightMatching,
+    ZipIt,
     average,
     compare,
     merge,
@@ -124,6 +126,16 @@ def test_the_second_heads_rows_move_with_the_units(pair, images, matching):
         torch.testing.assert_close(found(images), side_by_side(pair, images), rtol=1e-4, atol=1e-4)
         unaligned = Recipe("direct", Average())(context).module.eval()
         assert not torch.allclose(unaligned(images), side_by_side(pair, images), atol=1e-2)
+
+
+def test_a_zip_has_both_heads_in_the_order_of_its_units(pair, images):
+    networks = [pair[0], shuffled(pair[1])]
+    context = open_context(networks, AllClasses(), quiet_trainer, heads="join", progress=False)
+    expected = side_by_side(networks, images)
+    for aggregate, share in ((ZipIt(), 1.0), (PartialZipIt("layer2"), 0.5)):
+        found = Recipe("zipped", aggregate)(context).module.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(found(images), share * expected, rtol=1e-4, atol=1e-4)
 
 
 def test_three_networks_of_other_bodies_have_the_mean_body_under_all_heads(images):

@@ -5,13 +5,14 @@ Source: Theus et al. 2025, "Generalized Linear Mode Connectivity for Transformer
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.activation import ActivationMatching
 from lightning_merge.align.matching.learned_maps import LearnedMaps, distillation
+from lightning_merge.align.matching.learned_orders import Units
 from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import MapMatching, check_symmetries
@@ -33,10 +34,11 @@ Start = Literal["weights", "activations"]
 class LearnedMatching(MapMatching):
     """Train rotations, matrices inside heads and factors so that the merged network does well.
 
-    Starts from a closed form (`WeightMatching` or `ActivationMatching` with all symmetries),
-    whose order of units and heads it keeps, and minimises the loss of the mean of a and the
-    mapped b: its cross-entropy against the mean of both networks' outputs, or with `labels`
-    against the batches' classes. b's function is preserved exactly, whatever was learned. The
+    Starts from a closed form (`WeightMatching` or `ActivationMatching` with all symmetries), whose
+    order of heads it keeps, and, unless `units` is set, that of units. It minimises the loss of
+    the mean of a and the mapped b: its cross-entropy against the mean of both networks' outputs,
+    or with `labels` against the batches' classes. b's function is preserved exactly, whatever was
+    learned. The
     distance of the weights may rise meanwhile: it is not the criterion.
 
     BatchNorms normalise by their batch while maps are trained, as the merged network's
@@ -50,6 +52,10 @@ class LearnedMatching(MapMatching):
             (0, 1) for each batch.
         labels: Whether to learn from the batches' classes in place of the networks' outputs.
         seed: Of the shares that are drawn, and of the start by weights.
+        units: How the order of units is learned, for convolutional networks above all: `fixed`
+            for not at all; `sinkhorn`, by doubly stochastic matrices; `straight-through`, by
+            their best assignment, with the gradient passed through it (Git Re-Basin's
+            Algorithm 3).
 
     Raises:
         AlignmentError: A setting is out of its range.
@@ -66,7 +72,10 @@ class LearnedMatching(MapMatching):
         share: float | None = 0.5,
         labels: bool = False,
         seed: int = 0,
+        units: Units = "fixed",
     ) -> None:
+        if units not in get_args(Units):
+            raise AlignmentError(f"units is {units!r}: choose one of {', '.join(get_args(Units))}")
         if start not in ("weights", "activations"):
             raise AlignmentError(f"start is {start!r}: choose 'weights' or 'activations'")
         if steps < 0 or lr <= 0 or not (share is None or 0 < share < 1):
@@ -75,7 +84,7 @@ class LearnedMatching(MapMatching):
                 "share is between 0 and 1 or None"
             )
         self.start, self.steps, self.lr = start, steps, lr
-        self.share, self.labels, self.seed = share, labels, seed
+        self.share, self.labels, self.seed, self.units = share, labels, seed, units
 
     def match(
         self,
@@ -108,7 +117,9 @@ class LearnedMatching(MapMatching):
             closed = ActivationMatching(symmetries="all")
             maps = closed.match(spec, model_a, model_b, batches, progress)
         with torch.inference_mode(False), torch.enable_grad():
-            learned = LearnedMaps(spec, model_a.state_dict(), model_b.state_dict(), maps)
+            learned = LearnedMaps(
+                spec, model_a.state_dict(), model_b.state_dict(), maps, self.units
+            )
             with evaluation(model_a, model_b):
                 self._train(learned, model_a, model_b, batches, progress)
         return learned.maps()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.align.matching.learned_orders import LearnedOrders, Units
 from lightning_merge.align.matching.map_solvers import balance, nearest_orthogonal, rotation
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.spec.linear_maps import (
@@ -28,7 +29,8 @@ State = Mapping[str, Tensor]
 class LearnedMaps(nn.Module):
     """A rotation for each stream, a matrix for each head and a factor for each scaled unit.
 
-    They start at the maps that are given; units and heads keep the order that those give them.
+    They start at the maps that are given; heads keep the order that those give them, and so do
+    units, unless `units` says how their order is to be learned.
     A rotation is `(Q exp(S - S^T) Q^T + 1 1^T / d) O` with `S` trained from zero, so that it
     stays orthogonal; matrices inside heads are free, factors are exponentials. Both networks
     are canonical, and balanced by a's gauge.
@@ -38,12 +40,15 @@ class LearnedMaps(nn.Module):
         a: The state dict that stays.
         b: The state dict to align.
         start: Maps of canonical b onto canonical a, from a closed form.
+        units: `fixed`, `sinkhorn` or `straight-through`; see `learned_orders`.
 
     Raises:
         AlignmentError: No group of the spec has anything to learn.
     """
 
-    def __init__(self, spec: PermutationSpec, a: State, b: State, start: Maps) -> None:
+    def __init__(
+        self, spec: PermutationSpec, a: State, b: State, start: Maps, units: Units = "fixed"
+    ) -> None:
         super().__init__()
         self.spec, self.begin = spec, dict(start)
         canonical = spec.canonical(a)
@@ -52,10 +57,11 @@ class LearnedMaps(nn.Module):
         self.a = spec.transform(canonical, self.gauge)
         self.b = spec.transform(spec.canonical(b), begin)
         self.learned = [group for group in spec.groups if group.symmetry != "permutation"]
-        if not self.learned:
+        self.orders = LearnedOrders(spec, self.a, self.b, units)
+        if not self.learned and not self.orders.groups:
             raise AlignmentError(
                 "there is nothing to learn: the network's units allow permutations only, see "
-                "spec.frozen; take WeightMatching or ActivationMatching"
+                "spec.frozen; take WeightMatching or ActivationMatching, or set units"
             )
         like = next(t for t in self.a.values() if t.is_floating_point())
         self.values = nn.ParameterList(_start(group, like) for group in self.learned)
@@ -90,7 +96,7 @@ class LearnedMaps(nn.Module):
 
     def mapped(self) -> dict[str, Tensor]:
         """The state of b under the present maps, through which gradients reach them."""
-        state = dict(self.b)
+        state = self.orders.applied(self.b)
         maps = self.matrices()
         for group in self.learned:
             own = maps[group.name]
@@ -126,6 +132,10 @@ class LearnedMaps(nn.Module):
                 now[group.name] = exact[None]
             else:
                 now[group.name] = own
+        for name, order in self.orders.found().items():
+            # Units are put in order first, then multiplied.
+            factors = now.get(name)
+            now[name] = order if factors is None else torch.stack([order.double(), factors])
         groups = self.spec.groups
         found = compose_maps(groups, compose_maps(groups, self.begin, self.gauge), now)
         return compose_maps(groups, found, inverse_maps(groups, self.gauge))

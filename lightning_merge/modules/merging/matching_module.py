@@ -13,6 +13,7 @@ from lightning_merge.aggregate import interpolate
 from lightning_merge.align import LearnedMaps, PermutationSpec, WeightMatching
 from lightning_merge.align.matching.learned import classes_in, normalising_by_batch
 from lightning_merge.align.matching.learned_maps import distillation
+from lightning_merge.align.matching.learned_orders import Units
 from lightning_merge.align.matching.symmetric_maps import mapped_onto
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
@@ -45,6 +46,7 @@ class LearnedMatchingModule(LightningModule):
             given.
         lr_scheduler: Called with the optimizer; stepped once an epoch.
         seed: Of the start.
+        units: How the order of units is learned, as in `LearnedMatching`.
 
     Raises:
         ConfigError: If there are not two checkpoints, or no example inputs.
@@ -62,6 +64,7 @@ class LearnedMatchingModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        units: Units = "fixed",
     ) -> None:
         super().__init__()
         if len(checkpoints) != 2:
@@ -80,7 +83,7 @@ class LearnedMatchingModule(LightningModule):
         self.network = module.requires_grad_(False).eval()
         spec = PermutationSpec.from_model(module, inputs, symmetries="all")
         start = WeightMatching(seed, "all").match(spec, a, b)
-        self.maps = LearnedMaps(spec, a, b, start)
+        self.maps = LearnedMaps(spec, a, b, start, units)
         self.share, self.labels = share, labels
         self._digests = read.digests
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler

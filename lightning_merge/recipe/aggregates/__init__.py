@@ -19,6 +19,7 @@ from lightning_merge.recipe.aggregates.spherical_means import KarcherMean, Slerp
 from lightning_merge.recipe.aggregates.stock_average import ModelStock
 from lightning_merge.recipe.aggregates.task_vector_merges import DARE, TIES, TaskArithmetic
 from lightning_merge.recipe.aggregates.weighted_average import Average
+from lightning_merge.recipe.aggregates.zipped_networks import PartialZipIt, ZipIt
 
 __all__ = [
     "CART",
@@ -46,8 +47,10 @@ __all__ = [
     "ModelStock",
     "NPMerge",
     "NPMergePairs",
+    "PartialZipIt",
     "RegMean",
     "Slerp",
     "TSVMerge",
     "TaskArithmetic",
+    "ZipIt",
 ]

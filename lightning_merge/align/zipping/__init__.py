@@ -1,0 +1,1 @@
+"""ZipIt!: units of two networks matched across and within networks, and merged."""
