@@ -18,6 +18,7 @@ from made_folders import (
 
 from lightning_merge.cli import main
 from lightning_merge.data.sets.celeba import ATTRIBUTES
+from lightning_merge.networks import vgg_cifar
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -32,16 +33,27 @@ WRITERS = {
     "TinyImageNetDataModule": write_tiny_imagenet,
 }
 NETWORKS = {
-    "compare/alignment_resnet20.yaml": {"num_classes": 2},
+    "compare/alignment_resnet20.yaml": {"num_classes": 2, "model_kwargs": {"depth": 1}},
     "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
-# As deep as the kinds of groups need it, for tests.
+# Networks with the same kinds of layers and groups, and fewer or narrower ones.
 SMALLER = {
+    "studies/digits.yaml": "{depth: 1}",
+    "studies/pneumoniamnist.yaml": "{depth: 1}",
+    "studies/retinamnist.yaml": "{depth: 1}",
+    "studies/rethinking_resnet18.yaml": "{channels: [8, 16, 32, 64]}",
     "studies/transformers_small.yaml": "{img_size: 28, patch_size: 7, embed_dim: 24, depth: 2, "
     "num_heads: 3}",
 }
 FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch):
+    """VGG11 with an eighth of its channels."""
+    narrow = [[channels // 8 for channels in row] for row in vgg_cifar.VGG11_CHANNELS]
+    monkeypatch.setattr(vgg_cifar, "VGG11_CHANNELS", narrow)
 
 
 def of(folder):
