@@ -61,8 +61,9 @@ def of(folder):
 
 
 def studies():
-    """Those that are not a paper's table, nor a difference from one: these have own tests."""
-    papers = ("paper:", "differs:", "-c configs/studies/np_merge_table1_resnet20.yaml")
+    """Those that are not a paper's table, nor a difference from another: these have own tests."""
+    later = ("np_merge_table1_resnet20", "transformers_small")
+    papers = ("paper:", "differs:", *(f"-c configs/studies/{name}.yaml" for name in later))
     return [
         name
         for name in of("studies")
