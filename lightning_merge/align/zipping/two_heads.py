@@ -169,7 +169,7 @@ class Recorded(nn.Module):
 def head_of(model: nn.Module, cut: Cut, unmerge: Tensor, values: Values) -> nn.Module:
     """A copy of a network that goes on from a trunk."""
     memo = {id(model.get_submodule(name)): nn.Identity() for name in (*cut.before, cut.name)}
-    head = copy.deepcopy(model, memo)  # type: ignore[arg-type]
+    head = copy.deepcopy(model, memo)
     for name in cut.before:
         head.set_submodule(name, Recorded(name, values))
     like = next((p for p in model.parameters()), unmerge)
