@@ -187,13 +187,18 @@ def _is_plain(loader: DataLoader[Any]) -> bool:
     return type(loader).__iter__ is DataLoader.__iter__
 
 
+def _is_torchs(batches: Any) -> bool:
+    # A batch sampler with its own `__iter__` may group examples as it likes.
+    return isinstance(batches, BatchSampler) and type(batches).__iter__ is BatchSampler.__iter__
+
+
 def _indices(loader: Any) -> Sequence[Any] | None:
     """The indices of a loader's examples, the same on all ranks; None where it has none."""
     if (
         not isinstance(loader, DataLoader)
         or not _is_plain(loader)
         or isinstance(loader.dataset, IterableDataset)
-        or type(loader.batch_sampler).__iter__ is not BatchSampler.__iter__
+        or not _is_torchs(loader.batch_sampler)
     ):
         return None
     return _sampled(loader.sampler, loader)

@@ -60,7 +60,9 @@ def classification_metrics(
         chosen = ["accuracy"]
         chosen += ["auroc"] if task != "multiclass" else ["top5"] if num_classes > 5 else []
     words = [one for name in chosen for one in (MEDICAL if name == "medical" else (name,))]
-    made = dict(_made(one, task, num_classes) for one in words)
+    made: dict[str, Metric | MetricCollection] = dict(
+        _made(one, task, num_classes) for one in words
+    )
     # Groups are of metrics that agree on the first batch: one example may do for top 1 and top 5.
     return MetricCollection(made, compute_groups=False)
 
