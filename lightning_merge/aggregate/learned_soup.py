@@ -42,8 +42,9 @@ def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tens
         other = scratch[: len(block)]
         torch.sigmoid(logits[part], out=block)
         # Both products: the difference of the ingredients, as in lerp, would be rounded.
-        torch.sub(1, block, out=other)
-        torch.addcmul(other.mul_(b[part]), block, a[part], out=block)
+        second = b[part].to(dtype)
+        torch.addcmul(second, block.to(dtype), second, value=-1, out=other)
+        torch.addcmul(other, block, a[part], out=block)
     return out
 
 
