@@ -225,7 +225,7 @@ def _lightning(words: list[str] | None) -> None:
                     path = Path(logger.log_dir) / "config.yaml"
                     write_text(path, self.parser.dump(self.config, skip_none=False))
 
-    class Parser(WholeLists, ShortErrors, LightningArgumentParser):
+    class Parser(ShortErrors, WholeLists, LightningArgumentParser):
         """Lightning's parser with one-line errors, in which a later list replaces an earlier."""
 
     class CLI(LightningCLI):

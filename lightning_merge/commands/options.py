@@ -52,7 +52,7 @@ _terminal = Console().is_terminal
 console = Console(highlight=False, width=None if _terminal else 120)
 
 
-class Parser(WholeLists, ShortErrors, ArgumentParser):
+class Parser(ShortErrors, WholeLists, ArgumentParser):
     """jsonargparse's parser with one-line errors, in which a later list replaces an earlier one."""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from lightning_merge.commands.whole_lists import with_empty_lists
 from lightning_merge.presets import with_presets
 
 # What jsonargparse adds to its message about types and other ways to write a value.
@@ -35,7 +34,7 @@ class ShortErrors:
         `--help.full` prints all options, `--trainer.help` those of Lightning's Trainer; both exit.
         """
         given = args[0] if args else named.pop("args", None)
-        words = list(with_empty_lists(with_presets(sys.argv[1:] if given is None else given)))
+        words = with_presets(sys.argv[1:] if given is None else given)
         parent: Any = super()
         if "--help.full" in words or "--trainer.help" in words:
             _print_options(_of_command(self, words), "--help.full" in words)

@@ -23,6 +23,11 @@ class WholeLists:
         parent: Any = super()
         return parent.add_argument(*names, **settings)
 
+    def parse_args(self, words: Sequence[str], *args: Any, **named: Any) -> Any:
+        """Parses a command line, in which lists of mappings replace earlier ones, too."""
+        parent: Any = super()
+        return parent.parse_args(list(with_empty_lists(words)), *args, **named)
+
 
 class _LaterFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
