@@ -224,6 +224,8 @@ def test_a_notebook_shows_a_table_with_names_escaped(compared):
 
 def test_lightning_says_nothing_of_the_trainers_and_is_left_as_it_was(networks, caplog):
     logger = logging.getLogger("lightning.pytorch")
+    # A command that ran in this process has silenced it.
+    caplog.set_level(logging.INFO, logger=logger.name)
     before, filters = logger.level, list(warnings.filters)
     logger.addHandler(caplog.handler)
     compare(networks, OBJECTS[:1], Points(), progress=False)

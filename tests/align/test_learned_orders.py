@@ -107,7 +107,7 @@ def test_a_planted_order_is_found_from_none(units, lr):
     for _ in range(60):
         merged = torch.func.functional_call(first, learned.merged(0.5), (IMAGES,))
         loss = (merged - wanted).square().mean()
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,7 +134,7 @@ def test_learning_orders_lowers_the_loss_where_weights_say_nothing(pair):
     for _ in range(15):
         merged = torch.func.functional_call(network, learned.merged(0.5), (IMAGES,))
         loss = (merged - wanted).square().mean()
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
