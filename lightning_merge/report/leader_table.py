@@ -19,6 +19,8 @@ FILES = ("leaders.md", "leaders.csv")
 LITTLE = 100
 """So many labelled examples of each class, or fewer, are little data."""
 
+_COLUMNS = ("mean rank", "of", "beaten", "over networks", "over best", "first in", "fields")
+
 _SKEWED = ("80-20", "dirichlet")
 
 
@@ -34,6 +36,9 @@ class Leader:
         of: The mean number of merges in these fields.
         beaten: The mean share of the other merges in a field that it is better than; fields of
             different sizes can be compared by it.
+        over_networks: Its mean accuracy less that of the networks merged, a fraction of 1.
+        over_best: The same less that of the best of these networks, chosen by held-out accuracy
+            for each seed; None where a study has no held-out examples.
         fields: How many fields that are: a study with one number of ingredients.
         first: In how many of them it is the best.
         studies: The ids of the studies.
@@ -45,6 +50,8 @@ class Leader:
     rank: float
     of: float
     beaten: float
+    over_networks: float | None
+    over_best: float | None
     fields: int
     first: int
     studies: tuple[str, ...]
@@ -69,13 +76,15 @@ class LeaderTable:
             "# Leaders\n\nMerges ranked by mean test accuracy over seeds, among the merges of the "
             "same ingredients (a study with one number of them is a field); ensembles, which cost "
             "more to run, and ingredients are left out. `beaten` is the share of the other merges "
-            "of a field that one is better than, on average: rows are sorted by it. Rows are "
+            "of a field that one is better than, on average: rows are sorted by it. `over "
+            "networks` is the difference to the mean accuracy of the networks that are merged, "
+            "`over best` to the best of them by held-out accuracy, in points of per cent. Rows are "
             f"cited by their id. Little data: at most {LITTLE} labelled examples of a class.\n"
         )
         for situation in dict.fromkeys(row.situation for row in self.rows):
             lines = [
-                ["id", "merge", "mean rank", "of", "beaten", "first in", "fields", "studies"],
-                ["---", "---", *["---:"] * 5, "---"],
+                ["id", "merge", *_COLUMNS, "studies"],
+                ["---", "---", *["---:"] * len(_COLUMNS), "---"],
             ]
             lines += [
                 [
@@ -84,6 +93,8 @@ class LeaderTable:
                     f"{row.rank:.2f}",
                     f"{row.of:.1f}",
                     f"{row.beaten:.2f}",
+                    _points(row.over_networks),
+                    _points(row.over_best),
                     str(row.first),
                     str(row.fields),
                     " ".join(row.studies),
@@ -109,11 +120,19 @@ class LeaderTable:
 
 @dataclass(frozen=True)
 class _Field:
-    """The merges of the same ingredients: ranks by recipe, in a situation."""
+    """The merges of the same ingredients: accuracies by recipe, in a situation."""
 
     study: str
     situation: dict[str, str]
     scores: dict[str, list[float]]
+    networks: float | None
+    best: float | None
+
+    def over(self, recipe: str) -> tuple[float | None, float | None]:
+        """By how much a recipe is above the mean network, and above the best one."""
+        own = statistics.fmean(self.scores[recipe])
+        networks, best = (None if it is None else own - it for it in (self.networks, self.best))
+        return networks, best
 
     def places(self) -> dict[str, tuple[float, float]]:
         """For each recipe its rank, and the share of the others that it beats; ties share both."""
@@ -202,10 +221,26 @@ def _fields(study: str, config: Plain, rows: Sequence[Plain]) -> list[_Field]:
             own = [r["accuracy"] for r in merges if (r["method"], r.get(SIZE)) == (method, size)]
             if None not in own:
                 scores.setdefault(known[method], []).append(statistics.fmean(own))
-        field = _Field(study, situation_of(config, rows, size), scores)
+        networks, best = _networks(rows, size)
+        field = _Field(study, situation_of(config, rows, size), scores, networks, best)
         if field.size > 1:
             found.append(field)
     return found
+
+
+def _networks(rows: Sequence[Plain], size: int | None) -> tuple[float | None, float | None]:
+    """The mean accuracy of a pool's networks, and of each seed's best by held-out data."""
+    own = [row for row in rows if row["kind"] == "ingredient"]
+    merged = list(dict.fromkeys(row["method"] for row in own))[:size]
+    own = [row for row in own if row["method"] in merged]
+    if not own or any(row["accuracy"] is None for row in own):
+        return None, None
+    mean = statistics.fmean(row["accuracy"] for row in own)
+    if any(row.get("held_out") is None for row in own):
+        return mean, None
+    seeds = [[row for row in own if row["seed"] == seed] for seed in {r["seed"] for r in own}]
+    best = [max(one, key=lambda row: row["held_out"])["accuracy"] for one in seeds]
+    return mean, statistics.fmean(best)
 
 
 def _situations(fields: Sequence[_Field]) -> dict[str, list[_Field]]:
@@ -226,6 +261,7 @@ def _ranked(situation: str, fields: Sequence[_Field]) -> list[Leader]:
     for recipe in dict.fromkeys(recipe for field in fields for recipe in field.scores):
         own = [field for field in fields if recipe in field.scores]
         places = [field.places() for field in own]
+        networks, bests = zip(*(field.over(recipe) for field in own), strict=True)
         best = [min(rank for rank, _ in one.values()) for one in places]
         digest = hashlib.sha256(f"{situation}|{recipe}".encode()).hexdigest()[:5]
         rows.append(
@@ -236,12 +272,24 @@ def _ranked(situation: str, fields: Sequence[_Field]) -> list[Leader]:
                 statistics.fmean(one[recipe][0] for one in places),
                 statistics.fmean(field.size for field in own),
                 statistics.fmean(one[recipe][1] for one in places),
+                _mean(networks),
+                _mean(bests),
                 len(own),
                 sum(one[recipe][0] == top for one, top in zip(places, best, strict=True)),
                 tuple(dict.fromkeys(field.study for field in own)),
             )
         )
     return sorted(rows, key=lambda row: (-row.beaten, row.rank, row.recipe))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def _points(fraction: float | None) -> str:
+    # Adding zero takes the sign off a negative zero.
+    return "" if fraction is None else f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
 def _rank(score: float, every: Sequence[float]) -> float:

@@ -22,7 +22,19 @@ NAMES = {
 }
 
 
-def write(folder, scores, size=2, **config):
+def network(name, seed, accuracy, held_out):
+    return {
+        "method": name,
+        "kind": "ingredient",
+        "pool_size": None,
+        "accuracy": accuracy,
+        "held_out": held_out,
+        "seed": seed,
+        "train_examples": None,
+    }
+
+
+def write(folder, scores, size=2, networks=(), **config):
     """A study's results: for each method its accuracy with each seed."""
     whole = {
         "title": folder.name,
@@ -45,6 +57,7 @@ def write(folder, scores, size=2, **config):
         for method, values in scores.items()
         for seed, value in enumerate(values)
     ]
+    rows += networks
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps({"config": whole, "measurements": rows}))
     return folder
@@ -86,6 +99,25 @@ def test_mean_ranks_over_all_studies_are_those_counted_by_hand(studies):
     assert shares == sorted(shares, reverse=True)
     assert overall[NAMES["NP"]].beaten == pytest.approx(1.0)
     assert overall[NAMES["NP"]].first == 2
+
+
+def test_a_merge_is_held_against_its_networks_and_the_best_of_them(tmp_path):
+    found = [
+        *(network("One", 0, 0.5, 0.9), network("Two", 0, 0.7, 0.8), network("Three", 0, 0.0, 1.0)),
+        *(network("One", 1, 0.6, 0.1), network("Two", 1, 0.4, 0.2), network("Three", 1, 0.0, 0.0)),
+    ]
+    scores = {"Mean": [0.6, 0.4], "NP": [0.9, 0.7]}
+    table = leader_table([write(tmp_path / "a", scores, networks=found)])
+    row = next(r for r in table.rows if r.recipe == NAMES["NP"] and r.situation == "all")
+    assert row.over_networks == pytest.approx(0.8 - (0.5 + 0.7 + 0.6 + 0.4) / 4)
+    assert row.over_best == pytest.approx(0.8 - (0.5 + 0.4) / 2)  # each seed's best on held-out
+    assert "| +25.0 | +35.0 |" in table.markdown
+
+    for one in found:
+        one["held_out"] = None
+    without = leader_table([write(tmp_path / "b", scores, networks=found)])
+    assert {r.over_best for r in without.rows} == {None}
+    assert next(iter(without.rows)).over_networks == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
