@@ -11,7 +11,8 @@ from lightning_merge.preprocessing import preprocessing_of
 # What a measurement has beside metrics.
 _NO_METRICS = (
     *("method", "kind", "seconds", "parameters", "seed", "test_examples", "train_examples"),
-    *("flops", "pool_size", "chosen"),
+    *("flops", "pool_size", "chosen", "held_out", "held_out_examples", "majority"),
+    *("accuracy_low", "accuracy_high", "interval", "answers", "metrics"),
 )
 
 
