@@ -15,7 +15,13 @@ from lightning_merge.data.image_dataset import ImageDataset
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.normalisation import Normalisation, adapted_normalisation
 from lightning_merge.data.resident_images import default_device, resident, resident_loader
-from lightning_merge.data.splits import Indices, check_split, choose, digest_of_split
+from lightning_merge.data.splits import (
+    Indices,
+    check_split,
+    choose,
+    digest_of_examples,
+    digest_of_split,
+)
 from lightning_merge.errors import ConfigError
 
 Task = Literal["multiclass", "binary", "multilabel"]
@@ -242,6 +248,10 @@ class ClassificationDataModule(LightningDataModule, ABC):
             corruption=self.corruption,
         )
         self.split_hash = digest_of_split(train, held_out, labels)
+        parts = (official.train, official.val, official.test)
+        self._examples = digest_of_examples(
+            [part.targets.numpy() for part in parts if part is not None]
+        )
 
     def corrupted(self, corruption: str, severity: int = 3) -> Self:
         """The same data with corrupted test images; what has been read is shared.
@@ -289,6 +299,26 @@ class ClassificationDataModule(LightningDataModule, ABC):
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "label_names": list(getattr(self, "class_names", map(str, range(self.num_classes)))),
+        }
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """What the examples are and how they are divided; the data are read for it.
+
+        Returns:
+            `examples`, a digest that is the same however they are divided; `held_out`, and
+            `split_seed` where something is held out; `test_fraction` and `test_seed` where the
+            data module has them.
+
+        Raises:
+            DataError: As `setup` does.
+        """
+        self.setup()
+        return {
+            "examples": self._examples,
+            "held_out": self.held_out,
+            "split_seed": self.split_seed if self.held_out else None,
+            **{name: getattr(self, name, None) for name in ("test_fraction", "test_seed")},
         }
 
     def train_dataloader(self) -> DataLoader[Any]:

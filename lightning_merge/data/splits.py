@@ -6,6 +6,8 @@ others, and returns sorted int64 indices.
 """
 
 import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -199,6 +201,18 @@ def digest_of_split(train: Indices, held_out: Indices, labels: NDArray[Any]) -> 
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(np.ascontiguousarray(little_endian).tobytes())
     return digest.hexdigest()
+
+
+def digest_of_examples(targets: Sequence[NDArray[Any]]) -> str:
+    """SHA-256 of how many examples there are of each class (or label), whoever sees them.
+
+    Args:
+        targets: Of each split: classes `[N]`, or labels `[N, L]` of 0 and 1.
+    """
+    rows = np.concatenate(targets)
+    counts = np.unique(rows, return_counts=True) if rows.ndim == 1 else (rows.sum(axis=0),)
+    text = json.dumps([len(rows), *(np.asarray(part).tolist() for part in counts)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _eighty_twenty(labels: NDArray[np.integer], indices: Indices, seed: int) -> list[list[Indices]]:

@@ -10,9 +10,9 @@ from lightning.pytorch import __version__ as lightning_version
 from torch import Tensor
 
 from lightning_merge.checkpoint import StateDict
+from lightning_merge.division import records_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.measurement import AVERAGE, Measurement, measure
-from lightning_merge.preprocessing import KEY, preprocessing_of
 from lightning_merge.recipe.aggregate import Merged
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
@@ -92,10 +92,10 @@ def measure_ingredients(context: Context) -> Iterator[Measurement]:
 def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, Any]:
     """A merge's checkpoint, which the ingredients' class loads with `load_from_checkpoint`.
 
-    Beside Lightning's own entries it has how the data module prepares images, and, under
-    `lightning_merge`, the recipe's name, the ingredients' hashes, the choices, and the alphas (if
-    any): those of the first ingredient, and where there are more than two, `other_alphas`, a list
-    of those of the others.
+    Beside Lightning's own entries it has how the data module prepares and divides images, and,
+    under `lightning_merge`, the recipe's name, the ingredients' hashes, the choices, and the alphas
+    (if any): those of the first ingredient, and where there are more than two, `other_alphas`, a
+    list of those of the others.
     """
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": context.digests}
     if made.choices:
@@ -105,9 +105,8 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
         origin["alphas"], *others = map(_on_cpu, alphas_of())
         if others:
             origin["other_alphas"] = others
-    prepared = preprocessing_of(context.data)
-    kept = {} if prepared is None else {KEY: prepared}
-    return {**content_of(made.module, context.module), "lightning_merge": origin, **kept}
+    content = content_of(made.module, context.module)
+    return {**content, "lightning_merge": origin, **records_of(context.data)}
 
 
 def content_of(module: LightningModule, described_by: LightningModule) -> dict[str, Any]:

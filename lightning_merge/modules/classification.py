@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_merge.division import records_of
 from lightning_merge.modules.metrics import MetricChoice, classification_metrics
 from lightning_merge.modules.per_class import Task
-from lightning_merge.preprocessing import KEY, preprocessing_of
 
 
 class ClassificationModule(LightningModule):
@@ -133,11 +133,9 @@ class ClassificationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds how the data module prepares images, where it says so."""
+        """Adds how the data module prepares and divides images, where it says so."""
         super().on_save_checkpoint(checkpoint)
-        prepared = preprocessing_of(getattr(self._trainer, "datamodule", None))
-        if prepared is not None:
-            checkpoint[KEY] = prepared
+        checkpoint.update(records_of(getattr(self._trainer, "datamodule", None)))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         images, targets = batch

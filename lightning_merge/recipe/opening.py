@@ -18,6 +18,7 @@ from lightning_merge.checkpoint import (
     prefixed,
     read_checkpoint,
 )
+from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.build import build_data, build_module
@@ -65,11 +66,14 @@ def open_context(
         shared, kept = share_head(own, names, heads) if heads else (own, [])
     check_ingredients(shared, names)
     states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
+    data = data if isinstance(data, LightningDataModule) else build_data(data)
+    short = short_names(names)
+    warn_of_other_divisions(short, [one.content for one in read], data)
     return Context(
         module,
         states,
-        short_names(names),
-        data if isinstance(data, LightningDataModule) else build_data(data),
+        short,
+        data,
         trainer,
         heads=kept,
         joins_heads=joins,

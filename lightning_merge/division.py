@@ -1,0 +1,70 @@
+"""How a data set was divided for a network: who was trained on what is held out or tested now."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_merge import preprocessing
+from lightning_merge.errors import printable
+
+KEY = "division"
+"""Under which a checkpoint keeps it."""
+
+_SETTINGS = ("held_out", "split_seed", "test_fraction", "test_seed")
+
+
+def division_of(source: object) -> dict[str, Any] | None:
+    """A data module's division of its examples, or a checkpoint's record of it.
+
+    Args:
+        source: A data module with a mapping `division` (`ClassificationDataModule.division`), or
+            the content of a checkpoint.
+
+    Returns:
+        `examples` (which says whether two modules have the same ones) and the settings; None if
+        there is no such record.
+    """
+    found = source.get(KEY) if isinstance(source, Mapping) else getattr(source, KEY, None)
+    if not isinstance(found, Mapping) or not isinstance(found.get("examples"), str):
+        return None
+    return {"examples": found["examples"], **{name: found.get(name) for name in _SETTINGS}}
+
+
+def records_of(data: object) -> dict[str, dict[str, Any]]:
+    """What a checkpoint keeps of its data module, under the names that it has there.
+
+    Args:
+        data: The data module; of one that says nothing, nothing is kept.
+    """
+    found = {preprocessing.KEY: preprocessing.preprocessing_of(data), KEY: division_of(data)}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def warn_of_other_divisions(
+    names: Sequence[str], contents: Sequence[Mapping[str, Any]], data: object
+) -> None:
+    """Warns where networks were trained on another division of the same examples.
+
+    What is held out or tested now may then be what they were trained on, and what is chosen or
+    measured on it flatters them.
+
+    Args:
+        names: The networks' names.
+        contents: The content of each one's checkpoint.
+        data: The data module that they are to be measured on.
+    """
+    recorded = {name: division_of(one) for name, one in zip(names, contents, strict=True)}
+    if not any(recorded.values()) or (now := division_of(data)) is None:
+        return
+    for name, then in recorded.items():
+        if then is None or then["examples"] != now["examples"]:
+            continue
+        differing = [setting for setting in _SETTINGS if then[setting] != now[setting]]
+        if differing:
+            settings = ", ".join(f"{one} {then[one]} (now {now[one]})" for one in differing)
+            warnings.warn(
+                f"{printable(name)} was trained on another division of these images: {settings}; "
+                "it may have seen what is held out or tested now, so give the data the same "
+                "settings",
+                stacklevel=2,
+            )
