@@ -5,16 +5,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json, write_csv, write_text
 from lightning_merge.plots.figure import SIZE
 from lightning_merge.report.summary import markdown_lines
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Plain = Mapping[str, Any]
 
-FILES = ("leaders.md", "leaders.csv")
+FILES = ("leaders.md", "leaders.csv", "leaders.png", "leaders.svg")
 
 LITTLE = 100
 """So many labelled examples of each class, or fewer, are little data."""
@@ -109,12 +112,28 @@ class LeaderTable:
             + "".join(f"* {name}: {what}\n" for name, what in self.studies.items())
         )
 
+    def figure(self) -> "Figure":
+        """By how much each merge is above or below its networks, by situation."""
+        from lightning_merge.plots.leader_map import plot_leaders
+
+        # Whole situations have several factors: their names do not fit a column.
+        shown = [row for row in self.rows if ";" not in row.situation]
+        return plot_leaders(
+            list(dict.fromkeys(row.recipe for row in shown)),
+            list(dict.fromkeys(row.situation for row in shown)),
+            {(row.recipe, row.situation): row.over_networks for row in shown},
+            "Accuracy over the networks' average, in points of per cent",
+        )
+
     def save(self, folder: Path) -> list[Path]:
-        """Writes `leaders.md` and `leaders.csv`."""
+        """Writes `leaders.md`, `leaders.csv` and the figure."""
+        from lightning_merge.plots.style import save
+
         rows = [{**vars(row), "studies": " ".join(row.studies)} for row in self.rows]
         return [
             write_text(folder / FILES[0], self.markdown),
             write_csv(folder / FILES[1], rows),
+            *save(self.figure(), folder / "leaders"),
         ]
 
 

@@ -113,6 +113,11 @@ def test_a_merge_is_held_against_its_networks_and_the_best_of_them(tmp_path):
     assert row.over_best == pytest.approx(0.8 - (0.5 + 0.4) / 2)  # each seed's best on held-out
     assert "| +25.0 | +35.0 |" in table.markdown
 
+    drawn = table.figure().axes[0]
+    assert [tick.get_text() for tick in drawn.get_yticklabels()] == [NAMES["NP"], NAMES["Mean"]]
+    # The situations of one factor hold the same study.
+    assert {text.get_text() for text in drawn.texts} == {"+25", "-5.0"}
+
     for one in found:
         one["held_out"] = None
     without = leader_table([write(tmp_path / "b", scores, networks=found)])
