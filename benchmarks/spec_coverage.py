@@ -5,13 +5,14 @@ verified, and the spec checked once more without the engine: by the network itse
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.spec_census import census
 from benchmarks.spec_report import report, summary
+from benchmarks.spec_symmetries import symmetries
 from lightning_merge.align import PermutationSpec
 from lightning_merge.align.spec import derive, spec
 from lightning_merge.progress import tracked
@@ -82,8 +84,8 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     raise ValueError(f"{name} takes no square input")
 
 
-def examine(family: str, name: str | None = None) -> dict[str, Any]:
-    """All that the report says of one family."""
+def examine(family: str, name: str | None = None) -> Iterator[dict[str, Any]]:
+    """What the report says of one family: of its permutations, then of its symmetries too."""
     name = name or smallest(family)
     row: dict[str, Any] = {"family": family, "model": name}
     model, x = build(name)
@@ -108,7 +110,12 @@ def examine(family: str, name: str | None = None) -> dict[str, Any]:
     start = time.perf_counter()
     row |= check(model, x, permutations)
     row["check_s"] = time.perf_counter() - start
-    return row
+    yield row
+    try:
+        row["symmetries"] = symmetries(model, x)
+    except Exception as error:  # what is known of its permutations stands
+        row["symmetries"] = _failure(error)
+    yield row
 
 
 class _watched:  # noqa: N801 - used as a function
@@ -150,7 +157,7 @@ def check(model: nn.Module, x: Tensor, permutations: PermutationSpec) -> dict[st
     change of the output, `half` that of permuting every other tensor only, which must show.
     """
     generator = torch.Generator().manual_seed(1)
-    model = randomised(model.double().eval(), generator)
+    model = randomised(copy.deepcopy(model).double().eval(), generator)
     x = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     permutation = permutations.random(generator)
@@ -158,17 +165,23 @@ def check(model: nn.Module, x: Tensor, permutations: PermutationSpec) -> dict[st
     back = permutations.apply(permuted, permutations.inverse(permutation))
     moved = [name for name in before if not torch.equal(before[name], permuted[name])]
     half = {name: permuted[name] if name in moved[::2] else before[name] for name in before}
-    outputs = []
-    for state in (before, permuted, half):
-        model.load_state_dict(state)
-        model.train().eval()  # some networks keep tables computed from weights until then
-        with torch.no_grad():
-            outputs.append(_flat(model(x)))
+    outputs = outputs_of(model, x, (before, permuted, half))
     return {
         "error": float((outputs[1] - outputs[0]).norm() / outputs[0].norm()),
         "half": float((outputs[2] - outputs[0]).norm() / outputs[0].norm()),
         "inverse": all(torch.equal(back[name], before[name]) for name in before),
     }
+
+
+def outputs_of(model: nn.Module, x: Tensor, states: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+    """What a network gives with each of several state dicts, as vectors."""
+    outputs = []
+    for state in states:
+        model.load_state_dict(state)
+        model.train().eval()  # some networks keep tables computed from weights until then
+        with torch.no_grad():
+            outputs.append(_flat(model(x)))
+    return outputs
 
 
 def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -202,12 +215,18 @@ def _child(family: str, name: str | None, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     try:
-        row = examine(family, name)
+        for row in examine(family, name):
+            pipe.send(row)
     except Exception as error:  # the walk goes on, whatever a family does
-        line = (str(error).splitlines() or [""])[0]
-        row = {"family": family, "model": name, "failed": f"{type(error).__name__}: {line}"[:300]}
-        row["traceback"] = traceback.format_exc()[-2000:]
-    pipe.send(row)
+        pipe.send({"family": family, "model": name, **_failure(error)})
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    line = (str(error).splitlines() or [""])[0]
+    return {
+        "failed": f"{type(error).__name__}: {line}"[:300],
+        "traceback": traceback.format_exc()[-2000:],
+    }
 
 
 def walk(
@@ -216,6 +235,7 @@ def walk(
     """One row for each family, in the order in which they finish, each in a process of its own."""
     fork = multiprocessing.get_context("fork")
     waiting, running = list(families), {}
+    halves: dict[str, dict[str, Any]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             family = waiting.pop(0)
@@ -231,14 +251,23 @@ def walk(
                 try:
                     row = pipe.recv()
                 except EOFError:
-                    row = {"family": family, "failed": "the process died"}
+                    row = _stopped(family, halves, "the process died")
+                if "failed" not in row and "symmetries" not in row:
+                    halves[family], row = row, None
             elif time.monotonic() - start > limit:
-                row = {"family": family, "failed": f"took more than {limit:.0f} s"}
+                row = _stopped(family, halves, f"took more than {limit:.0f} s")
             if row is not None:
                 process.kill()
                 process.join()
                 del running[pipe]  # type: ignore[arg-type]
                 yield row | {"total_s": time.monotonic() - start}
+
+
+def _stopped(family: str, halves: dict[str, dict[str, Any]], why: str) -> dict[str, Any]:
+    """The row of a family whose process ended early, perhaps after its permutations."""
+    if family in halves:
+        return {**halves[family], "symmetries": {"failed": why}}
+    return {"family": family, "failed": why}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -253,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="families at a time")
     parser.add_argument("--scratch", type=Path, default=SCRATCH, help="rows seen so far")
     parser.add_argument("--fresh", action="store_true", help="forget the rows seen so far")
+    parser.add_argument("--only_report", action="store_true", help="of the rows seen so far")
     options = parser.parse_args(arguments)
     families = options.families or timm.list_modules()
     rows: dict[str, dict[str, Any]] = {}
@@ -263,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = {} if options.fresh else {row["family"]: row for row in seen}
         rows = {family: row for family, row in rows.items() if "failed" not in row}
     console = Console(highlight=False)
-    todo = [family for family in families if family not in rows]
+    todo = [family for family in families if family not in rows and not options.only_report]
     made = walk(todo, options.limit, options.jobs, chosen)
     with options.scratch.open("a") as file:
         for _ in tracked(todo, "Families"):
@@ -272,7 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
             console.print(_line(row), markup=False)
-    chosen_rows = [rows[family] for family in families]
+    missing = {"failed": "not run"}
+    chosen_rows = [rows.get(family, {"family": family, **missing}) for family in families]
     for line in summary(chosen_rows):
         console.print(line, markup=False)
     if options.output:
@@ -292,7 +323,8 @@ def _line(row: dict[str, Any]) -> str:
     return (
         f"{head} at {row['size']}: {row['groups']} groups, {row['free']} of {row['hidden']} units "
         f"free, error {row['error']:.0e}, {len(row['refused'])} refused, "
-        f"{row['export_s']:.1f} + {row['derive_s']:.1f} + {row['verify_s']:.1f} s"
+        f"{row['export_s']:.1f} + {row['derive_s']:.1f} + {row['verify_s']:.1f} s; "
+        f"symmetries: {row['symmetries']}"
     )
 
 
