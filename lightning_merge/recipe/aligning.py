@@ -36,7 +36,7 @@ class Alignment:
 
 
 def align(matching: Matching | None, context: Context) -> Alignment:
-    """Aligns every ingredient to the first one alone, whichever others there are.
+    """Aligns every ingredient to the first one: alone, or all at once where a matching is joint.
 
     Args:
         matching: How; None leaves the ingredients as they are.
@@ -49,6 +49,10 @@ def align(matching: Matching | None, context: Context) -> Alignment:
     if matching is None:
         return Alignment(context.states)
     context.check_matching(matching)
+    if matching.joint and len(context.states) > 2:
+        joint = ("aligned", identity(matching), *context.digests)
+        together = context.recall(joint, partial(_align_jointly, matching, context))
+        return Alignment(together.value, together.seconds)
     states, seconds, choices = [context.states[0]], 0.0, []
     for index in range(1, len(context.states)):
         # The name too: a choice names its ingredient, and copies have one digest.
@@ -67,9 +71,7 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     first = context.build(context.states[0]).to(device).eval()
     batches = context.statistics()
     spec = spec_of(context, first, batches, matching.symmetries)
-    # A head of another task must not decide which units correspond.
-    shared = () if context.joins_heads else context.heads
-    headless = {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
+    shared, headless = _headless(context, state)
     scores: list[Score] = []
 
     def score(candidate: StateDict) -> float:
@@ -90,6 +92,29 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     chosen = found.choice is not None and scores
     choice = _choice(found.choice or {}, scores[-1], context, index) if chosen else None
     return {**aligned, **heads}, choice
+
+
+def _headless(context: Context, state: StateDict) -> tuple[Sequence[str], StateDict]:
+    """The heads of several tasks, and an ingredient with zeros in their place.
+
+    A head of another task must not decide which units correspond.
+    """
+    shared = () if context.joins_heads else context.heads
+    return shared, {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
+
+
+def _align_jointly(matching: Matching, context: Context) -> list[StateDict]:
+    device, first = context.device, context.states[0]
+    module = context.build(first).to(device).eval()
+    spec = spec_of(context, module, context.statistics(), matching.symmetries)
+    others = [_headless(context, state) for state in context.states[1:]]
+    states = [first, *(state for _, state in others)]
+    moved = [{name: value.to(device) for name, value in state.items()} for state in states]
+    with torch.no_grad():
+        found = matching.align_many(spec, moved, progress=context.progress)
+    heads = {head: first[head] for shared, _ in others for head in shared}
+    aligned = [{name: value.cpu() for name, value in state.items()} for state in found[1:]]
+    return [first, *({**state, **heads} for state in aligned)]
 
 
 def spec_of(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
 from lightning_merge.aggregate.learned_soup import combine_flat_, combined_weights
-from lightning_merge.align import ActivationMatching, PermutationSpec
+from lightning_merge.align import ActivationMatching, MergeMany, PermutationSpec
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.modules import MergeModule
 from lightning_merge.modules.merging.successive_pairs import merge_in_pairs, successive_pairs
@@ -216,3 +216,13 @@ def test_each_pair_is_aligned_anew(tmp_path):
         one.train()
     assert torch.allclose(ours(images), theirs(images), atol=1e-4)
     assert theirs(images).std() > 0.1
+
+
+def test_a_joint_matching_aligns_all_at_once():
+    a = state(1)
+    spec = PermutationSpec.from_model(Stranger().eval(), torch.randn(2, 3, 8, 8))
+    permuted = [spec.apply(a, spec.random(torch.Generator().manual_seed(k))) for k in (3, 4)]
+    module = MergeModule(Stranger(), [a, *permuted], matching=MergeMany())
+    quiet_trainer(max_epochs=1).fit(module, image_batches())
+    for other in module.ingredients()[1:]:
+        assert all(torch.equal(other[name], a[name]) for name in other)

@@ -6,6 +6,7 @@ Source: Crisostomi et al. 2024, "Cycle-Consistent Multi-Model Merging".
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from lightning_merge.align.matching.agreement import agreement, states_of, to_first
 from lightning_merge.align.matching.assignment import assign_blocks
+from lightning_merge.align.matching.joint_matching import JointMatching
+from lightning_merge.align.matching.matching import matchings
 from lightning_merge.align.matching.soft_permutation import (
     factors_of,
     is_interlocked,
@@ -28,7 +31,8 @@ from lightning_merge.align.spec.unit_group import Group
 from lightning_merge.progress import tracked
 
 
-class CycleConsistentMatching:
+@matchings.register(paper="Crisostomi et al. 2024, Cycle-Consistent Multi-Model Merging")
+class CycleConsistentMatching(JointMatching):
     """C2M3: permutations of all networks into one universe, all groups at once.
 
     Frank-Wolfe on the agreement of all pairs over doubly stochastic matrices, one for each
@@ -45,6 +49,8 @@ class CycleConsistentMatching:
         tolerance: The relative rise of the agreement that ends them.
         seed: Of the weight matching at the start.
     """
+
+    label: ClassVar[str] = "C2M3"
 
     def __init__(self, steps: int = 50, tolerance: float = 1e-5, seed: int = 0) -> None:
         self.steps, self.tolerance, self.seed = steps, tolerance, seed

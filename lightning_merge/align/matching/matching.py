@@ -2,13 +2,14 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
+from lightning_merge.align.spec.spec import Network, PermutationSpec, Symmetries
+from lightning_merge.errors import AlignmentError
 from lightning_merge.registry import Registry
 
 Score = Callable[[dict[str, Tensor]], float]
@@ -37,11 +38,14 @@ class Matching(ABC):
 
     Attributes:
         needs_data: Whether `align` reads `batches`.
+        joint: Whether more than two networks are aligned at once, by `align_many`, in place of each
+            to the first one alone.
         symmetries: Which symmetries the spec that `align` is given has to have.
         label: What figures and tables call it; the name of the class unless it sets another.
     """
 
     needs_data: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
     symmetries: Symmetries = "permutation"
     label: ClassVar[str] = "Matching"
 
@@ -78,6 +82,19 @@ class Matching(ABC):
                 has to choose it chooses by this, or by its default where there is none.
             progress: Whether to show a progress bar.
         """
+
+    def align_many(
+        self, spec: PermutationSpec, networks: Sequence[Network], progress: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """The state dicts of all networks, aligned at once, by a matching that is `joint`.
+
+        Raises:
+            AlignmentError: It is not.
+        """
+        del spec, networks, progress
+        raise AlignmentError(
+            f"{type(self).__name__} aligns pairs only: use all_to_one, or a joint matching"
+        )
 
     def aligned(
         self,

@@ -45,6 +45,10 @@ def aligned_states(
     with isolate_rng():
         inputs = example_inputs(batches, trainer.strategy.root_device)
         spec = decided(PermutationSpec.from_model(first, inputs, symmetries=matching.symmetries))
+        if matching.joint:
+            networks = [first, *map(ingredient, range(1, count))]
+            found = matching.align_many(spec, networks, progress=trainer.is_global_zero)
+            return decided([_on_cpu(state) for state in found])
         for k in range(1, count):
             aligned = matching.align(
                 spec, first, ingredient(k), batches, progress=trainer.is_global_zero
