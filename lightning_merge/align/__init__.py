@@ -14,6 +14,7 @@ from lightning_merge.align.matching.learned import LearnedMatching
 from lightning_merge.align.matching.learned_maps import LearnedMaps
 from lightning_merge.align.matching.matching import Aligned, Matching, matchings
 from lightning_merge.align.matching.merge_many import MergeMany
+from lightning_merge.align.matching.transport_matching import TransportMatching
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.spec.spec import PermutationSpec
 from lightning_merge.align.spec.unit_group import Group, Member
@@ -34,6 +35,7 @@ __all__ = [
     "Member",
     "MergeMany",
     "PermutationSpec",
+    "TransportMatching",
     "TwoHeads",
     "WeightMatching",
     "agreement",
