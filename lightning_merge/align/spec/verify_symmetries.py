@@ -54,18 +54,19 @@ def verify_symmetries(
 
 
 def _kept(trial: "_Trial", groups: list[Group]) -> tuple[list[Group], Folds, list[str]]:
-    lines = []
-    if trial.error(groups) > TOLERANCE:
-        alone = []
-        for group in groups:
-            error = trial.error([group]) if group.symmetry != "permutation" else 0.0
-            if error > TOLERANCE:
-                lines.append(
-                    f"{group.name}: permutations only: an {group.symmetry} map changes the "
-                    f"output by {error:.1e}"
-                )
-            alone.append(group if error <= TOLERANCE else _permuted_only(group))
-        groups = alone
+    lines: list[str] = []
+    if trial.error(groups) <= TOLERANCE:
+        return groups, folds_of(trial.folds, groups), lines
+    alone = []
+    for group in groups:
+        error = trial.error([group]) if group.symmetry != "permutation" else 0.0
+        if error > TOLERANCE:
+            lines.append(
+                f"{group.name}: permutations only: an {group.symmetry} map changes the "
+                f"output by {error:.1e}"
+            )
+        alone.append(group if error <= TOLERANCE else _permuted_only(group))
+    groups = alone
     if trial.error(groups) > TOLERANCE:
         kept = [_permuted_only(group) for group in groups]
         for at, group in enumerate(groups):
