@@ -42,7 +42,7 @@ def derivation() -> list[Ratio]:
     import timm
 
     found = []
-    for name, limit in (("resnet50", 10), ("vit_base_patch16_224", 30)):
+    for name, limit in (("resnet50", 10), ("vit_base_patch16_224", 20)):
         model = timm.create_model(name, num_classes=10).eval()
         x = torch.randn(2, 3, 224, 224)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.spec_census import census
-from benchmarks.spec_report import report, summary
+from benchmarks.spec_report import NOT_RUN, report, summary
 from benchmarks.spec_symmetries import symmetries
 from lightning_merge.align import PermutationSpec
 from lightning_merge.align.spec import derive, spec
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
             console.print(_line(row), markup=False)
-    missing = {"failed": "not run"}
+    missing = {"failed": NOT_RUN}
     chosen_rows = [rows.get(family, {"family": family, **missing}) for family in families]
     for line in summary(chosen_rows):
         console.print(line, markup=False)

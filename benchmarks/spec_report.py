@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.spec_symmetries import KINDS
+
 TOLERANCE = 1e-6
 ENOUGH = 0.8
+NOT_RUN = "not run"
 
 _INTRODUCTION = """# How much of each timm family the specs cover
 
@@ -34,6 +37,12 @@ change of the output. Permuting every other tensor only has to change it by more
 and the inverse permutation has to restore every tensor bit for bit. An error above
 {tolerance:g} is called wrong (a few networks compute a part in float32 whatever their dtype).
 
+The last five columns are those of the spec with all symmetries: for each kind the number of
+groups, and in brackets of their units; *refused*, how many groups the verification (1e-9, in
+float64, everything random) left with permutations though more had been derived; *error of maps*,
+the same check by the network itself, of its canonical form under random maps of all groups. All
+groups that are counted were verified.
+
 Seconds are those of one process with one thread, on a machine that others used at the time:
 they bound the cost from above.
 """
@@ -50,8 +59,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     times = [seconds(row) for row in done]
     slowest = max(done, key=seconds)
     strict = [r for r in done if r["free"] >= ENOUGH * (r["hidden"] + r["positions"])]
+    mapped = [row for row in done if "failed" not in row["symmetries"]]
+    found = [row["symmetries"] for row in mapped]
+    kinds = [f"{kind} groups in {sum(kind in one['kinds'] for one in found)}" for kind in KINDS]
+    some = [one for one in found if one["kinds"]]
     return [
-        f"{len(done)} of {len(rows)} families derived and verified, {len(rows) - len(done)} failed",
+        f"{len(done)} of {len(rows)} families derived and verified, {_failures(rows)}",
         f"{sum(map(wrong, done))} wrong",
         f"{len(enough)} with at least {ENOUGH:.0%} of their hidden units free "
         f"({len(enough) / len(rows):.0%} of the families); {len(strict)} if inputs, pixels and "
@@ -60,7 +73,18 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{sum(bool(row['refused']) for row in done)} families",
         f"export, derivation and verification: median {statistics.median(times):.1f} s, "
         f"most {seconds(slowest):.1f} s ({slowest['family']})",
+        f"all symmetries: {len(mapped)} families derived and verified, "
+        f"{_failures([row['symmetries'] for row in done])}; {', '.join(kinds)} of them, permutations alone in {len(found) - len(some)}; "
+        f"{sum(map(_maps_wrong, found))} wrong; {sum(len(one['refused']) for one in found)} groups "
+        f"refused in {sum(bool(one['refused']) for one in found)} families",
     ]
+
+
+def _failures(rows: Sequence[dict[str, Any]]) -> str:
+    """How many failed, and how many a walk that was cut off did not come to."""
+    failed = [row["failed"] for row in rows if "failed" in row]
+    left = failed.count(NOT_RUN)
+    return f"{len(failed) - left} failed" + (f", {left} not run" if left else "")
 
 
 def share(row: dict[str, Any]) -> float:
@@ -87,8 +111,10 @@ def report(rows: Sequence[dict[str, Any]], command: str, versions: str) -> str:
         *(f"* {line}" for line in summary(rows)),
         "",
         "| family | model | pixels | groups | hidden units | free | positions, outputs, windows "
-        "| export, derive, verify, s | error | what stays, and why |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| export, derive, verify, s | error | what stays, and why "
+        f"| {' | '.join(KINDS)} | refused | error of maps |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- "
+        "| ---: | ---: | ---: | ---: | ---: |",
         *(_row(row) for row in rows),
     ]
     return "\n".join(lines) + "\n"
@@ -97,7 +123,8 @@ def report(rows: Sequence[dict[str, Any]], command: str, versions: str) -> str:
 def _row(row: dict[str, Any]) -> str:
     if "failed" in row:
         return (
-            f"| {row['family']} | {row.get('model') or ''} |  |  |  |  |  |  |  | {row['failed']} |"
+            f"| {row['family']} | {row.get('model') or ''} |  |  |  |  |  |  |  | {row['failed']} "
+            "|  |  |  |  |  |"
         )
     times = ", ".join(f"{row[f'{step}_s']:.1f}" for step in ("export", "derive", "verify"))
     error = f"{row['error']:.0e}" + (" **wrong**" if wrong(row) else "")
@@ -112,8 +139,30 @@ def _row(row: dict[str, Any]) -> str:
         times,
         error,
         _why(row["reasons"]),
+        *_maps(row["symmetries"]),
     )
     return f"| {' | '.join(map(str, numbers))} |"
+
+
+def _maps(found: dict[str, Any]) -> list[str]:
+    """The columns of the symmetries beyond permutations."""
+    if "failed" in found:
+        return ["", "", "", "", found["failed"]]
+    counts = [found["kinds"].get(kind) for kind in KINDS]
+    columns = [f"{one[0]} ({one[1]:,})" if one else "" for one in counts]
+    error = f"{found['error']:.0e}" if found["kinds"] else ""
+    return [
+        *columns,
+        str(len(found["refused"]) or ""),
+        error + (" **wrong**" if _maps_wrong(found) else ""),
+    ]
+
+
+def _maps_wrong(found: dict[str, Any]) -> bool:
+    """Whether the network itself gave something else, or did not see that tensors changed."""
+    if not found["kinds"]:
+        return False
+    return not (found["error"] <= TOLERANCE and found["half"] > _VACUOUS)
 
 
 def _percent(share: float) -> str:
