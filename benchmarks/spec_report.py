@@ -74,7 +74,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"export, derivation and verification: median {statistics.median(times):.1f} s, "
         f"most {seconds(slowest):.1f} s ({slowest['family']})",
         f"all symmetries: {len(mapped)} families derived and verified, "
-        f"{_failures([row['symmetries'] for row in done])}; {', '.join(kinds)} of them, permutations alone in {len(found) - len(some)}; "
+        f"{_failures([row['symmetries'] for row in done])}; "
+        f"{', '.join(kinds)} of them, permutations alone in {len(found) - len(some)}; "
         f"{sum(map(_maps_wrong, found))} wrong; {sum(len(one['refused']) for one in found)} groups "
         f"refused in {sum(bool(one['refused']) for one in found)} families",
     ]
