@@ -176,6 +176,11 @@ def _of_trainer(error: BaseException) -> MergeError | None:
         return None
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from lightning_merge.commands.resumable import of_restoring
+
+    of_checkpoint = of_restoring(error)
+    if of_checkpoint is not None:
+        return of_checkpoint
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, MisconfigurationException) or (
@@ -202,6 +207,7 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.callbacks.first_batch import FirstBatch
     from lightning_merge.commands import fit_output
     from lightning_merge.commands.options import plain, without_tips
+    from lightning_merge.commands.resumable import check_resumable
     from lightning_merge.commands.short_errors import ShortErrors
     from lightning_merge.commands.whole_lists import WholeLists
     from lightning_merge.files import write_text
@@ -238,7 +244,7 @@ def _lightning(words: list[str] | None) -> None:
             parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 
         def before_instantiate_classes(self) -> None:
-            _check_resumable(self.config[self.subcommand].get("ckpt_path"))
+            check_resumable(self.config[self.subcommand].get("ckpt_path"))
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             given = dict(self.config_init[self.subcommand]["trainer"])
@@ -277,28 +283,3 @@ def _lightning(words: list[str] | None) -> None:
         parser_kwargs={"prog": "python -m lightning_merge"},
         args=words,
     )
-
-
-def _check_resumable(path: str | None) -> None:
-    """Rejects a `--ckpt_path` that is not a checkpoint before anything is built for it.
-
-    Raises:
-        CheckpointError: If the file is missing, or torch cannot read it at all.
-    """
-    import torch
-
-    from lightning_merge.errors import CheckpointError
-
-    if path is None or path in ("best", "last", "hpc", "registry") or "://" in str(path):
-        return
-    if not Path(path).is_file():
-        raise CheckpointError(f"--ckpt_path {path}: no such file; give the path of a checkpoint")
-    try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        # It has entries other than weights, which Lightning loads or rejects by its own rules.
-        return
-    except Exception as error:
-        raise CheckpointError(
-            f"--ckpt_path {path} is not a checkpoint, or is truncated; give another file"
-        ) from error

@@ -200,8 +200,8 @@ def fit_names(
         module, and a missing one of several tied tensors from the others.
 
     Raises:
-        ArchitectureMismatchError: If none of these fits; the message names the first tensor that
-            differs.
+        ArchitectureMismatchError: If none of these fits, or the kind of number differs; the
+            message names the first tensor that differs.
     """
     wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     ties = _tied(wanted)
@@ -223,6 +223,15 @@ def fit_names(
                 f"{name} does not fit the network: '{key}' is {ours} in the file and {theirs} in "
                 "the network; check the model's name and its number of classes"
             )
+    for key, value in wanted.items():
+        # torch would drop the imaginary part; and a mean of whole numbers is the first one's.
+        loses = named[key].is_complex() and not value.is_complex()
+        if loses or (_is_whole(named[key]) and not _is_whole(value)):
+            raise ArchitectureMismatchError(
+                f"{name} does not fit the network: '{key}' is {_dtype(named[key])} in the file and "
+                f"{_dtype(value)} in the network; convert it, so that both hold the same kind of "
+                "number"
+            )
     return {key: named[key] for key in wanted}
 
 
@@ -241,6 +250,14 @@ def prefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Sta
     tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     found = matched(state, tensors, _tied(tensors))
     return {key: state[own] for key, own in found.items()} if found else dict(state)
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:

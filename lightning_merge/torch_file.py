@@ -43,11 +43,7 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
         CheckpointError: If it is truncated, of another kind, needs code to be read, or would
             need far more memory than its size.
     """
-    archive = check_kind(path).startswith(b"PK\x03\x04")
-    if archive:
-        _check_archive(path)
-    else:
-        _check_pickles(path)
+    archive = check_bounded(path)
     import torch
 
     try:
@@ -66,6 +62,24 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
     except Exception as error:
         # A file that is not a pickle can fail anywhere in the unpickler, with any error.
         raise _broken(path) from error
+
+
+def check_bounded(path: Path) -> bool:
+    """Checks that a file is one of `torch.save` that does not become large in memory.
+
+    Returns:
+        Whether it is an archive, which can be left on disk; files of torch before 1.6 are not.
+
+    Raises:
+        CheckpointError: If it is truncated, of another kind, or would need far more memory than
+            its size.
+    """
+    archive = check_kind(path).startswith(b"PK\x03\x04")
+    if archive:
+        _check_archive(path)
+    else:
+        _check_pickles(path)
+    return archive
 
 
 def check_kind(path: Path) -> bytes:

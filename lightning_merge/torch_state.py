@@ -74,7 +74,7 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
         raise CheckpointError(
             f"{path} holds no tensors: give a Lightning checkpoint, a state dict or safetensors"
         )
-    _check_size(path, tensors)
+    check_size(path, tensors)
     rest = (
         {key: value for key, value in content.items() if key != nested}
         if nested is not None
@@ -119,7 +119,12 @@ def _sorted_out(path: Path, state: Mapping[Any, Any]) -> tuple[StateDict, dict[s
     return tensors, extra
 
 
-def _check_size(path: Path, tensors: StateDict) -> None:
+def check_size(path: Path, tensors: Mapping[Any, Tensor]) -> None:
+    """Checks that tensors are about as large in memory as in their file.
+
+    Raises:
+        CheckpointError: If they are far larger; the message names the first such tensor.
+    """
     most = _MOST_TIMES * path.stat().st_size + _SLACK
     for name, value in tensors.items():
         size = value.numel() * value.element_size()

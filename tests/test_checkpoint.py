@@ -141,6 +141,15 @@ def test_a_state_that_does_not_fit_the_network_is_named():
     assert "'network.fc' is (5, 2) in the file and (10, 2) in the network" in str(error.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_numbers_of_another_kind_do_not_fit(dtype):
+    wanted = {"w": torch.ones(2), "count": torch.tensor(3)}
+    with pytest.raises(ArchitectureMismatchError, match=r"'w' is .* and float32 in the network"):
+        fit_names({**wanted, "w": torch.ones(2, dtype=dtype)}, wanted, "a.ckpt")
+    # Other programs average counters as fractions.
+    assert fit_names({**wanted, "count": torch.tensor(2.5)}, wanted, "a.ckpt")["count"] == 2.5
+
+
 def test_a_folder_is_said_to_be_one(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder"):
         read_checkpoint(tmp_path)

@@ -16,7 +16,7 @@ from lightning_merge.checkpoint import Checkpoint, read_checkpoint
 from lightning_merge.data.class_folders import LeftOut, images_below
 from lightning_merge.data.loose_images import LooseImages
 from lightning_merge.data.printable import printable
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, NonFiniteError
 from lightning_merge.modes import evaluation
 from lightning_merge.preprocessing import preprocessing_of
 from lightning_merge.progress import tracked
@@ -79,6 +79,7 @@ def predict_folder(
         CheckpointError: If the checkpoint cannot be read.
         ConfigError: If it does not say what network it is of, or how images are prepared.
         ArchitectureMismatchError: If its weights are not the model's.
+        NonFiniteError: If an output is NaN or infinite.
         DataError: If there is no image, or none can be read.
     """
     if batch_size < 1 or num_workers < 0:
@@ -111,6 +112,11 @@ def predict_folder(
         raise DataError(
             f"none of the {len(paths)} images in {printable(folder)} can be read "
             f"({next(iter(broken.values()))}): give another folder"
+        )
+    if not all(bool(torch.isfinite(one).all()) for one in outputs):
+        raise NonFiniteError(
+            f"{read.path}: its network's output is NaN or infinite, so that no class is the "
+            "likeliest; give another checkpoint"
         )
     likely = _probabilities(torch.cat(outputs), getattr(module, "task", None))
     names = _names(found.get("label_names"), likely.shape[1])

@@ -205,5 +205,11 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(tmp_path, folder, capsys)
     assert "cannot be prepared" in fails(
         capsys, ["predict", str(folder), "--ckpt", str(odd), *rest[2:]]
     )
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["network.head.bias"][1] = float("nan")
+    torch.save(content, tmp_path / "nan.ckpt")
+    assert "is NaN or infinite" in fails(
+        capsys, ["predict", str(folder), "--ckpt", str(tmp_path / "nan.ckpt"), *rest[2:]]
+    )
     assert "is a folder" in fails(capsys, ["predict", str(folder), *rest[:3], str(tmp_path)])
     assert not (tmp_path / "out.csv").exists()
