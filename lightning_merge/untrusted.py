@@ -28,6 +28,7 @@ _MAKES: tuple[Callable[..., Tensor], ...] = (
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn),
     *(torch.arange, torch.linspace, torch.tensor, torch.eye),
 )
+_TAKES_APART = (torch.unbind, torch.Tensor.unbind, torch.Tensor.tolist)
 
 
 def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> None:
@@ -120,13 +121,20 @@ class _Limit(TorchFunctionMode):
         self.bytes, self.tensors = most_bytes, most_tensors
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
         if func in _MAKES:
-            self.bytes -= made.numel() * made.element_size()
-            self.tensors -= 1
-            if self.bytes < 0 or self.tensors < 0:
-                raise MemoryError("it would be far larger than the file's own tensors")
-        return made
+            # On `meta` the size is known before memory is filled.
+            planned = func(*args, **{**(kwargs or {}), "device": "meta"})
+            self._count(planned.numel() * planned.element_size(), 1)
+        elif func in _TAKES_APART and args[0].dim():
+            # A rate for each layer is drawn as one tensor, and read number by number.
+            self._count(0, args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, size: int, tensors: int) -> None:
+        self.bytes -= size
+        self.tensors -= tensors
+        if self.bytes < 0 or self.tensors < 0:
+            raise MemoryError("it would be far larger than the file's own tensors")
 
 
 def _is_plain(value: Any) -> bool:

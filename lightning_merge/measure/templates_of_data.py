@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_merge.analysis.patterns import class_averages, match, templates_of
 from lightning_merge.checkpoint import Checkpoint
+from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.recipe.described_module import module_of
 
@@ -62,9 +63,18 @@ def templates_beside_averages(
 def _shape_in(checkpoint: Checkpoint) -> tuple[int, int, int]:
     """The images' shape in a linear classifier's hyper-parameters."""
     saved = checkpoint.hyper_parameters
-    size = (saved.get("model_kwargs") or {}).get("img_size", 32)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(saved.get("in_chans", 3)), int(height), int(width)
+    try:
+        size = (saved.get("model_kwargs") or {}).get("img_size", 32)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = int(saved.get("in_chans", 3)), int(height), int(width)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        shape = 0, 0, 0
+    if min(shape) < 1:
+        raise ConfigError(
+            f"{checkpoint.path} does not say what images its network takes: give the --data that "
+            "it was trained on"
+        )
+    return shape
 
 
 def _pixels(averages: Tensor, data: LightningDataModule) -> Tensor:

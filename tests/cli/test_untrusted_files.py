@@ -70,6 +70,11 @@ PLANTED = {
         {**SMALL, "model_kwargs": {"depth": 1, "width": 40}},
         "far larger than the file's own tensors",
     ),
+    "more classes": ({**SMALL, "num_classes": 10**9}, "far larger than"),
+    "a rate for each layer": (
+        {"model": "vit_tiny_patch16_224", "num_classes": 3, "model_kwargs": {"depth": 10**7}},
+        "far larger than",
+    ),
     "more layers": ({**SMALL, "model_kwargs": {"depth": 10**9}}, "far larger than"),
 }
 
@@ -84,6 +89,12 @@ def test_what_a_checkpoint_says_of_its_network(what, trap, capsys):
         with pytest.raises(ConfigError, match="export its state dict alone"):
             export(path, trap / "exported")
         assert not (trap / "exported").exists()
+
+
+def test_images_that_a_checkpoint_describes(trap, capsys):
+    for kwargs in (7, {"img_size": -8}, {"img_size": float("nan")}):
+        path = planted(trap, model="linear_classifier", num_classes=3, model_kwargs=kwargs)
+        assert "what images" in one_line(["plot", "templates", path], capsys)
 
 
 @pytest.mark.parametrize("name", ["optimizer", "lr_scheduler"])
