@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_merge.batches import inputs_of, to_device_of
 from lightning_merge.distributed import Share, ranks, sum_over_ranks
-from lightning_merge.errors import ConfigError, DataError, MergeError
+from lightning_merge.errors import ConfigError, DataError, MergeError, NonFiniteError
 from lightning_merge.modes import evaluation
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
@@ -78,15 +78,17 @@ def reset_batchnorm(
 
     Raises:
         DataError: If there are no batches, or a norm is given single values only, which have
-            no variance. Then, and after any other error, the statistics are what they were.
+            no variance.
+        NonFiniteError: If a norm is given NaN or infinity; it is named. Then, and after any
+            other error, the statistics are what they were.
         ConfigError: If the network does not take a batch's input.
     """
     if weighting not in ("examples", "batches"):
         raise ConfigError(f"weighting is {weighting!r}: choose 'examples' or 'batches'")
-    layers = [layer for layer in model.modules() if _tracks(layer)]
+    layers = {name: layer for name, layer in model.named_modules() if _tracks(layer)}
     if not layers:
         return 0
-    observed = [Observed(layer, pooled=weighting == "examples") for layer in layers]
+    observed = [Observed(layer, pooled=weighting == "examples") for layer in layers.values()]
     batches = in_random_order(batches, seed)
     copies = batches.copies if isinstance(batches, Share) else 1
     inputs = batches if call else _Inputs(batches, join=weighting == "examples")
@@ -105,6 +107,12 @@ def reset_batchnorm(
         if not seen:
             raise DataError("BatchNorm reset: there are no batches; give a loader that has some")
         new = [(one, *one.statistics(copies)) for one in observed if one.calls]
+        for name, one in zip(layers, observed, strict=True):
+            if not one.is_finite():
+                raise NonFiniteError(
+                    f"BatchNorm reset: norm '{name}' was given NaN or infinity; look for it in the "
+                    "images and in the network's weights"
+                )
     for one, mean, variance, count in new:
         one.write(mean, variance, count)
     return len(new)

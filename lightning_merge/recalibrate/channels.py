@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.batches import to_device_of
+from lightning_merge.errors import NonFiniteError
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -42,6 +43,9 @@ def measure(
         stop: Whether to leave each forward pass after the first layer's first output; for
             one layer that runs once.
         shared: Whether to pool them over the ranks, which all take part.
+
+    Raises:
+        NonFiniteError: If an output is NaN or infinite.
     """
     pools: dict[str, Pooled] = {}
     handles = []
@@ -72,10 +76,15 @@ def measure(
             handle.remove()
     if shared:
         pool_over_ranks(list(pools.values()))
-    return {name: _statistics(pool) for name, pool in pools.items()}
+    return {name: _statistics(pool, name) for name, pool in pools.items()}
 
 
-def _statistics(pool: Pooled) -> Statistics:
+def _statistics(pool: Pooled, name: str) -> Statistics:
+    if not bool((pool.mean + pool.spread).isfinite().all()):
+        raise NonFiniteError(
+            f"REPAIR: layer '{name}' has an output of NaN or infinity; look for it in the images "
+            "and in the networks' weights"
+        )
     # The networks may be on different devices.
     mean, std = pool.mean.cpu(), (pool.spread / pool.weight).sqrt().cpu()
     # Rounding's share of a constant is none.

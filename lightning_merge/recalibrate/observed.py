@@ -95,6 +95,13 @@ class Observed:
             )
         return pool.mean, pool.spread / free, self.calls // copies
 
+    def is_finite(self) -> bool:
+        """Whether the layer can hold the statistics of what it was given."""
+        assert self.layer.running_var is not None
+        spread = self.pool.spread / max(1.0, self.pool.weight)
+        kept = torch.stack([self.pool.mean, spread]).to(self.layer.running_var.dtype)
+        return bool(kept.isfinite().all())
+
     def write(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Makes these the layer's running statistics."""
         layer = self.layer

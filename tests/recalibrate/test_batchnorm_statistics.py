@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, NonFiniteError
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -208,6 +208,18 @@ def test_no_batches_and_errors_leave_the_statistics_as_they_were():
     with pytest.raises(DataError, match="one value per channel"):
         reset_batchnorm(nn.Sequential(model, nn.BatchNorm1d(4)), [torch.randn(1, 3, 8, 8)])
     assert all(torch.equal(before[name], value) for name, value in statistics(model).items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("weighting", ["examples", "batches"])
+def test_images_that_are_not_finite_leave_the_statistics_as_they_were(value, weighting):
+    network = randomise(small_network(), 1)
+    before = copy.deepcopy(network.state_dict())
+    images = torch.randn(12, 3, 8, 8)
+    images[7, 1, 2, 3] = value
+    with pytest.raises(NonFiniteError, match="norm '1' was given NaN or infinity"):
+        reset_batchnorm(network, images.split(4), weighting=weighting)
+    assert all(torch.equal(before[key], one) for key, one in network.state_dict().items())
 
 
 def test_single_images_of_several_pixels_are_batches():

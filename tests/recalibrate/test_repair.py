@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import interpolate
-from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
 from lightning_merge.recalibrate import repair
 
 
@@ -140,5 +140,7 @@ def test_errors_say_what_to_do() -> None:
         repair(merged, a, b, [])
     with pytest.raises(ConfigError, match="reset_batchnorm"):
         repair(nn.Sequential(nn.BatchNorm1d(2)), a, b, [])
+    with pytest.raises(NonFiniteError, match="layer 'conv1' has an output of NaN"):
+        repair(merged, a, b, [torch.full((2, 2, 9, 9), float("nan"))])
     with pytest.raises(ArchitectureMismatchError, match="conv1"):
         repair(merged, a, nn.Linear(2, 2), [torch.randn(2, 2, 9, 9)])
