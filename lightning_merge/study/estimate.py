@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_merge.recipe.build import Plain, build_data
 from lightning_merge.study.store import Store
@@ -16,8 +19,12 @@ TRAINED = ("start", "ingredient", "pretraining", "task")
 """The kinds of work that train a network."""
 
 
-# The numbers of batches of a piece's probes.
+# The numbers of batches of a piece's probes, and of steps of a method that counts its own.
 _FEW, _MORE = 1, 4
+_FEW_STEPS, _MORE_STEPS = 2, 8
+# Seconds that no import takes.
+_LONG = 20.0
+_STEPS = ("steps", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,10 @@ def estimate(works: Sequence[Work], store: Store) -> Estimate:
 
     A probe does a piece twice on a few batches of an epoch, in a temporary folder, on networks that
     were hardly trained; what a further batch costs is the difference. A training is done a third
-    time for two epochs, which gives what a further epoch costs. Alignments are computed anew in
-    every probe, where a study shares them between recipes: it can be faster than this.
+    time for two epochs, which gives what a further epoch costs. A method with `steps` of its own
+    does a few of them, and in a third probe a few more, which gives what a further step costs.
+    Alignments are computed anew in every probe, where a study shares them between recipes: it can
+    be faster than this.
 
     Args:
         works: The study's pieces, in an order in which they can be done.
@@ -80,6 +89,7 @@ class _Prober:
         self.works = {work.key: work for work in works}
         self.store = store
         self.batches: dict[str, int] = {}
+        self.coarser = 1
         self.known: dict[tuple[str, str, int], tuple[float, int]] = {}
         self.warm: set[str] = set()
 
@@ -87,10 +97,20 @@ class _Prober:
         """Seconds and bytes of a piece."""
         sort = work.kind, work.name, len(work.needs)
         if sort not in self.known:
-            for key in work.needs:
-                self._make(self.works[key])
-            self.known[sort] = self._probe(work)
+            self.known[sort] = self._by_what_there_is(work)
         return self.known[sort]
+
+    def _by_what_there_is(self, work: Work) -> tuple[float, int]:
+        """Probes a piece, on larger shares where a loader has too few batches for a small one."""
+        while True:
+            try:
+                for key in work.needs:
+                    self._make(self.works[key])
+                return self._probe(work)
+            except MisconfigurationException as error:
+                if "Please increase the `limit_" not in str(error) or self._batches(work) == 1:
+                    raise
+                self.coarser *= 2
 
     def _make(self, work: Work) -> None:
         """Makes something for a piece that others need: a network that is hardly trained."""
@@ -103,30 +123,41 @@ class _Prober:
         whole = self._batches(work)
         few, more = min(_FEW, whole), min(_MORE, whole)
         # A line takes two points. What a kind imports would outweigh a few batches: where none of
-        # it was done before, one is done that is not timed.
-        if work.kind not in self.warm:
-            self._execute(work, few)
-        took = {count: self._execute(work, count) for count in (few, more)}
+        # it was done before, a short one is done again.
+        cold = work.kind not in self.warm
+        first = self._execute(work, few)
+        again = self._execute(work, few) if cold and first < _LONG else first
+        took = {few: again, more: self._execute(work, more) if more > few else again}
         written = (self.store.folder / work.key).iterdir()
         size = sum(path.stat().st_size for path in written)
-        epochs = _epochs(work, whole)
+        epochs = _epochs(work, self._counted(work))
         if epochs == 1.0:
-            return _line(took, whole), size
+            steps = _most_steps(work.settings)
+            step = 0.0
+            if steps > _FEW_STEPS:
+                several = min(steps, _MORE_STEPS)
+                longer = self._execute(work, few, steps=several)
+                step = max(0.0, longer - took[few]) / (several - _FEW_STEPS)
+            return _line(took, whole) + max(0, steps - _FEW_STEPS) * step, size
         # A further epoch is batches and little else; the rest, such as testing, is done once.
         batch = max(0.0, self._execute(work, more, epochs=2) - took[more]) / more
         rest = {count: max(0.0, seconds - count * batch) for count, seconds in took.items()}
         return _line(rest, whole) + epochs * whole * batch, size
 
-    def _execute(self, work: Work, batches: int, epochs: int = 1) -> float:
+    def _execute(self, work: Work, batches: int, epochs: int = 1, steps: int = _FEW_STEPS) -> float:
         """How long a piece takes on so many batches of an epoch."""
         # A little more, so that a share of the batches is not rounded to fewer.
         share = min(1.0, (batches + 0.01) / self._batches(work))
         start = time.perf_counter()
-        execute(_shortened(work, share, epochs), self.store, Session(progress=False))
+        execute(_shortened(work, share, epochs, steps), self.store, Session(progress=False))
         self.warm.add(work.kind)
         return time.perf_counter() - start
 
     def _batches(self, work: Work) -> int:
+        """Into how many parts an epoch can be divided, so that every loader has a batch in each."""
+        return max(1, self._counted(work) // self.coarser)
+
+    def _counted(self, work: Work) -> int:
         """How many batches the smaller one of the training and the test data has.
 
         It is 1 where the Trainer has a limit of its own: then a probe is a whole epoch.
@@ -160,9 +191,11 @@ def _line(took: dict[int, float], batches: int) -> float:
     return max(0.0, took[more] - each * more) + each * batches
 
 
-def _shortened(work: Work, share: float, epochs: int) -> Work:
-    """The same piece over a share of so many epochs."""
+def _shortened(work: Work, share: float, epochs: int, steps: int) -> Work:
+    """The same piece over a share of so many epochs, and so many steps of its methods."""
     settings = copy.deepcopy(work.settings)
+    for method in _methods(settings):
+        method |= {name: min(method[name], steps) for name in _STEPS if _counts(method, name)}
     few: Plain = {}
     if share < 1.0:
         few = {"limit_train_batches": share, "limit_test_batches": share}
@@ -172,6 +205,28 @@ def _shortened(work: Work, share: float, epochs: int) -> Work:
         if settings.get(name) is not None:
             settings[name] |= few
     return Work(work.key, work.kind, work.name, work.seed, settings, work.needs)
+
+
+def _methods(settings: Plain) -> list[Plain]:
+    """Every mapping in the recipes of a piece's settings."""
+    left: list[Any] = [settings.get("recipe"), settings.get("of")]
+    found: list[Plain] = []
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            found.append(item)
+        left += list(item.values()) if isinstance(item, dict) else []
+        left += item if isinstance(item, list | tuple) else []
+    return found
+
+
+def _counts(method: Plain, name: str) -> bool:
+    return type(method.get(name)) is int and method[name] > 0
+
+
+def _most_steps(settings: Plain) -> int:
+    found = [m[name] for m in _methods(settings) for name in _STEPS if _counts(m, name)]
+    return max(found, default=0)
 
 
 def _epochs(work: Work, batches: int) -> float:

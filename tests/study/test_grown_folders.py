@@ -1,5 +1,6 @@
 """A study's folder: it grows, is put together from several, damaged pieces are done again."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from lightning_merge.errors import ConfigError, OutputExistsError
 from lightning_merge.processes import here
 from lightning_merge.study.folder import unite
 from lightning_merge.study.store import Store
+from lightning_merge.study.work import execute
 from lightning_merge.study_verbs import Watcher, config_of_study, estimate_study, join
 
 
@@ -214,6 +216,39 @@ def test_an_estimate_is_of_all_epochs_and_batches(tmp_path, monkeypatch):
     training, test, held_out = 3 * 0.5, 3 * 0.25, 3 * 0.25
     assert found.seconds["ingredient"] == pytest.approx(2 * (40 * training + test + held_out))
     assert found.seconds["merge"] >= test - 1e-9
+
+
+def test_an_estimate_is_of_all_steps_of_a_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightning_merge.study.estimate.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    done = []
+
+    def in_half_seconds(work, store, session):
+        recipe = work.settings.get("recipe")
+        if recipe is not None:
+            done.append(recipe["align"]["init_args"]["steps"])
+            clock.now += 0.5 * done[-1]
+            settings = {**work.settings, "recipe": {**recipe, "align": None}}
+            work = dataclasses.replace(work, settings=settings)
+        execute(work, store, session)
+
+    monkeypatch.setattr("lightning_merge.study.estimate.execute", in_half_seconds)
+    learned = {"class_path": "LearnedMatching", "init_args": {"steps": 100}}
+    recipes = [{"name": "Learned", "aggregate": "Average", "align": learned}]
+    found = estimate_study({**ONE, "recipes": recipes}, tmp_path / "out")
+    assert found.seconds["merge"] == pytest.approx(0.5 * 100)
+    assert sum(done) < 20
+
+
+def test_a_dry_run_on_few_held_out_batches(tmp_path):
+    data = {"class_path": "DigitsDataModule"}
+    data["init_args"] = {"batch_size": 128, "eval_batch_size": 16, "held_out": 0.02}
+    model = {"class_path": "ImageClassifier"}
+    model["init_args"] = {"model": "linear_classifier", "num_classes": 10, "in_chans": 1}
+    model["init_args"]["model_kwargs"] = {"img_size": 8}
+    study = {**ONE, "data": data, "model": model, "recipes": STUDY["recipes"][:1]}
+    assert estimate_study(study, tmp_path / "out").total > 0
 
 
 def test_the_command_prints_a_dry_run(by_seed, tmp_path, capsys):
