@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_study_verbs import STUDY, TASKS, rows_of
-from tiny_contexts import Learner
+from tiny_contexts import Learner, Points
 from unrendered import unrendered
 
 from lightning_merge import run_study, run_tasks
@@ -241,13 +241,16 @@ def test_an_estimate_is_of_all_steps_of_a_method(tmp_path, monkeypatch):
     assert sum(done) < 20
 
 
+class FewHeldOut(Points):
+    """One batch of held-out points, three of the others."""
+
+    def val_dataloader(self):
+        return self._points(2, 20)
+
+
 def test_a_dry_run_on_few_held_out_batches(tmp_path):
-    data = {"class_path": "DigitsDataModule"}
-    data["init_args"] = {"batch_size": 128, "eval_batch_size": 16, "held_out": 0.02}
-    model = {"class_path": "ImageClassifier"}
-    model["init_args"] = {"model": "linear_classifier", "num_classes": 10, "in_chans": 1}
-    model["init_args"]["model_kwargs"] = {"img_size": 8}
-    study = {**ONE, "data": data, "model": model, "recipes": STUDY["recipes"][:1]}
+    data = {"class_path": f"{__name__}.FewHeldOut"}
+    study = {**ONE, "data": data, "recipes": STUDY["recipes"][:1]}
     assert estimate_study(study, tmp_path / "out").total > 0
 
 
