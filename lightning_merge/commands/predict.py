@@ -67,10 +67,16 @@ def _parser() -> Any:
         "prepared or to change what it says",
     )
     parser.add_argument(
-        "--mean", type=list[float] | None, default=None, help="of each channel, '[0.5]' for grey"
+        "--mean",
+        type=list[float] | float | None,
+        default=None,
+        help="of each channel: '[0.5, 0.5, 0.5]', or 0.5 for grey",
     )
     parser.add_argument(
-        "--std", type=list[float] | None, default=None, help="of each channel, in [0, 1] like mean"
+        "--std",
+        type=list[float] | float | None,
+        default=None,
+        help="of each channel, in [0, 1] like mean",
     )
     return parser
 
@@ -81,5 +87,6 @@ def _prepared(config: dict[str, Any]) -> dict[str, Any]:
         return {}
     if None in given:
         raise ConfigError("give --image_size, --mean and --std together, or none of them")
-    size, mean, std = given
+    size = given[0]
+    mean, std = ([it] if isinstance(it, float) else it for it in given[1:])
     return {"input_size": [len(mean), size, size], "mean": mean, "std": std}

@@ -186,6 +186,17 @@ def test_one_logit_and_several_labels(tmp_path, folder):
             assert 0 < len(chosen) < 4
 
 
+def test_one_number_is_the_mean_and_deviation_of_grey(tmp_path, folder):
+    path = write_network(tmp_path / "grey.ckpt", None, in_chans=1)
+    shown = []
+    for mean, std in (("[0.4]", "[0.2]"), ("0.4", "0.2"), ("0.1", "0.2")):
+        words = ["predict", str(folder / "a.png"), "--ckpt", str(path), "--image_size", "24"]
+        words += ["--mean", mean, "--std", std, "--output", str(tmp_path / "out.csv")]
+        main([*words, "--overwrite"])
+        shown.append((tmp_path / "out.csv").read_text())
+    assert shown[0] == shown[1] != shown[2]
+
+
 def test_what_cannot_be_predicted_is_refused_in_a_line(tmp_path, folder, capsys):
     path = write_network(tmp_path / "x.ckpt")
     rest = ["--ckpt", str(path), "--output", str(tmp_path / "out.csv")]
