@@ -86,11 +86,14 @@ class TaskContext(Context):
         pretrained: The pre-trained body, under the first task's head.
         task_statistics: Whether a body is evaluated on a task with BatchNorm statistics of that
             task's training images.
+        further: For each further network of a task, by its name, the task. Ingredients are the
+            tasks' own networks, which have the tasks' names, and then these.
     """
 
     tasks: Sequence[TaskData] = ()
     pretrained: StateDict = field(default_factory=dict)
     task_statistics: bool = False
+    further: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_tasks(
@@ -99,6 +102,7 @@ class TaskContext(Context):
         bodies: Sequence[StateDict],
         pretrained: StateDict,
         trainer: Callable[..., Trainer],
+        further: Mapping[str, tuple[str, StateDict]] | None = None,
         **settings: Any,
     ) -> "TaskContext":
         """The context of some tasks.
@@ -108,6 +112,7 @@ class TaskContext(Context):
             bodies: A state dict for each seen task, in their order, under whatever head.
             pretrained: The state dict that they were fine-tuned from, under whatever head.
             trainer: As for `Context`.
+            further: By name further networks of seen tasks: the task, and a state dict.
             **settings: Other attributes: `task_statistics`, `seed`, `progress`, `cache`, ...
 
         Raises:
@@ -115,15 +120,17 @@ class TaskContext(Context):
         """
         ordered = sorted(tasks, key=lambda task: not task.seen)
         first = ordered[0]
+        more = further or {}
         return cls(
             first.module,
-            [{**body, **first.head} for body in bodies],
-            [task.name for task in tasks if task.seen],
+            [{**body, **first.head} for body in (*bodies, *(state for _, state in more.values()))],
+            [*(task.name for task in tasks if task.seen), *more],
             first.data,
             trainer,
             heads=list(first.head),
             tasks=ordered,
             pretrained={**pretrained, **first.head},
+            further={name: task for name, (task, _) in more.items()},
             **settings,
         )
 
@@ -147,6 +154,7 @@ class TaskContext(Context):
 
     def task(self, name: str) -> TaskData:
         """The task that an ingredient was fine-tuned on."""
+        name = self.further.get(name, name)
         return next(task for task in self.tasks if task.name == name)
 
     def alone(self, task: TaskData) -> "TaskContext":

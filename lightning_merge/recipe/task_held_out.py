@@ -46,7 +46,7 @@ class TaskHeldOut(HeldOut):
     def own_score(self, state: StateDict, ingredient: str, metric: str | None = None) -> float:
         """How good a body is at the task that an ingredient was fine-tuned on."""
         task = self.context.task(ingredient)
-        return self.parts[ingredient].score(self.context.build_for(task, state), metric)
+        return self.parts[task.name].score(self.context.build_for(task, state), metric)
 
     def features(self, module: LightningModule) -> Tensor:
         """The inputs of the last layer for every task's examples: `(N, d)`."""

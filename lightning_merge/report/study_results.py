@@ -112,7 +112,11 @@ def task_results(
         made_by=provenance(command),
         details={"config": config, "ingredients": ingredients},
         methods=[_method(work, results[work.key]) for work in works if work not in trained],
-        heads={w.name: results[w.key]["head"] for w in trained if "head" in results[w.key]},
+        heads={
+            w.name: results[w.key]["head"]
+            for w in trained
+            if "head" in results[w.key] and w.name in {task["name"] for task in study.tasks}
+        },
         differing=_differing(works, store),
     )
 

@@ -12,7 +12,7 @@ from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.recipe.task_context import TaskContext, TaskData, head_of
 from lightning_merge.study.kinds.task_training import headless, set_up
 from lightning_merge.study.plan import determining
-from lightning_merge.study.task_plan import TaskStudy
+from lightning_merge.study.task_plan import TaskStudy, further_networks
 
 
 def check_task_recipe(recipe: Recipe) -> None:
@@ -41,7 +41,9 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
             does not suit the network or the data.
     """
     seed = study.seeds[0]
-    changes = [study.training, *(one.get("training") or {} for one in study.tasks)]
+    networks = {one["name"]: further_networks(one) for one in study.tasks}
+    trained = [one for task in study.tasks for one in (task, *networks[task["name"]])]
+    changes = [study.training, *(one.get("training") or {} for one in trained)]
     body: StateDict | None = None
     if study.pretraining is not None:
         changes.append(study.pretraining.get("trainer") or {})
@@ -72,6 +74,11 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
         bodies,
         bodies[0],
         trainer_of(determining(study.trainer), False),
+        {
+            one["name"]: (task.name, task.module.state_dict())
+            for task in tasks
+            for one in networks[task.name]
+        },
         statistics_examples=study.statistics_examples,
         task_statistics=study.task_statistics,
     )

@@ -16,7 +16,7 @@ INDIVIDUAL = "Individual"
 # What the tables' other columns are called.
 _COLUMNS = ("seen", "unseen", "all", "average", "method")
 _STATISTICS = ("task_statistics", "statistics_examples")
-_TASK = {"name", "data", "checkpoint", "unseen", "training", "prompts"}
+_TASK = ("name", "data", "checkpoint", "unseen", "training", "prompts", "networks")
 
 
 @dataclass
@@ -26,7 +26,9 @@ class TaskStudy:
     Attributes:
         tasks: For each task its `name`, its `data` (`class_path`, `init_args`), and, where it
             is not to be trained, a `checkpoint`; `unseen: true` keeps its body out of merges;
-            `prompts` replaces the sentences of which a CLIP's head is made.
+            `prompts` replaces the sentences of which a CLIP's head is made; `networks` are
+            further networks of the task, beside its own, for each of which that lists what differs
+            in the Trainer's arguments (`{max_epochs: 1}`).
         recipes: The recipes, as plain configuration.
         model: `class_path` and `init_args` of the LightningModule; its `num_classes` are set
             to those of the data. Needed where something is trained.
@@ -103,14 +105,19 @@ def check_tasks(study: TaskStudy) -> None:
             f"task '{taken[0]}': a column of the tables has that name; choose another"
         )
     for task in study.tasks:
-        unknown = sorted(set(task) - _TASK)
+        unknown = sorted(set(task) - set(_TASK))
         if unknown or "data" not in task:
             wrong = f"`{unknown[0]}` is unknown" if unknown else "`data` is missing"
             raise ConfigError(
                 f"task '{task['name']}': {wrong}; a task has name, data and, where wanted, "
-                "checkpoint, unseen, training, prompts"
+                + ", ".join(_TASK[2:])
             )
         _check_data(task["data"], f"task '{task['name']}'")
+        _check_networks(study, task)
+    networks = [one["name"] for task in study.tasks for one in further_networks(task)]
+    both = sorted(set(names) & set(networks))
+    if both:
+        raise ConfigError(f"task '{both[0]}': another task's network has that name; choose another")
     if sum(not task.get("unseen") for task in study.tasks) < 2:
         raise ConfigError("merging needs two seen tasks or more: list them under `tasks`")
     starts = [study.pretrained is not None, study.pretraining is not None]
@@ -152,11 +159,35 @@ def _check_data(data: Any, whose: str) -> None:
         raise ConfigError(f"{whose}: say with `data: {{class_path: ..., init_args: ...}}` what on")
 
 
+def _check_networks(study: TaskStudy, task: Plain) -> None:
+    networks = task.get("networks") or []
+    if not isinstance(networks, list) or not all(isinstance(one, Mapping) for one in networks):
+        raise ConfigError(
+            f"task '{task['name']}': `networks` is a list of Trainer's arguments, as in "
+            "[{max_epochs: 1}]"
+        )
+    if networks and (task.get("unseen") or task.get("checkpoint") or study.train_heads):
+        raise ConfigError(
+            f"task '{task['name']}': its `networks` are trained and merged under the task's one "
+            "head: leave them out, or `unseen`, `checkpoint` and `train_heads`"
+        )
+
+
+def further_networks(task: Plain) -> list[Plain]:
+    """The tasks that a task's `networks` would be by themselves, numbered from 2."""
+    rest = {name: value for name, value in task.items() if name != "networks"}
+    own = task.get("training") or {}
+    return [
+        {**rest, "name": f"{task['name']} {number}", "training": {**own, **changes}}
+        for number, changes in enumerate(task.get("networks") or [], start=2)
+    ]
+
+
 def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
-    For each seed: the pre-training, the fine-tuning of each task, the two rows to compare merges
-    with, and the merges.
+    For each seed: the pre-training, the fine-tuning of each task's networks, the two rows to
+    compare merges with, and the merges.
 
     Args:
         study: The study.
@@ -169,32 +200,36 @@ def _repetition(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Iter
     start = _start(study, seed, digests)
     yield start
     tested: list[Plain] = []
+    needs = [start.key]
     for task in study.tasks:
-        work = _task(study, task, seed, digests, start.key)
-        settings = work.settings
-        tested.append(
-            {
-                "name": work.name,
-                "data": settings["data"],
-                "unseen": settings["unseen"],
-                "key": work.key,
-                # An unseen task has a body of its own only where a checkpoint brings it.
-                "has_body": "file" in settings or not settings["unseen"],
-            }
+        work, *further = (
+            _task(study, one, seed, digests, start.key) for one in (task, *further_networks(task))
         )
-        yield work
+        settings = work.settings
+        described = {
+            "name": work.name,
+            "data": settings["data"],
+            "unseen": settings["unseen"],
+            "key": work.key,
+            # An unseen task has a body of its own only where a checkpoint brings it.
+            "has_body": "file" in settings or not settings["unseen"],
+        }
+        networks = {"networks": {one.name: one.key for one in further}} if further else {}
+        tested.append({**described, **networks})
+        needs += [work.key, *(one.key for one in further)]
+        yield from (work, *further)
     copied = ("model", "corruptions", "severity", "corrupted_tasks", *_STATISTICS)
     common: Plain = {
         "trainer": determining(study.trainer),
         "tasks": tested,
         **{name: getattr(study, name) for name in copied},
     }
-    needs = (start.key, *(task["key"] for task in tested))
     for name in (PRETRAINED, INDIVIDUAL):
         settings = {**common, "individual": name == INDIVIDUAL}
-        yield make_work("task_baseline", name, seed, settings, needs)
+        yield make_work("task_baseline", name, seed, settings, tuple(needs))
     for recipe in study.recipes:
-        yield make_work("task_merge", recipe["name"], seed, {**common, "recipe": recipe}, needs)
+        settings = {**common, "recipe": recipe}
+        yield make_work("task_merge", recipe["name"], seed, settings, tuple(needs))
 
 
 def _start(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Work:

@@ -71,7 +71,7 @@ def _prepared(work: Work, store: Store, session: Session) -> _Prepared:
 
 def _prepare(work: Work, store: Store, session: Session) -> _Prepared:
     settings = work.settings
-    tasks, bodies = [], {}
+    tasks, bodies, further = [], {}, {}
     for task in settings["tasks"]:
         data = session.data(task["data"])
         module = module_for(settings["model"], data, read_checkpoint(store.weights(task["key"])))
@@ -80,11 +80,14 @@ def _prepare(work: Work, store: Store, session: Session) -> _Prepared:
         tasks.append(TaskData(task["name"], module, head, data, not task["unseen"]))
         if task["has_body"]:
             bodies[task["name"]] = state
+        for name, key in task.get("networks", {}).items():
+            further[name] = task["name"], fit_names(store.state(key), module.state_dict(), name)
     context = TaskContext.of_tasks(
         tasks,
         [bodies[task.name] for task in tasks if task.seen],
         headless(store.state(work.needs[0]), tasks[0].module, tasks[0].head),
         trainer_of(settings["trainer"], session.progress),
+        further,
         seed=work.seed,
         progress=session.progress,
         statistics_examples=settings["statistics_examples"],
