@@ -237,6 +237,9 @@ from .recipe.aggregates import (
     RegMean as RegMean,
 )
 from .recipe.aggregates import (
+    RepresentationSurgery as RepresentationSurgery,
+)
+from .recipe.aggregates import (
     Slerp as Slerp,
 )
 from .recipe.aggregates import (

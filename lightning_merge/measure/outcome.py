@@ -27,12 +27,14 @@ class Outcome:
         module: The merged network, or the ensemble.
         content: The checkpoint of the merged network; None for an ensemble.
         choices: What was chosen on held-out data (`Choice.details`).
+        for_tasks: As in `Merged`.
     """
 
     measurement: Measurement
     module: LightningModule
     content: dict[str, Any] | None = None
     choices: list[dict[str, Any]] = field(default_factory=list)
+    for_tasks: Mapping[str, LightningModule] = field(default_factory=dict)
 
     @property
     def alphas(self) -> StateDict | None:
@@ -79,7 +81,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Outcome:
     measurement.chosen = "; ".join(dict.fromkeys(str(choice) for choice in made.choices))
     choices = [choice.details for choice in made.choices]
     content = None if is_ensemble else merged_content(made, recipe, context)
-    return Outcome(measurement, made.module, content, choices)
+    return Outcome(measurement, made.module, content, choices, made.for_tasks)
 
 
 def measure_ingredients(context: Context) -> Iterator[Measurement]:
@@ -95,7 +97,8 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
     Beside Lightning's own entries it has how the data module prepares and divides images, and,
     under `lightning_merge`, the recipe's name, the ingredients' hashes, the choices, and the alphas
     (if any): those of the first ingredient, and where there are more than two, `other_alphas`, a
-    list of those of the others.
+    list of those of the others. Of several tasks it has, `for_tasks`, what the networks of some
+    have beside the body.
     """
     origin: dict[str, Any] = {"recipe": recipe.name, "ingredients": context.digests}
     if made.choices:
@@ -105,6 +108,12 @@ def merged_content(made: Merged, recipe: Recipe, context: Context) -> dict[str, 
         origin["alphas"], *others = map(_on_cpu, alphas_of())
         if others:
             origin["other_alphas"] = others
+    if made.for_tasks:
+        body = made.module.state_dict()
+        origin["for_tasks"] = {
+            task: _on_cpu({k: value for k, value in one.state_dict().items() if k not in body})
+            for task, one in made.for_tasks.items()
+        }
     content = content_of(made.module, context.module)
     return {**content, "lightning_merge": origin, **records_of(context.data)}
 

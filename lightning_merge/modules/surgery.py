@@ -47,6 +47,16 @@ class Surgery(nn.Module):
         return logits
 
 
+def check_rank(rank: int, what: str) -> None:
+    """Checks the rank of a correction.
+
+    Raises:
+        ConfigError: If it is below 1.
+    """
+    if rank < 1:
+        raise ConfigError(f"{what}: rank is {rank}; choose 1 or more")
+
+
 class SurgeryModule(LightningModule):
     """Learns, without labels, what distinguishes a task's merged features from its own network's.
 
@@ -78,8 +88,7 @@ class SurgeryModule(LightningModule):
         rank: int = 16,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
-        if rank < 1:
-            raise ConfigError(f"SurgeryModule: rank is {rank}; choose 1 or more")
+        check_rank(rank, "SurgeryModule")
         merged, teacher = copy.deepcopy(merged), copy.deepcopy(individual)
         name = last_layer(merged, example)
         head = merged.get_submodule(name)

@@ -1,8 +1,8 @@
 """The contract of every way of aggregating: aligned ingredients and a context, one module."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lightning.pytorch import LightningModule
@@ -25,12 +25,15 @@ class Merged:
         labelled_examples: How many labelled examples it was made with; 0 for none.
         seconds: Of a recipe, what making the module took. Of an aggregate, only what it would
             have taken longer without the cache: its own time is measured from outside.
+        for_tasks: Of several tasks, the networks of those that have more than the merged body
+            under their heads.
     """
 
     module: LightningModule
     choices: tuple[Choice, ...] = ()
     labelled_examples: int = 0
     seconds: float = 0.0
+    for_tasks: Mapping[str, LightningModule] = field(default_factory=dict)
 
 
 class Aggregate(ABC):

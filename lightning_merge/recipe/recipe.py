@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning.pytorch import LightningModule, seed_everything
 
@@ -121,7 +121,7 @@ class Recipe:
             made = merge_selected(self, self._merge, states, context)
         seconds = alignment.seconds + time.perf_counter() - start + made.seconds
         choices = (*alignment.choices, *made.choices)
-        return Merged(made.module, choices, made.labelled_examples, seconds)
+        return replace(made, choices=choices, seconds=seconds)
 
     def _merge(self, states: Sequence[StateDict], context: Context) -> Merged:
         made = self.aggregate(states, context)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import seed_everything
@@ -118,4 +118,9 @@ def merge_selected(
         },
     )
     learned = made.labelled_examples if recipe.aggregate.learns else 0
-    return Merged(made.module, (choice, *made.choices), held_out.size + learned, saved)
+    return replace(
+        made,
+        choices=(choice, *made.choices),
+        labelled_examples=held_out.size + learned,
+        seconds=saved,
+    )

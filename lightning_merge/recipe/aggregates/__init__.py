@@ -1,6 +1,7 @@
 """The ways of making one module from aligned ingredients that a recipe can name."""
 
 from lightning_merge.recipe.aggregate import Aggregate
+from lightning_merge.recipe.aggregates.corrected_features import RepresentationSurgery
 from lightning_merge.recipe.aggregates.data_weighted import Fisher, RegMean
 from lightning_merge.recipe.aggregates.entropy_coefficients import AdaMerging
 from lightning_merge.recipe.aggregates.gradient_merges import FineTune, NPMerge
@@ -49,6 +50,7 @@ __all__ = [
     "NPMergePairs",
     "PartialZipIt",
     "RegMean",
+    "RepresentationSurgery",
     "Slerp",
     "TSVMerge",
     "TaskArithmetic",

@@ -1,7 +1,5 @@
 """Merging bodies of several tasks, and the two rows that merges are compared with."""
 
-from functools import partial
-
 from lightning.pytorch import LightningModule
 
 from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint
@@ -51,11 +49,20 @@ def merge_bodies(work: Work, store: Store, session: Session) -> None:
     assert made.content is not None
     body = made.content["state_dict"]
     named = work.name, "merge", work.seed, session.progress
-    network = partial(context.build_for, body=body)
+
+    def network(task: TaskData) -> LightningModule:
+        own = made.for_tasks.get(task.name)
+        return context.build_for(task, body) if own is None else own
+
     rows = measure_tasks(network, conditions, context.trainer, *named)
-    copied = ("parameters", "seconds", "train_examples", "chosen")
+    copied = ("seconds", "train_examples", "chosen")
+    beside = sum(
+        parameters_at_inference(own) - parameters_at_inference(context.task(name).module)
+        for name, own in made.for_tasks.items()
+    )
     result = {
         "rows": [row.stored() for row in rows],
+        "parameters": made.measurement.parameters + beside,
         **{name: getattr(made.measurement, name) for name in copied},
         "choices": made.choices,
         "settings": work.settings,
