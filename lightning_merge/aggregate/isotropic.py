@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State
 from lightning_merge.aggregate.matrix_merges import spectral_vector
-from lightning_merge.aggregate.singular_triples import leading_triples, polar
+from lightning_merge.aggregate.singular_triples import leading_triples, polar, wide_polar
 from lightning_merge.aggregate.vector_arithmetic import MergedVector
 from lightning_merge.errors import ConfigError
 from lightning_merge.state_dicts import StateDict
@@ -110,7 +110,7 @@ def _sum(matrices: Sequence[Tensor]) -> Tensor:
 
 def _common(matrices: Sequence[Tensor]) -> Tensor:
     # Small singular values count as much as large ones here.
-    factor, values = polar(_sum(matrices).double())
+    factor, values = wide_polar(_sum(matrices))
     return factor.mul_(values.mean())
 
 

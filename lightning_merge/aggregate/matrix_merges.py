@@ -13,6 +13,7 @@ from lightning_merge.aggregate.vector_arithmetic import (
     is_running_statistic,
     summed,
 )
+from lightning_merge.aggregate.vector_difference import LazyTaskVector
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.state_dicts import StateDict, check_finite, table_of
 from lightning_merge.tensor_table import Entry
@@ -79,7 +80,9 @@ def spectral_vector(vectors: Sequence[State], merge: MatrixMerge) -> MergedVecto
             matrices = []
             for vector in found:
                 value = vector[name].detach()
-                check_finite(f"task vectors: '{name}'", value, [])
+                # Lazy ones are checked as they are read.
+                if not isinstance(vector, LazyTaskVector):
+                    check_finite(f"task vectors: '{name}'", value, [])
                 matrices.append(as_matrix(value))
             one = merge([matrix.to(matrices[0].device) for matrix in matrices])
             if one is not None:

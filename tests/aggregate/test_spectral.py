@@ -18,7 +18,7 @@ from lightning_merge.aggregate import (
     tsv_merge,
 )
 from lightning_merge.aggregate.matrix_merges import is_matrix
-from lightning_merge.aggregate.singular_triples import leading_triples, polar
+from lightning_merge.aggregate.singular_triples import leading_triples, polar, wide_polar
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.state_dicts import entry_of
 
@@ -230,8 +230,9 @@ def test_polar_is_orthonormal_only_where_there_is_something(shape):
 
 
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90), (40, 30), (30, 30)])
-@pytest.mark.parametrize("condition", [3.0, 9.0, 1e3])
-def test_polar_of_float32_has_five_digits_however_singular(shape, condition):
+@pytest.mark.parametrize("condition", [3.0, 9.0, 60.0, 1e3])
+@pytest.mark.parametrize("polar", [polar, wide_polar])
+def test_polar_of_float32_has_five_digits_however_singular(shape, condition, polar):
     values = torch.logspace(0, -math.log10(condition), 30, dtype=torch.float64)
     matrix = with_values(shape, values).float()
     u, s, vh = svd(matrix.double())
