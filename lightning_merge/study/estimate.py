@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_merge.recipe.build import Plain, build_data
 from lightning_merge.study.store import Store
@@ -158,23 +160,19 @@ class _Prober:
         return max(1, self._counted(work) // self.coarser)
 
     def _counted(self, work: Work) -> int:
-        """How many batches the smaller one of the training and the test data has.
+        """How many batches the smallest one of the data has that the piece reads.
 
         It is 1 where the Trainer has a limit of its own: then a probe is a whole epoch.
         """
         if {"limit_train_batches", "limit_test_batches"} & _arguments(work).keys():
             return 1
         configs = _data_of(work.settings)
-        key = repr(configs)
+        # A network of a task is tested by other pieces.
+        tested = work.kind != "task"
+        key = repr((tested, configs))
         if key not in self.batches:
-            counts = [1]
-            for config in configs:
-                data = build_data(config)
-                data.prepare_data()
-                data.setup("fit")
-                data.setup("test")
-                counts += [len(data.train_dataloader()), len(data.test_dataloader())]
-            self.batches[key] = min(counts[1:], default=1)
+            counts = [count for config in configs for count in _lengths(config, tested)]
+            self.batches[key] = min(counts, default=1)
         return max(1, self.batches[key])
 
 
@@ -182,6 +180,20 @@ def _data_of(settings: Plain) -> list[Plain]:
     if "data" in settings:
         return [settings["data"]]
     return [task["data"] for task in settings.get("tasks", [])]
+
+
+def _lengths(config: Plain, tested: bool) -> list[int]:
+    """How many batches the training data have, and the test and held-out data where wanted."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    loaders = [data.train_dataloader()]
+    if tested:
+        loaders.append(data.test_dataloader())
+        if is_overridden("val_dataloader", data, LightningDataModule):
+            loaders.append(data.val_dataloader())
+    return [len(loader) for loader in loaders if loader]
 
 
 def _line(took: dict[int, float], batches: int) -> float:

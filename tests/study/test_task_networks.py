@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny_tasks import made_bodies, made_context, without_head
+from tiny_tasks import Points, made_bodies, made_context, without_head
 
 from lightning_merge import DPP, Average, Recipe, TaskStudy, average, run_tasks
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.task_context import TaskContext
 from lightning_merge.study.task_plan import check_tasks, plan_tasks
+from lightning_merge.study_verbs import estimate_tasks
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -79,6 +80,25 @@ def test_selection_leaves_out_copies_and_what_is_no_better_than_the_start():
     pool = (states["a"], states["b"], states["c"], copy, start)
     mean = average([without_head(state) for state in pool])
     torch.testing.assert_close(merged["net.0.weight"], mean["net.0.weight"])
+
+
+class HardlyHeldOut(Points):
+    """Points of which one batch is held out, and two are to test on."""
+
+    def val_dataloader(self):
+        return self.loader(2, 30)
+
+
+def test_a_dry_run_does_with_one_held_out_batch(tmp_path):
+    several = study(networks=[{"max_epochs": 1}])
+    for task in several.tasks:
+        task["data"]["class_path"] = f"{__name__}.HardlyHeldOut"
+    found = estimate_tasks(several, tmp_path / "out")
+    assert found.counts == {
+        **{"pretraining": (1, 0), "task": (3, 0)},
+        **{"task_baseline": (2, 0), "task_merge": (1, 0)},
+    }
+    assert all(seconds > 0 for seconds in found.seconds.values())
 
 
 @pytest.mark.parametrize(
