@@ -1,5 +1,6 @@
 """Representation surgery as a recipe's aggregate: a correction for each task behind one body."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -106,6 +107,10 @@ class RepresentationSurgery(Aggregate):
         network, individual = (context.build_for(task, state) for state in (body, own))
         example = example_inputs(context.statistics_of(task), context.device)
         module = SurgeryModule(network, individual, example, self.rank, self.optimizer)
-        fit(module, task.data, context.trainer(max_steps=self.max_steps, max_epochs=-1))
+        trainer = context.trainer(max_steps=self.max_steps, max_epochs=-1)
+        with warnings.catch_warnings():
+            # Lightning warns of the evaluation mode, which is meant.
+            warnings.filterwarnings("ignore", "Found .* module.* in eval mode")
+            fit(module, task.data, trainer)
         network.set_submodule(module.surgery_name, module.get_submodule(module.surgery_name))
         return network.cpu().eval()
