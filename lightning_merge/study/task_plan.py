@@ -115,7 +115,7 @@ def check_tasks(study: TaskStudy) -> None:
         _check_data(task["data"], f"task '{task['name']}'")
         _check_networks(study, task)
     networks = [one["name"] for task in study.tasks for one in further_networks(task)]
-    both = sorted(set(names) & set(networks))
+    both = [name for name in names if name in networks]
     if both:
         raise ConfigError(f"task '{both[0]}': another task's network has that name; choose another")
     if sum(not task.get("unseen") for task in study.tasks) < 2:
