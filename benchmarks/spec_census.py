@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_merge.align.spec.unit_group import Group
-from lightning_merge.align.trace.trace import Trace
-from lightning_merge.align.trace.units import Cause, Ids
+from lightning_merge.spec.unit_group import Group
+from lightning_merge.trace.trace import Trace
+from lightning_merge.trace.units import Cause, Ids
 
 
 @dataclass

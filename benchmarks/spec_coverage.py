@@ -24,9 +24,9 @@ from benchmarks.spec_census import census
 from benchmarks.spec_report import NOT_RUN, report, summary
 from benchmarks.spec_symmetries import symmetries
 from lightning_merge.align import PermutationSpec
-from lightning_merge.align.spec import derive, spec
 from lightning_merge.progress import tracked
 from lightning_merge.provenance import provenance
+from lightning_merge.spec import derive, spec
 
 SIZES = (96, 128, 160, 192, 224, 256)
 SCRATCH = Path(tempfile.gettempdir()) / "lightning_merge_spec_coverage.jsonl"

@@ -9,6 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightning_merge"
 FLOORS = (
     # ground: whatever is not in a room
+    ("trace",),
+    ("spec",),
     ("align", "aggregate", "recalibrate"),
     ("networks", "data"),
     ("modules", "callbacks", "plots", "analysis"),
@@ -77,3 +79,11 @@ def test_no_file_has_another_ones_name():
 def test_no_file_holds_two_ideas():
     long = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {name: lines for name, lines in long.items() if lines > 400} == {}
+
+
+def test_no_room_is_more_than_a_seventh_of_the_house():
+    lines: Counter[str] = Counter()
+    for path in FILES:
+        own = path.relative_to(PACKAGE).parts[0]
+        lines[own] += len(path.read_text(encoding="utf-8").splitlines())
+    assert {name: n for name, n in lines.items() if n > lines.total() / 7} == {}

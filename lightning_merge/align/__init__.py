@@ -1,8 +1,9 @@
 """Alignment: bring the hidden units of one trained network into the order of another's.
 
-Four rooms, each on top of the one before: `trace` follows an exported network and learns
-which units lie where, `spec` makes verified groups of them, `matching` finds which units of
-two networks correspond, `zipping` makes one network of units that do.
+Two rooms, one on top of the other: `matching` finds which units of two networks correspond,
+`zipping` makes one network of units that do. Below them, `lightning_merge.trace` follows an
+exported network and learns which units lie where, and `lightning_merge.spec` makes verified
+groups of them.
 """
 
 from lightning_merge.align.matching.activation import ActivationMatching
@@ -16,12 +17,12 @@ from lightning_merge.align.matching.matching import Aligned, Matching, matchings
 from lightning_merge.align.matching.merge_many import MergeMany
 from lightning_merge.align.matching.transport_matching import TransportMatching
 from lightning_merge.align.matching.weight import WeightMatching
-from lightning_merge.align.spec.spec import PermutationSpec
-from lightning_merge.align.spec.unit_group import Group, Member
-from lightning_merge.align.spec.widening import widened
 from lightning_merge.align.zipping.greedy_zip import zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.align.zipping.zip_networks import zip_it
+from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.spec.widening import widened
 
 __all__ = [
     "ActivationMatching",

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching, PermutationSpec
-from lightning_merge.align.spec.spec import Symmetries
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.recipe.cache import identity
@@ -18,6 +17,7 @@ from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import Score, validate
 from lightning_merge.recipe.recalibration import own_recalibration
+from lightning_merge.spec.spec import Symmetries
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from networks import Attention, Flattened, Grouped, Perceptron, ResNet20, Sortin
 from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec, WeightMatching
-from lightning_merge.align.spec.listed_groups import Entry
 from lightning_merge.errors import AlignmentError
+from lightning_merge.spec.listed_groups import Entry
 
 Description = dict[str, list[Entry]]
 

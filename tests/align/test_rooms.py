@@ -8,7 +8,7 @@ import pytest
 import lightning_merge.align as align
 
 ROOT = Path(align.__file__).parent
-ORDER = ("trace", "spec", "matching", "zipping")
+ORDER = ("matching", "zipping")
 
 
 def imported(file: Path) -> set[str]:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.weight_similarity import moved_parameters
-from lightning_merge.align.spec.index_maps import Permutation
-from lightning_merge.align.spec.spec import Network, PermutationSpec
 from lightning_merge.errors import AlignmentError
+from lightning_merge.spec.index_maps import Permutation
+from lightning_merge.spec.spec import Network, PermutationSpec
 
 
 def agreement(spec: PermutationSpec, networks: Sequence[Network]) -> float:

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.matching import Matching, Score
-from lightning_merge.align.spec.spec import PermutationSpec
 from lightning_merge.errors import AlignmentError
+from lightning_merge.spec.spec import PermutationSpec
 
 
 def all_to_one(

@@ -17,12 +17,12 @@ from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import MapMatching, check_symmetries
 from lightning_merge.align.matching.weight import WeightMatching
-from lightning_merge.align.spec.spec import PermutationSpec, Symmetries
 from lightning_merge.batches import classes_of, inputs_of, to_device_of
 from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import evaluation
 from lightning_merge.progress import tracked
+from lightning_merge.spec.spec import PermutationSpec, Symmetries
 
 Start = Literal["weights", "activations"]
 

@@ -18,12 +18,12 @@ from lightning_merge.align.matching.activation_hooks import (
 )
 from lightning_merge.align.matching.head_shared_units import by_head, carrier
 from lightning_merge.align.matching.moments import Moments
-from lightning_merge.align.spec.spec import PermutationSpec
 from lightning_merge.batches import inputs_of, to_device_of
 from lightning_merge.distributed import Share
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.progress import tracked
+from lightning_merge.spec.spec import PermutationSpec
 
 # Enough examples to tell a batch from a single one.
 _PROBE = 2

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_merge.align.matching.soft_permutation import is_interlocked, plan_of
-from lightning_merge.align.spec.spec import PermutationSpec
-from lightning_merge.align.spec.unit_group import Group, Member
 from lightning_merge.errors import AlignmentError
+from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.spec.unit_group import Group, Member
 
 Axes = tuple[int, ...]
 Plans = Mapping[str, Tensor]

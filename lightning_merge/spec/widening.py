@@ -1,0 +1,196 @@
+"""Narrow networks in the coordinates of wide ones: units are padded, the function stays.
+
+A network of the same family but of smaller width becomes a state dict of the wide one's shapes,
+in which its own units come first, heads among heads and units inside their heads, and zeros read
+all others. It can then be aligned to the wide one and merged with it.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.errors import AlignmentError
+from lightning_merge.spec.canonical import centred
+from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.spec.unit_group import Group
+
+_TOLERANCE = 1e-6
+
+
+def widened(
+    narrow: nn.Module, wide: nn.Module, example_inputs: Tensor | Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The narrow network as a state dict of the wide one's shapes, of the same function.
+
+    Streams behind norms are written larger by `sqrt(wide / narrow)`, which the norms' weights
+    take back, so that a norm over more units gives the same; queries are larger likewise where
+    heads are wider. The result is checked on random numbers of the inputs' kind in float64.
+
+    Args:
+        narrow: The network to be padded; neither network is changed.
+        wide: A network whose tensors have the same names, and nowhere fewer units.
+        example_inputs: A batch as both take it, or a tuple of their arguments.
+
+    Returns:
+        New tensors in the order, dtypes and devices of the wide network's.
+
+    Raises:
+        AlignmentError: The networks are not of one family, or padding would change the function.
+    """
+    specs = [
+        PermutationSpec.from_model(model, example_inputs, symmetries="all")
+        for model in (narrow, wide)
+    ]
+    source = specs[0].canonical(narrow)
+    _enlarge(source, *specs)
+    places = _positions(*specs)
+    result = {}
+    for name, like in wide.state_dict().items():
+        if name not in source or source[name].ndim != like.ndim:
+            raise AlignmentError(f"the narrow network has no {name!r} of {like.ndim} dimensions")
+        result[name] = _padded(source[name], like, name, places.get(name, {}))
+    _check(narrow, wide, result, example_inputs)
+    return result
+
+
+def _enlarge(source: dict[str, Tensor], narrow: PermutationSpec, wide: PermutationSpec) -> None:
+    """Make up for norms over more units, and for a softmax over products of wider heads."""
+    for group in narrow.groups:
+        other = _same(wide, group)
+        ratio = (other.size / other.blocks) / (group.size / group.blocks)
+        normed = group.symmetry == "orthogonal" and (
+            not group.keeps_ones or bool(centred(group, narrow.folds))
+        )
+        if normed:
+            # A norm over more units gives as many times larger values, whatever it reads.
+            moved = {member.tensor for member in group.members}
+            for weight in (norm.weight for norm in narrow.folds.norms if norm.weight in moved):
+                source[weight] = source[weight] / math.sqrt(ratio)
+        multiplied = group.symmetry == "invertible" and group.name.endswith(".qk")
+        for member in group.members:
+            if member.variance <= 0 or not (normed or multiplied):
+                continue
+            tensor = source[member.tensor].clone()
+            rows = tensor.movedim(member.axis, 0)
+            rows[member.index.reshape(-1)] *= math.sqrt(ratio)
+            source[member.tensor] = tensor
+
+
+def _same(wide: PermutationSpec, group: Group) -> Group:
+    """The wide network's group of the same name.
+
+    Raises:
+        AlignmentError: There is none, or it has fewer units.
+    """
+    other = next((g for g in wide.groups if g.name == group.name), None)
+    fits = other is not None and other.blocks >= group.blocks
+    if other is None or not fits or other.size // other.blocks < group.size // group.blocks:
+        raise AlignmentError(
+            f"group {group.name!r} of the narrow network has no counterpart of at least its "
+            "size in the wide one: are they of one family?"
+        )
+    return other
+
+
+def _positions(
+    narrow: PermutationSpec, wide: PermutationSpec
+) -> dict[str, dict[int, tuple[Tensor, Tensor]]]:
+    """By tensor and axis, the narrow network's positions and where they come to lie."""
+    found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    # Units inside heads say more than heads as wholes, whose positions may not be as many.
+    for group in sorted(narrow.groups, key=lambda g: g.level):
+        other = _same(wide, group)
+        theirs = {(m.place[0], m.axes): [] for m in other.members}  # type: ignore[var-annotated]
+        for member in other.members:
+            theirs[member.tensor, member.axes].append(member)
+        for member in group.members:
+            if len(member.axes) > 1:
+                raise AlignmentError(
+                    f"{member.tensor!r}: a grouped convolution cannot be padded by this"
+                )
+            match = next(
+                (
+                    one
+                    for one in theirs.get((member.tensor, member.axes), [])
+                    if one.variance == member.variance and one.repeat == member.repeat
+                ),
+                None,
+            )
+            axes = found.setdefault(member.tensor, {})
+            old, new = axes.get(member.axis, (torch.zeros(0).long(), torch.zeros(0).long()))
+            if match is None or bool(torch.isin(member.index, old).all()):
+                continue
+            rows = _rows(group, other)
+            axes[member.axis] = (
+                torch.cat([old, member.index.reshape(-1)]),
+                torch.cat([new, match.index[rows].reshape(-1)]),
+            )
+    return found
+
+
+def _rows(group: Group, other: Group) -> Tensor:
+    """Which of the wide group's units each of the narrow group's becomes, `(size,)`."""
+    width, room = group.size // group.blocks, other.size // other.blocks
+    unit = torch.arange(group.size)
+    return unit // width * room + unit % width
+
+
+def _padded(
+    tensor: Tensor, like: Tensor, name: str, places: dict[int, tuple[Tensor, Tensor]]
+) -> Tensor:
+    """A tensor put among zeros, variances among ones."""
+    value = tensor.to(like.device)
+    for axis in range(like.ndim):
+        if axis not in places:
+            if value.shape[axis] != like.shape[axis]:
+                raise AlignmentError(
+                    f"{name!r} axis {axis}: {value.shape[axis]} positions cannot become "
+                    f"{like.shape[axis]}, as no group of units lies along it"
+                )
+            continue
+        old, new = (index.to(like.device) for index in places[axis])
+        if len(old) != value.shape[axis]:
+            raise AlignmentError(
+                f"{name!r} axis {axis}: only {len(old)} of its {value.shape[axis]} positions are "
+                "units that can be placed"
+            )
+        shape = [*value.shape[:axis], like.shape[axis], *value.shape[axis + 1 :]]
+        filler = torch.ones if name.endswith("running_var") else torch.zeros
+        wider = filler(shape, dtype=value.dtype, device=value.device)
+        wider.index_copy_(axis, new, value.index_select(axis, old))
+        value = wider
+    return value.to(like.dtype).clone()
+
+
+def _check(
+    narrow: nn.Module,
+    wide: nn.Module,
+    state: dict[str, Tensor],
+    example_inputs: Tensor | Sequence[Tensor],
+) -> None:
+    """Whether both give the same.
+
+    Raises:
+        AlignmentError: They do not.
+    """
+    single = isinstance(example_inputs, Tensor)
+    inputs = (example_inputs,) if single else tuple(example_inputs)
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    outputs = []
+    for model, given in ((narrow, narrow.state_dict()), (wide, state)):
+        twin = copy.deepcopy(model).double().eval()
+        twin.load_state_dict(given)
+        with torch.no_grad():
+            found = twin(*inputs)
+        outputs.append(found[0] if isinstance(found, tuple) else found)
+    error = float((outputs[1] - outputs[0]).norm() / outputs[0].norm().clamp_min(1e-300))
+    # A state dict in half or single precision has rounded the scales already.
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    if not error <= max(_TOLERANCE, 100 * torch.finfo(dtype).eps):
+        raise AlignmentError(
+            f"{type(narrow).__name__} cannot be padded: its output would change by {error:.1e}; a "
+            "norm that cannot be passed counts its units, see spec.frozen"
+        )

@@ -1,0 +1,115 @@
+"""A network exported with `torch.export`, before decomposition.
+
+One rule for each ATen operator is then enough for every way of writing a network.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lightning_merge.errors import AlignmentError
+from lightning_merge.modes import gradient_free
+from lightning_merge.trace.inline import inline_regions
+
+
+@dataclass
+class Exported:
+    """An exported network: its graph, and what each placeholder stands for."""
+
+    module: fx.GraphModule
+    tensors: dict[str, str]  # placeholder -> name of a parameter or buffer
+    inputs: list[str]  # placeholders of the network's inputs
+    constants: dict[str, Any]  # placeholder -> tensor that is in no state dict
+    outputs: int  # how many of the graph's first outputs are mutated buffers
+    state: dict[str, Tensor] = field(repr=False)  # detached parameters and buffers
+
+
+def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
+    """Export a network in eval mode, leaving the network as it was.
+
+    Raises:
+        AlignmentError: The network cannot be exported; the message names the line.
+    """
+    with gradient_free(model):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+                # The exporter warns of attributes that it sets and restores by itself.
+                warnings.simplefilter("ignore")
+                program = torch.export.export(model, tuple(inputs), strict=False)
+        except Exception as error:  # torch.export has no common base of its errors
+            raise AlignmentError(
+                f"{type(model).__name__} cannot be exported, so its permutations cannot be "
+                f"derived: {describe(error)}"
+            ) from error
+        finally:
+            # Networks that keep tables computed in eval mode throw them away when they are
+            # trained; those kept during the export hold no numbers.
+            model.train()
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {
+        name: program.constants[target]
+        for name, target in {**signature.inputs_to_lifted_tensor_constants}.items()
+    }
+    for buffer in signature.non_persistent_buffers:
+        for name, target in list(tensors.items()):
+            if target == buffer:
+                constants[name] = program.constants[buffer]
+                del tensors[name]
+    state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
+    inline_regions(program.graph_module)
+    return Exported(
+        module=program.graph_module,
+        tensors=tensors,
+        inputs=list(signature.user_inputs),
+        constants=constants,
+        outputs=len(signature.buffers_to_mutate) + len(signature.user_inputs_to_mutate),
+        state=state,
+    )
+
+
+def describe(error: BaseException) -> str:
+    """One line: the deepest line of the user's code in the traceback, and the message."""
+    place = ""
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if "/torch/" not in code.co_filename and code.co_name not in ("export", "describe"):
+            place = f"{code.co_filename}, line {frame.tb_lineno}: "
+        frame = frame.tb_next
+    text = str(error)
+    # torch.export reports where an operator was called in the text, not the traceback.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    user = [x for x in lines if x.startswith("File ") and "/torch/" not in x]
+    if user:
+        place = f"{user[-1]}: "
+    return f"{place}{lines[0] if lines else type(error).__name__}"[:500]
+
+
+def operator_name(target: Any) -> str:
+    """`aten.relu_.default` -> `relu`."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__name__", str(target))
+    name = schema.name.split("::")[-1]
+    return name.rstrip("_") if not name.startswith("__") else name
+
+
+def bind(node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by name, defaults included."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {str(index): value for index, value in enumerate(node.args)}
+    bound = {
+        argument.name: argument.default_value
+        for argument in schema.arguments
+        if argument.has_default_value()
+    }
+    names = [argument.name for argument in schema.arguments]
+    bound.update(zip(names, node.args, strict=False))
+    bound.update(node.kwargs)
+    return bound
