@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_merge.errors import CheckpointError, MergeError
 
+_TRAINER = "lightning.pytorch.trainer.trainer"
 _RESTORES = "lightning.pytorch.trainer.connectors.checkpoint_connector"
 # Whose errors are about the file's content. A user's own hook keeps its traceback.
 _READERS = ("torch", "lightning.", "lightning_merge", "contextlib", "packaging")
@@ -46,7 +47,7 @@ def of_restoring(error: BaseException) -> MergeError | None:
         _module(frame) == _RESTORES and frame.f_code.co_name.lstrip("_").startswith("res")
         for frame in frames
     )
-    if not restores or not _module(frames[-1]).startswith(_READERS):
+    if not (restores and _module(frames[-1]).startswith(_READERS)) and not _in_resumed_step(frames):
         return None
     first, _, rest = str(error).partition("\n\t")
     if first.startswith("Error(s) in loading"):
@@ -56,6 +57,14 @@ def of_restoring(error: BaseException) -> MergeError | None:
     return CheckpointError(
         f"--ckpt_path: the checkpoint does not fit this model or Trainer ({kind}{wrong[:250]}): "
         f"{_FIT}"
+    )
+
+
+def _in_resumed_step(frames: list[FrameType]) -> bool:
+    """Whether an optimizer failed in a resumed `fit`: torch checks no shapes of its state before."""
+    return _module(frames[-1]).startswith("torch.optim") and any(
+        _module(frame) == _TRAINER and frame.f_locals.get("ckpt_path") is not None
+        for frame in frames
     )
 
 

@@ -98,6 +98,22 @@ def test_state_of_training(what, content, tmp_path, capsys):
     assert why in refused(words("fit", tmp_path / "a.ckpt"), capsys)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (640,), ()])
+def test_state_of_an_optimizer_for_other_shapes(shape, tmp_path, capsys):
+    path, options = tmp_path / "a.ckpt", words("fit", tmp_path / "a.ckpt")
+    fit = options[:-2]
+    fit[fit.index("--trainer.enable_checkpointing") + 1] = "true"
+    main([*fit, "--trainer.default_root_dir", str(tmp_path)])
+    written = next(tmp_path.rglob("*.ckpt"))
+    trained = torch.load(written, weights_only=False)
+    for moments in trained["optimizer_states"][0]["state"].values():
+        moments["exp_avg"] = torch.zeros(shape)
+    torch.save(trained, path)
+    capsys.readouterr()
+    options[options.index("--trainer.max_epochs") + 1] = "2"
+    assert "does not fit this model" in refused(options, capsys)
+
+
 def test_a_compressed_archive(content, tmp_path, capsys):
     torch.save(content, tmp_path / "plain.ckpt")
     path = tmp_path / "a.ckpt"
