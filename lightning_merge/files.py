@@ -67,6 +67,10 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         os.replace(partial, place)
         for folder in (place.parent, *(one.parent for one in made)):
             _to_disk(folder)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
         _writing.discard(name)

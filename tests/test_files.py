@@ -1,4 +1,5 @@
 import csv
+import errno
 import os
 
 import pytest
@@ -19,6 +20,15 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         write_whole(target, half)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_error_of_the_disk_names_the_file_that_was_to_be_written(tmp_path):
+    def refused(partial):
+        raise PermissionError(errno.EACCES, "Permission denied", str(partial))
+
+    with pytest.raises(PermissionError) as error:
+        write_whole(tmp_path / "kept.txt", refused)
+    assert error.value.filename == str(tmp_path / "kept.txt")
 
 
 def test_the_temporary_file_keeps_the_ending(tmp_path):

@@ -61,7 +61,7 @@ def of_restoring(error: BaseException) -> MergeError | None:
 
 
 def _in_resumed_step(frames: list[FrameType]) -> bool:
-    """Whether an optimizer failed in a resumed `fit`: torch checks no shapes of its state before."""
+    """Whether a resumed optimizer failed: torch does not check the shapes of its state before."""
     return _module(frames[-1]).startswith("torch.optim") and any(
         _module(frame) == _TRAINER and frame.f_locals.get("ckpt_path") is not None
         for frame in frames

@@ -346,6 +346,8 @@ def _results(folder: Path) -> dict[str, Any]:
         found = read_json(path)
         if not isinstance(found["config"]["recipes"], list) or not found["measurements"]:
             raise KeyError("recipes")
+    except PermissionError:
+        raise
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path} holds no results of a study: give folders that `study` has finished"

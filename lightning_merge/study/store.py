@@ -77,6 +77,9 @@ class Store:
             parts += [stored["key"]] if "key" in stored else []
             whole, files = stored["digest"] == _digest_of(*parts), dict(stored["files"])
             other = stored.get("key", key) != key
+        except PermissionError:
+            # Nothing is wrong with it, and doing it again would not make it readable.
+            raise
         except _UNREADABLE:
             return f"{_RESULT} cannot be read"
         if not whole:

@@ -1,5 +1,6 @@
 """What a store holds is checked when it is used: damage is named, and the work done again."""
 
+import errno
 import json
 import shutil
 
@@ -116,6 +117,15 @@ def test_what_was_damaged_is_named_and_done_again(what, damaged, folder, finishe
         assert Store(folder).damage(work.key) == ""
         found, expected = (kept(Store(one), work.key) for one in (folder, finished))
         assert all(map(same, found, expected))
+
+
+def test_a_piece_that_may_not_be_read_is_not_taken_for_a_damaged_one(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("lightning_merge.study.store.read_json", denied)
+    with pytest.raises(PermissionError, match=r"result\.json"):
+        Store(folder).damage(MERGE.key)
 
 
 def test_what_is_whole_is_done_once_and_read_without_a_word(folder, recwarn):
