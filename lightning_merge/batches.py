@@ -1,6 +1,6 @@
 """Batches: the one place that knows where a loader puts inputs and classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,20 @@ def inputs_of(batch: Any) -> Tensor:
         f"a batch of type {type(batch).__name__} has no input: give a tensor, a tuple that "
         f"begins with one, or a dict with one of {', '.join(INPUT_KEYS)}"
     )
+
+
+def inputs_in(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """The network's inputs in batches, without those that hold no example.
+
+    A sampler or a filter in a `collate_fn` can leave a batch empty, and its means are NaN.
+
+    Args:
+        batches: Each as for `inputs_of`.
+
+    Raises:
+        DataError: A batch has no input.
+    """
+    return (inputs for inputs in map(inputs_of, batches) if len(inputs))
 
 
 def targets_of(batch: Any) -> Tensor | None:

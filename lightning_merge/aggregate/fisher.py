@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from lightning_merge.aggregate.averaging import mean_of
-from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
+from lightning_merge.aggregate.inputs import (
+    State,
+    check_finite_over_data,
+    checked,
+    opened_all,
+    wide,
+)
 from lightning_merge.aggregate.name_weights import NameWeights, Weights
-from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.modes import evaluation
 from lightning_merge.number_types import is_fraction
 from lightning_merge.state_dicts import StateDict, check_alike
 
@@ -130,6 +137,7 @@ def diagonal_fisher(
 
     Raises:
         ConfigError: If there are no examples, or the model gives no logits `(B, C)`.
+        NonFiniteError: If the images or the weights hold NaN or infinity.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name: value.detach() for name, value in model.named_parameters()}
@@ -145,26 +153,21 @@ def diagonal_fisher(
         return (log_probability.detach() / 2).exp() * log_probability
 
     gradients = vmap(grad(scaled_log_probability), in_dims=(None, 0, 0), randomness="different")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     seen = 0
-    try:
-        for batch in batches:
-            inputs = to_device_of(model, inputs_of(batch))
-            for part in inputs.split(chunk):
+    with evaluation(model):
+        for inputs in inputs_in(batches):
+            for part in to_device_of(model, inputs).split(chunk):
                 for labels in _labels(model, part, labels_per_example, generator):
                     for name, value in gradients(parameters, part, labels).items():
                         fisher[name] += value.to(torch.float64).square_().sum(dim=0)
                 seen += len(part)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if seen == 0:
         raise ConfigError("Fisher information: there are no examples; give at least one batch")
     divisor = seen * (labels_per_example or 1)
     names = {id(value): name for name, value in model.named_parameters()}
     for value in fisher.values():
         value.div_(divisor)
+    check_finite_over_data("Fisher information", fisher)
     return {name: fisher[names[id(value)]] for name, value in named.items()}
 
 

@@ -123,3 +123,17 @@ def checked(name: str, merged: Tensor, start: Tensor | None = None) -> Tensor:
                 "check the ingredients, or convert them to float32"
             )
     return merged
+
+
+def check_finite_over_data(what: str, sums: Mapping[str, Tensor]) -> None:
+    """Checks what was summed over a network's data.
+
+    Raises:
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    for name, value in sums.items():
+        if not torch.isfinite(value).all():
+            raise NonFiniteError(
+                f"{what}: that of '{name}' is NaN or infinite; look for it in the images and in "
+                "the network's weights"
+            )

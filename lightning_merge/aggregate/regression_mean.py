@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_merge.aggregate.averaging import average
-from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened_all
-from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.aggregate.inputs import (
+    State,
+    check_finite_over_data,
+    checked,
+    checked_tensors,
+    opened_all,
+)
+from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.modes import evaluation
 from lightning_merge.state_dicts import StateDict
 
 # Relative to the mean of the Gram matrix's diagonal: too small to move a well-determined
@@ -120,6 +127,7 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
 
     Raises:
         ConfigError: If no such layer was called.
+        NonFiniteError: If the images or the weights hold NaN or infinity.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     known = {id(value) for value in named.values()}
@@ -139,20 +147,19 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
         for layer in model.modules()
         if _is_plain(layer) and id(layer.weight) in known
     ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        for batch in batches:
-            model(to_device_of(model, inputs_of(batch)))
+        with evaluation(model):
+            for inputs in inputs_in(batches):
+                model(to_device_of(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not sums:
         raise ConfigError("RegMean: no linear or convolutional layer saw an input; check the data")
     grams = {key: total / rows[key] for key, total in sums.items()}
-    return {name: grams[id(value)] for name, value in named.items() if id(value) in grams}
+    found = {name: grams[id(value)] for name, value in named.items() if id(value) in grams}
+    check_finite_over_data("RegMean", found)
+    return found
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.distributed import Share, ranks, sum_over_ranks
 from lightning_merge.errors import ConfigError, DataError, MergeError, NonFiniteError
 from lightning_merge.modes import evaluation
@@ -184,8 +184,6 @@ class _Inputs:
         ready: Tensor | None = None
         single: Tensor | None = None
         for inputs in self._read():
-            if not len(inputs):
-                continue
             if single is not None:
                 if _fit(single, inputs):
                     inputs = torch.cat([single, inputs])
@@ -203,12 +201,10 @@ class _Inputs:
         yield from (one for one in (ready, single) if one is not None)
 
     def _read(self) -> Iterator[Tensor]:
-        for batch in self.batches:
-            try:
-                inputs = inputs_of(batch)
-            except DataError as error:
-                raise DataError(f"{error}; or give reset_batchnorm a call") from error
-            yield inputs
+        try:
+            yield from inputs_in(self.batches)
+        except DataError as error:
+            raise DataError(f"{error}; or give reset_batchnorm a call") from error
 
 
 def _fit(one: Tensor, other: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_in
 from lightning_merge.distributed import Share, ranks
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
 from lightning_merge.modes import evaluation
@@ -118,8 +118,7 @@ class Repair:
             with _observing(parent):
                 if number == 1:
                     with isolated_randomness():
-                        read = in_random_order(batches, seed)
-                        self._inputs = [inputs_of(batch) for batch in read]
+                        self._inputs = list(inputs_in(in_random_order(batches, seed)))
                     if not self._inputs:
                         raise DataError("REPAIR needs at least one batch, there was none")
                     self.layers = layers_to_repair(parent, self._inputs[0])

@@ -104,10 +104,15 @@ class LearnedMatching(MapMatching):
             progress: Whether to show a progress bar.
 
         Raises:
-            AlignmentError: There are no batches, or none with classes where they are needed; the
-                spec has permutations only.
+            AlignmentError: There are no batches, or none with classes where they are needed; they
+                are an iterator; the spec has permutations only.
         """
         check_symmetries(spec, self.symmetries)
+        if isinstance(batches, Iterator):
+            raise AlignmentError(
+                "learned matching reads its batches again and again, and an iterator can be read "
+                "once: give a loader or a list"
+            )
         if nothing_to_align(spec):
             return spec.identity()
         maps: Maps
@@ -160,6 +165,11 @@ class LearnedMatching(MapMatching):
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            raise AlignmentError(
+                "learned matching: the loss was NaN or infinite; check both networks' weights and "
+                "the data, or lower lr"
+            )
 
 
 def normalising_by_batch(network: nn.Module) -> nn.Module:
@@ -186,8 +196,12 @@ def classes_in(batch: Any) -> Tensor:
     return classes
 
 
+def _has_examples(batch: Any) -> bool:
+    return len(inputs_of(batch)) > 0
+
+
 def repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """So many batches, read again and again.
+    """So many batches that are not empty, read again and again.
 
     Raises:
         AlignmentError: There are none.
@@ -195,7 +209,7 @@ def repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     count = 0
     while count < steps:
         before = count
-        for batch in batches:
+        for batch in filter(_has_examples, batches):
             yield batch
             count += 1
             if count == steps:

@@ -18,7 +18,7 @@ from lightning_merge.align.matching.activation_hooks import (
 )
 from lightning_merge.align.matching.head_shared_units import by_head, carrier
 from lightning_merge.align.matching.moments import Moments
-from lightning_merge.batches import inputs_of, to_device_of
+from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.distributed import Share
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
@@ -97,8 +97,8 @@ def observe(
         torch.inference_mode(False),
         torch.no_grad(),
     ):
-        for batch in tracked(batches, "Matching activations", progress):
-            observer.read(inputs_of(batch))
+        for inputs in inputs_in(tracked(batches, "Matching activations", progress)):
+            observer.read(inputs)
     if not observer.seen:
         raise AlignmentError("matching activations needs at least one batch, there was none")
     if isinstance(batches, Share):
