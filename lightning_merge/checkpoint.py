@@ -4,13 +4,14 @@ Files are read with `weights_only=True`, so that opening an untrusted checkpoint
 runs code from it.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.files import write_whole
 from lightning_merge.safetensors_file import in_order, layout
@@ -19,6 +20,7 @@ from lightning_merge.state_dicts import (
     check_ingredients,
     digest,
     fit_names,
+    in_memory,
     prefixed,
     raw_of,
     table_of,
@@ -35,6 +37,7 @@ __all__ = [
     "fit_names",
     "prefixed",
     "read_checkpoint",
+    "state_of",
     "write_checkpoint",
     "write_safetensors",
 ]
@@ -66,7 +69,21 @@ class Checkpoint:
         )
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def state_of(network: Mapping[str, Any] | nn.Module | str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The state dict of a network, of a file of weights, or the one that is given.
+
+    Args:
+        network: A network, a state dict of tensors or of NumPy arrays, or the path of a file.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    if isinstance(network, str | os.PathLike):
+        return read_checkpoint(network).state_dict
+    return in_memory(network)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a file of weights onto the CPU.
 
     Args:
@@ -82,7 +99,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: If the file is missing or truncated, cannot be read as weights only,
             has no tensors, or has tensors that are not plain arrays of numbers.
     """
-    file = found_file(path)
+    file = found_file(path if isinstance(path, str) else Path(path))
     if not file.name.endswith(INDEX) and not is_safetensors(file):
         held = read_torch_state(file)
         return Checkpoint(Path(path), held.tensors, held.content, held.extra)

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, NonFiniteError
@@ -14,6 +16,25 @@ from lightning_merge.tensor_names import is_batch_counter, matched
 from lightning_merge.tensor_table import Entry, common_entries, must_agree
 
 StateDict = dict[str, Tensor]
+_ARRAYS = (np.ndarray, np.generic)
+
+
+def in_memory(network: Mapping[str, Any] | nn.Module) -> Mapping[str, Any]:
+    """The state dict of a network, or the one that is given, its NumPy arrays as tensors."""
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    if isinstance(state, dict) and any(isinstance(value, _ARRAYS) for value in state.values()):
+        return {name: _as_tensor(value) for name, value in state.items()}
+    return state
+
+
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, _ARRAYS):
+        return value
+    try:
+        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError:
+        # Of a type that torch lacks: the check of tensors names it.
+        return value
 
 
 def table_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.aggregate.inputs import State, is_numeric, opened, wide
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
@@ -185,7 +185,7 @@ def _search(
 
 
 def _read(source: Source) -> Mapping[str, Tensor]:
-    return source() if callable(source) else opened(source)
+    return opened(source() if callable(source) and not isinstance(source, nn.Module) else source)
 
 
 def _count(batches: Iterable[tuple[int, int]], total: int, best: float | None) -> tuple[int, int]:

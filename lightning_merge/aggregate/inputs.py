@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.aggregate.on_disk import StateOnDisk
 from lightning_merge.errors import NonFiniteError
-from lightning_merge.state_dicts import check_finite, is_finite, table_of
+from lightning_merge.state_dicts import check_finite, in_memory, is_finite, table_of
 from lightning_merge.tensor_table import Entry, common_names
 
-State = Mapping[str, Tensor] | str | Path
-"""A state dict, anything that acts like one, or the path of a file of weights."""
+State = Mapping[str, Tensor] | nn.Module | str | Path
+"""A state dict, of tensors or of NumPy arrays, a network that has one, or the path of a file."""
 
 
 def opened(state: State) -> Mapping[str, Tensor]:
@@ -21,7 +21,9 @@ def opened(state: State) -> Mapping[str, Tensor]:
     Raises:
         CheckpointError: If the file cannot be read.
     """
-    return StateOnDisk(state) if isinstance(state, str | Path) else state
+    if isinstance(state, str | Path):
+        return StateOnDisk(state)
+    return in_memory(state)
 
 
 def opened_all(
@@ -30,7 +32,7 @@ def opened_all(
     """State dicts under common names, and what to call each in an error.
 
     Args:
-        states: State dicts or paths.
+        states: State dicts, networks or paths.
         called: What to call those that are no paths; by their number if not given.
 
     Raises:

@@ -49,6 +49,7 @@ def slerp(a: State, b: State, t: float) -> StateDict:
         >>> slerp(a, b, 0.5)
         {'w': tensor([0.7071, 0.7071])}
     """
+    t = float(t)
     if not 0 <= t <= 1:
         raise ConfigError(f"SLERP: t {t} is no share; choose one in [0, 1]")
     return _by_tensor([a, b], [1 - t, t], lambda pair: _slerp(pair[0], pair[1], t))

@@ -1,13 +1,16 @@
 """Permutation specs: derived from the network itself, and verified before use."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.spec.canonical import folded, is_folded
 from lightning_merge.spec.derive import derive, derive_symmetries
@@ -34,8 +37,8 @@ from lightning_merge.trace.structure_hash import structure_hash
 # Far more than any network of timm takes; a bound, so that nothing seems to hang for ever.
 TIME_LIMIT = 1800.0
 
-Network = nn.Module | Mapping[str, Tensor]
-"""A network, or its state dict."""
+Network = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+"""A network, its state dict, or the path of a file of its weights."""
 
 Symmetries = Literal["permutation", "all"]
 
@@ -97,8 +100,9 @@ class PermutationSpec:
             AlignmentError: The network cannot be exported, none of its units can be moved
                 because of how it is written, a group's name is unknown, or the time is up.
         """
-        single = isinstance(example_inputs, Tensor)
-        inputs = (example_inputs,) if single else tuple(example_inputs)
+        arrays = (Tensor, np.ndarray)
+        given = (example_inputs,) if isinstance(example_inputs, arrays) else tuple(example_inputs)
+        inputs = [torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in given]
         deadline = Deadline(time_limit)
         exported = export(model, [_short(x) for x in inputs])
         key = structure_hash(exported)
@@ -232,6 +236,11 @@ class PermutationSpec:
                 matrix is to pass a norm whose weight is not 1.
         """
         self._check_names(maps)
+        # A list of numbers in float64, as NumPy has it.
+        maps = {
+            name: given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+            for name, given in maps.items()
+        }
         state = self.state_of(state_dict)
         result = gather_all(state, to_sources(self.groups, orders(self.groups, maps)))
         for group in self.groups:
@@ -267,12 +276,12 @@ class PermutationSpec:
         return self.transform(state_dict, permutation)
 
     def state_of(self, network: Network) -> Mapping[str, Tensor]:
-        """The state dict of a network of this spec, given as itself or as its state dict.
+        """The state dict of a network of this spec.
 
         Raises:
             AlignmentError: It is neither, or does not belong to this spec.
         """
-        state = network.state_dict() if isinstance(network, nn.Module) else network
+        state = state_of(network)
         if not isinstance(state, Mapping):
             raise AlignmentError(
                 f"a network or its state dict is needed, this is a {type(network).__name__}"

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_merge.align.matching.weight_similarity import moved_parameters
+from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.spec.index_maps import Permutation
 from lightning_merge.spec.spec import Network, PermutationSpec
@@ -19,9 +20,9 @@ def agreement(spec: PermutationSpec, networks: Sequence[Network]) -> float:
 
     Args:
         spec: The spec of their architecture.
-        networks: The networks, or their state dicts; buffers are not needed.
+        networks: The networks, their state dicts or files; buffers are not needed.
     """
-    states = [n.state_dict() if isinstance(n, nn.Module) else n for n in networks]
+    states = [state_of(network) for network in networks]
     total = 0.0
     for name in moved_parameters(spec):
         tensors = [state[name].detach().double() for state in states]

@@ -43,8 +43,8 @@ class MapMatching(Matching):
         data = (batches,) if self.needs_data else ()
         maps = self.match(spec, model_a, model_b, *data, progress=progress)
         if self.symmetries == "all":
-            return mapped_onto(spec, model_a.state_dict(), model_b.state_dict(), maps)
-        return spec.apply(model_b.state_dict(), maps)
+            return mapped_onto(spec, spec.state_of(model_a), spec.state_of(model_b), maps)
+        return spec.apply(model_b, maps)
 
 
 def check_symmetries(spec: PermutationSpec, symmetries: Symmetries) -> None:

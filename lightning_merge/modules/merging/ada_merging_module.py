@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
@@ -63,7 +63,7 @@ class AdaMergingModule(LearnedWeights):
         self,
         module: LightningModule,
         pretrained: str | Path | Mapping[str, Tensor],
-        checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+        checkpoints: Sequence[str | Path | Mapping[str, Tensor] | nn.Module],
         granularity: Literal["model", "layer"] = "layer",
         coefficient: float = 0.3,
         optimizer: OptimizerCallable | None = None,

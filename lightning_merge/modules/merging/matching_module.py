@@ -37,7 +37,7 @@ class LearnedMatchingModule(LightningModule):
 
     Args:
         module: Any LightningModule whose `forward` gives logits; its weights are replaced.
-        checkpoints: A and B: paths, or state dicts with the module's names.
+        checkpoints: A and B: paths, networks, or state dicts with the module's names.
         example_inputs: A batch as the module takes it; its `example_input_array` if not given.
         share: The share of A in the merge whose loss is taken; None draws another one from
             (0, 1) at each step.
@@ -57,7 +57,7 @@ class LearnedMatchingModule(LightningModule):
     def __init__(
         self,
         module: LightningModule,
-        checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+        checkpoints: Sequence[str | Path | Mapping[str, Tensor] | nn.Module],
         example_inputs: Tensor | None = None,
         share: float | None = 0.5,
         labels: bool = False,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
@@ -76,7 +76,8 @@ class MergeModule(LearnedWeights):
 
     Args:
         module: Any LightningModule with automatic optimization; its weights are replaced.
-        checkpoints: Two or more ingredients: paths, or state dicts with the module's names.
+        checkpoints: Two or more ingredients: paths, networks, or state dicts with the module's
+            names.
         granularity: How many alphas there are: one for the `model` or one a `layer` (as a
             learned soup has), one a `channel` or one a `parameter` (NP Merge).
         matching: How the others are aligned to A, on the module's own training data, when
@@ -104,7 +105,7 @@ class MergeModule(LearnedWeights):
     def __init__(
         self,
         module: LightningModule,
-        checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+        checkpoints: Sequence[str | Path | Mapping[str, Tensor] | nn.Module],
         granularity: Granularity = "parameter",
         matching: Matching | None = None,
         alpha: float | None = None,

@@ -17,7 +17,7 @@ from lightning_merge.checkpoint import (
     check_ingredients,
     digest,
     prefixed,
-    read_checkpoint,
+    state_of,
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
@@ -43,14 +43,14 @@ class Ingredients:
 
 
 def read_ingredients(
-    checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+    checkpoints: Sequence[str | Path | Mapping[str, Tensor] | nn.Module],
     module: LightningModule,
     keep: Sequence[str | None],
 ) -> Ingredients:
     """Reads the ingredients of a module, and builds the module where it has not been.
 
     Args:
-        checkpoints: Paths, or state dicts with the module's names.
+        checkpoints: Paths, networks, or state dicts with the module's names.
         module: The module; what it makes in `configure_model` is made, and its extra state is
             set to that of the first ingredient.
         keep: For some of the ingredients, a regular expression that matches the whole names
@@ -66,11 +66,9 @@ def read_ingredients(
     """
     _check(module)
     module.configure_model()
-    raw: list[Mapping[str, Any]] = [
-        one if isinstance(one, Mapping) else read_checkpoint(one).state_dict for one in checkpoints
-    ]
+    raw = [state_of(one) for one in checkpoints]
     names = [
-        f"ingredient {position}" if isinstance(one, Mapping) else str(one)
+        str(one) if isinstance(one, str | Path) else f"ingredient {position}"
         for position, one in enumerate(checkpoints, start=1)
     ]
     if raw and any(map(is_lazy, chain(module.parameters(), module.buffers()))):

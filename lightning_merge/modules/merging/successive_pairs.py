@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_merge.checkpoint import StateDict, read_checkpoint
+from lightning_merge.checkpoint import StateDict, state_of
 from lightning_merge.errors import CheckpointError
 from lightning_merge.modules.merging.merge_module import MergeModule
 from lightning_merge.modules.module_state import tensors, tensors_in
@@ -46,7 +46,7 @@ def successive_pairs(ingredients: Sequence[T], merge_pair: Callable[[T, T], T], 
 
 def merge_in_pairs(
     make_module: Callable[[], LightningModule],
-    checkpoints: Sequence[str | Path | Mapping[str, Tensor]],
+    checkpoints: Sequence[str | Path | Mapping[str, Tensor] | nn.Module],
     fit: Callable[[MergeModule], object],
     seed: int = 0,
     **settings: Any,
@@ -55,7 +55,7 @@ def merge_in_pairs(
 
     Args:
         make_module: Makes the LightningModule, once for each pair.
-        checkpoints: The ingredients: paths, or state dicts with the module's names.
+        checkpoints: The ingredients: paths, networks, or state dicts with the module's names.
         fit: Trains the alphas of a pair, with a Trainer of its own, and recalibrates.
         seed: Of the pairs.
         **settings: Arguments of `MergeModule`, such as `matching`.
@@ -76,8 +76,5 @@ def merge_in_pairs(
             made = {name: value for name, value in made.items() if name in first}
         return {name: value.detach().cpu().clone() for name, value in made.items()}
 
-    states = [
-        tensors_in(one) if isinstance(one, Mapping) else read_checkpoint(one).state_dict
-        for one in checkpoints
-    ]
+    states = [tensors_in(state_of(one)) for one in checkpoints]
     return successive_pairs(states, merge_pair, seed)
