@@ -25,7 +25,7 @@ from benchmarks.ratio import Ratio, measure, seconds
 from lightning_merge import PermutationSpec, WeightMatching
 from lightning_merge.align.matching.assignment import assign_blocks
 from lightning_merge.align.matching.weight_similarity import moved_parameters, rows
-from lightning_merge.spec import spec as specs
+from lightning_merge.symmetry import spec as specs
 from lightning_merge.trace.exported import export
 
 _PEER_LIMIT = 300

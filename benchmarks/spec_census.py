@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.trace import Trace
 from lightning_merge.trace.units import Cause, Ids
 

@@ -26,7 +26,7 @@ from benchmarks.spec_symmetries import symmetries
 from lightning_merge.align import PermutationSpec
 from lightning_merge.progress import tracked
 from lightning_merge.provenance import provenance
-from lightning_merge.spec import derive, spec
+from lightning_merge.symmetry import derive, spec
 
 SIZES = (96, 128, 160, 192, 224, 256)
 SCRATCH = Path(tempfile.gettempdir()) / "lightning_merge_spec_coverage.jsonl"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec
-from lightning_merge.spec import spec
+from lightning_merge.symmetry import spec
 
 KINDS = ("scaled", "orthogonal", "invertible")
 

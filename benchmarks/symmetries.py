@@ -8,7 +8,7 @@ from benchmarks.ratio import Ratio, measure
 from lightning_merge import PermutationSpec, WeightMatching
 from lightning_merge.align import LearnedMaps
 from lightning_merge.align.matching.learned_maps import distillation
-from lightning_merge.spec import spec as specs
+from lightning_merge.symmetry import spec as specs
 
 _VIT = "vit_base_patch16_224"
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_merge"
 FLOORS = (
     # ground: whatever is not in a room
     ("trace",),
-    ("spec",),
+    ("symmetry",),
     ("align", "aggregate", "recalibrate"),
     ("networks", "data"),
     ("modules", "callbacks", "plots", "analysis"),

@@ -2,7 +2,7 @@
 
 Two rooms, one on top of the other: `matching` finds which units of two networks correspond,
 `zipping` makes one network of units that do. Below them, `lightning_merge.trace` follows an
-exported network and learns which units lie where, and `lightning_merge.spec` makes verified
+exported network and learns which units lie where, and `lightning_merge.symmetry` makes verified
 groups of them.
 """
 
@@ -20,9 +20,9 @@ from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.zipping.greedy_zip import zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.align.zipping.zip_networks import zip_it
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group, Member
-from lightning_merge.spec.widening import widened
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.symmetry.widening import widened
 
 __all__ = [
     "ActivationMatching",

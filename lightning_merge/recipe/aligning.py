@@ -17,7 +17,7 @@ from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import Score, validate
 from lightning_merge.recipe.recalibration import own_recalibration
-from lightning_merge.spec.spec import Symmetries
+from lightning_merge.symmetry.spec import Symmetries
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.derive import derive
+from lightning_merge.symmetry.derive import derive
 from lightning_merge.trace.rules.einsum import spelled_out
 
 # Of each network: its input, and the size and blocks of every group in it.
@@ -133,7 +133,7 @@ def test_derivation_runs_once_for_networks_of_one_structure(
         runs.append(1)
         return derive(*arguments)
 
-    monkeypatch.setattr("lightning_merge.spec.spec.derive", counted)
+    monkeypatch.setattr("lightning_merge.symmetry.spec.derive", counted)
     x = torch.randn(1, 3, 9, 9)
     first = derived(network(11), x)
     again = derived(randomised(network(11), seed=5), torch.randn(1, 3, 9, 9))

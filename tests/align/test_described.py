@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec, WeightMatching
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.listed_groups import Entry
+from lightning_merge.symmetry.listed_groups import Entry
 
 Description = dict[str, list[Entry]]
 

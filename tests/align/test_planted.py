@@ -14,7 +14,7 @@ import lightning_merge.networks  # noqa: F401 - registers the CIFAR networks wit
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.align.matching import weight_descent
 from lightning_merge.align.matching.agreement import agreement
-from lightning_merge.spec.index_maps import Permutation
+from lightning_merge.symmetry.index_maps import Permutation
 
 State = dict[str, Tensor]
 create = partial(timm.create_model, num_classes=5)

@@ -26,9 +26,9 @@ from lightning_merge.align.matching.symmetric_maps import (
 )
 from lightning_merge.align.matching.tie_breaking import break_ties
 from lightning_merge.align.matching.weight_descent import families
-from lightning_merge.spec.index_maps import Permutation
-from lightning_merge.spec.spec import PermutationSpec, Symmetries
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
+from lightning_merge.symmetry.unit_group import Group
 
 
 @matchings.register(paper="Li et al. 2015; NP Merge's Permute", needs="unlabelled training images")

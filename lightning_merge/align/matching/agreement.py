@@ -8,8 +8,8 @@ from torch import Tensor
 from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.index_maps import Permutation
-from lightning_merge.spec.spec import Network, PermutationSpec
+from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.spec import Network, PermutationSpec
 
 
 def agreement(spec: PermutationSpec, networks: Sequence[Network]) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_merge.align.matching.matching import Matching, Score
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.symmetry.spec import PermutationSpec
 
 
 def all_to_one(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.unit_group import Group
 
 
 def assign(scores: Tensor) -> tuple[Tensor, float]:

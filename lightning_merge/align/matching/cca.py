@@ -33,8 +33,8 @@ from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import observe, summed_correlation
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 GAMMAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """The candidates for gamma, relative to the mean variance: from CCA to a rotation."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.align.matching.cca_map import LinearMap
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # A norm's ratio below this share of the layer's median is not divided by.

@@ -26,9 +26,9 @@ from lightning_merge.align.matching.soft_permutation import (
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.progress import tracked
-from lightning_merge.spec.index_maps import Permutation
-from lightning_merge.spec.spec import Network, PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.spec import Network, PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 
 @matchings.register(paper="Crisostomi et al. 2024, Cycle-Consistent Multi-Model Merging")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.align.matching.activation_hooks import Site
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member
 
 
 def carrier(groups: Iterable[Group], group: Group) -> Group | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_merge.align.matching.matching import Matching, Score
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import mapped_onto
-from lightning_merge.spec.spec import Network, PermutationSpec
+from lightning_merge.symmetry.spec import Network, PermutationSpec
 
 
 class JointMatching(Matching):

@@ -22,7 +22,7 @@ from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import evaluation
 from lightning_merge.progress import tracked
-from lightning_merge.spec.spec import PermutationSpec, Symmetries
+from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 
 Start = Literal["weights", "activations"]
 

@@ -13,15 +13,15 @@ from lightning_merge.align.matching.learned_orders import LearnedOrders, Units
 from lightning_merge.align.matching.map_solvers import balance, nearest_orthogonal, rotation
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.linear_maps import (
+from lightning_merge.symmetry.linear_maps import (
     complement_of_ones,
     compose_maps,
     inverse_maps,
     keeping_ones,
     map_member,
 )
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 State = Mapping[str, Tensor]
 

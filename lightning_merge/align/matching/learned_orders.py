@@ -15,9 +15,9 @@ from lightning_merge.align.matching.assignment import assign
 from lightning_merge.align.matching.head_shared_units import carrier
 from lightning_merge.align.matching.weight_similarity import add_products, moved_parameters, rows
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.linear_maps import map_member
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.linear_maps import map_member
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 Units = Literal["fixed", "sinkhorn", "straight-through"]
 

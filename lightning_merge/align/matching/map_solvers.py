@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_merge.align.matching.weight_similarity import add_products, rows
-from lightning_merge.spec.linear_maps import apply_linear, complement_of_ones, keeping_ones
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.linear_maps import apply_linear, complement_of_ones, keeping_ones
+from lightning_merge.symmetry.unit_group import Group
 
 # Directions of a head that are this much weaker than its strongest one are not balanced, and no
 # heads that are this much weaker than the strongest head.

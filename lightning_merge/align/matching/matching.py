@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.registry import Registry
-from lightning_merge.spec.spec import Network, PermutationSpec, Symmetries
+from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 
 Score = Callable[[dict[str, Tensor]], float]
 """Scores the state dict of the aligned b, higher is better."""

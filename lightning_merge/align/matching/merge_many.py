@@ -18,7 +18,7 @@ from lightning_merge.align.matching.symmetric_maps import check_symmetries
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.progress import tracked
-from lightning_merge.spec.spec import Network, PermutationSpec, Symmetries
+from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 
 # What the objective must rise by, relative to its largest possible value, to be a step.
 _TOLERANCE = 1e-7

@@ -23,7 +23,7 @@ from lightning_merge.distributed import Share
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.progress import tracked
-from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.symmetry.spec import PermutationSpec
 
 # Enough examples to tell a batch from a single one.
 _PROBE = 2

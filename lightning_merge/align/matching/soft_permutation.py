@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.index_maps import outermost_first
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.index_maps import outermost_first
+from lightning_merge.symmetry.unit_group import Group, Member
 
 # A sparse product costs about as much for each entry as a dense one for so many.
 _SPARSE = 16

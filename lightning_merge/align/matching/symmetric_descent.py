@@ -15,10 +15,10 @@ from lightning_merge.align.matching.map_solvers import nearest_orthogonal, produ
 from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.align.matching.weight_similarity import inner, moved_parameters
 from lightning_merge.progress import tracked
-from lightning_merge.spec.index_maps import gather_all, to_sources
-from lightning_merge.spec.linear_maps import apply_linear, compose_maps, orders
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import gather_all, to_sources
+from lightning_merge.symmetry.linear_maps import apply_linear, compose_maps, orders
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 Maps = dict[str, Tensor]
 

@@ -11,9 +11,9 @@ from lightning_merge.align.matching.map_solvers import balance
 from lightning_merge.align.matching.matching import Matching, Score
 from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDescent
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.canonical import unfolded
-from lightning_merge.spec.linear_maps import compose_maps, inverse_maps
-from lightning_merge.spec.spec import PermutationSpec, Symmetries
+from lightning_merge.symmetry.canonical import unfolded
+from lightning_merge.symmetry.linear_maps import compose_maps, inverse_maps
+from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 
 State = Mapping[str, Tensor]
 Find = Callable[[dict[str, Tensor], dict[str, Tensor]], Maps]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_merge.align.matching.assignment import assign
 from lightning_merge.align.matching.weight_similarity import add_products, moved_parameters, rows
-from lightning_merge.spec.index_maps import Permutation, gather, to_sources
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.index_maps import Permutation, gather, to_sources
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group, Member
 
 # Two correlations that differ by less are equal but for rounding.
 _EQUAL = 1e-6

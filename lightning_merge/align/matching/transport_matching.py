@@ -21,8 +21,8 @@ from lightning_merge.align.matching.transport_plan import transport_plan
 from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
-from lightning_merge.spec.spec import Network, PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.spec import Network, PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 
 @matchings.register(paper="Singh and Jaggi 2020, Model Fusion via Optimal Transport")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_merge.align.matching.soft_permutation import is_interlocked, plan_of
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group, Member
 
 Axes = tuple[int, ...]
 Plans = Mapping[str, Tensor]

@@ -14,8 +14,8 @@ from lightning_merge.align.matching.symmetric_maps import (
     check_symmetries,
 )
 from lightning_merge.align.matching.weight_descent import Descent
-from lightning_merge.spec.index_maps import Permutation
-from lightning_merge.spec.spec import Network, PermutationSpec, Symmetries
+from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 
 
 @matchings.register(paper="Ainsworth et al. 2023, Git Re-Basin")

@@ -13,9 +13,9 @@ from lightning_merge.align.matching.weight_similarity import (
     rows,
 )
 from lightning_merge.progress import tracked
-from lightning_merge.spec.index_maps import Permutation, from_sources, gather, to_sources
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group, Member, Place
+from lightning_merge.symmetry.index_maps import Permutation, from_sources, gather, to_sources
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group, Member, Place
 
 # A step counts if it raises the objective by this share of |a| |b|. One misplaced unit of a
 # hundred thousand weighs a hundred times more.

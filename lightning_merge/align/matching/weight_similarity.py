@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Member
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Member
 
 # How many numbers are converted to float64 at a time.
 _BLOCK = 2**21

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
-from lightning_merge.spec.spec import PermutationSpec
+from lightning_merge.symmetry.spec import PermutationSpec
 
 # Relative, in float32: the same units in another order give sums in another order.
 _EQUAL = 1e-4

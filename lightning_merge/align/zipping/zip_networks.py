@@ -20,10 +20,10 @@ from lightning_merge.align.matching.observe import observe, summed_correlation
 from lightning_merge.align.zipping.greedy_zip import Zip, zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads, find_cut
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.index_maps import Permutation
-from lightning_merge.spec.linear_maps import map_member
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.linear_maps import map_member
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 # Less than any difference of correlations that data can show.
 _PREFERRED = 1e-6

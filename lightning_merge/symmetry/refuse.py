@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.unit_group import Group
 
 _NO_RULE = "has no rule for this use"
 _FAILED = ": frozen"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lightning_merge.spec.interchangeable import Found
-from lightning_merge.spec.unit_group import Group, Member, Symmetry
+from lightning_merge.symmetry.interchangeable import Found
+from lightning_merge.symmetry.unit_group import Group, Member, Symmetry
 from lightning_merge.trace.folds import Folds
 from lightning_merge.trace.trace import Trace
 from lightning_merge.trace.units import INVERTIBLE, ORTHOGONAL, SCALED, Ids, Zones

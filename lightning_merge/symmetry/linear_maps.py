@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.index_maps import from_sources, to_sources
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.index_maps import from_sources, to_sources
+from lightning_merge.symmetry.unit_group import Group, Member
 
 # How far from orthogonal, or from keeping the all-ones vector, a matrix in float32 may be.
 _TOLERANCE = 1e-4

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import torch
 
-from lightning_merge.spec.interchangeable import Found, find_groups
-from lightning_merge.spec.symmetries import Symmetric, with_symmetries
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.interchangeable import Found, find_groups
+from lightning_merge.symmetry.symmetries import Symmetric, with_symmetries
+from lightning_merge.symmetry.unit_group import Group, Member
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.exported import Exported
 from lightning_merge.trace.trace import Trace, walk

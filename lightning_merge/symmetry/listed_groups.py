@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member
 from lightning_merge.trace.units import Role
 
 Entry = tuple[str, int] | tuple[str, int, int] | tuple[str, int, int, int]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.canonical import folded
-from lightning_merge.spec.index_maps import gather_all, to_sources
-from lightning_merge.spec.linear_maps import apply_linear, orders, random_map
-from lightning_merge.spec.replay import Replay, prepare
-from lightning_merge.spec.symmetries import Symmetric, folds_of
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.canonical import folded
+from lightning_merge.symmetry.index_maps import gather_all, to_sources
+from lightning_merge.symmetry.linear_maps import apply_linear, orders, random_map
+from lightning_merge.symmetry.replay import Replay, prepare
+from lightning_merge.symmetry.symmetries import Symmetric, folds_of
+from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.exported import Exported
 from lightning_merge.trace.folds import Folds

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lightning_merge.spec.block_partitions import Rows
+from lightning_merge.symmetry.block_partitions import Rows
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.trace import Slot, Trace
 from lightning_merge.trace.units import Ids

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lightning_merge.progress import tracked
-from lightning_merge.spec.index_maps import gather, to_sources
-from lightning_merge.spec.replay import Replay, buffers_of, distance, prepare
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import gather, to_sources
+from lightning_merge.symmetry.replay import Replay, buffers_of, distance, prepare
+from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.exported import Exported
 

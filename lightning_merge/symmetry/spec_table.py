@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.unit_group import Group
 
 # So many members of a group are named.
 _NAMED = 3

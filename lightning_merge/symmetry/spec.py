@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.canonical import folded, is_folded
-from lightning_merge.spec.derive import derive, derive_symmetries
-from lightning_merge.spec.index_maps import Permutation, gather_all, to_sources
-from lightning_merge.spec.linear_maps import (
+from lightning_merge.symmetry.canonical import folded, is_folded
+from lightning_merge.symmetry.derive import derive, derive_symmetries
+from lightning_merge.symmetry.index_maps import Permutation, gather_all, to_sources
+from lightning_merge.symmetry.linear_maps import (
     apply_linear,
     compose_maps,
     inverse_maps,
     orders,
     random_map,
 )
-from lightning_merge.spec.listed_groups import Entry, groups_from, with_roles
-from lightning_merge.spec.refuse import refuse_if_lost
-from lightning_merge.spec.spec_table import spec_table
-from lightning_merge.spec.unit_group import Group
-from lightning_merge.spec.verify import verify
-from lightning_merge.spec.verify_eager import verify_eager
-from lightning_merge.spec.verify_symmetries import verify_symmetries
+from lightning_merge.symmetry.listed_groups import Entry, groups_from, with_roles
+from lightning_merge.symmetry.refuse import refuse_if_lost
+from lightning_merge.symmetry.spec_table import spec_table
+from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.symmetry.verify import verify
+from lightning_merge.symmetry.verify_eager import verify_eager
+from lightning_merge.symmetry.verify_symmetries import verify_symmetries
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.exported import export
 from lightning_merge.trace.folds import Folds

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.unit_group import Group, Place
+from lightning_merge.symmetry.unit_group import Group, Place
 
 Permutation = dict[str, Tensor]
 

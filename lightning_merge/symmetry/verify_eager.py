@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.progress import tracked
-from lightning_merge.spec.index_maps import gather, to_sources
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.index_maps import gather, to_sources
+from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.exported import describe
 
 TOLERANCE = 1e-9

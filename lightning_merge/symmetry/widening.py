@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.spec.canonical import centred
-from lightning_merge.spec.spec import PermutationSpec
-from lightning_merge.spec.unit_group import Group
+from lightning_merge.symmetry.canonical import centred
+from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.unit_group import Group
 
 _TOLERANCE = 1e-6
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.spec.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member
 from lightning_merge.trace.folds import Folds, NormFold
 
 # A scale this much smaller than the others cannot be divided by.
