@@ -94,9 +94,7 @@ def open_state(path: str | Path) -> StoredState:
         return _open_sharded(path)
     if is_safetensors(path):
         return _open_safetensors(path)
-    from lightning_merge.torch_state import open_torch_state
-
-    return open_torch_state(path)
+    return _open_torch(path)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -121,6 +119,17 @@ def _open_safetensors(path: Path) -> StoredState:
     if not table:
         raise CheckpointError(f"{path} holds no tensors: give a file of weights")
     return StoredState(path, table, lambda name: opened.raw(tied.get(name, name)))
+
+
+def _open_torch(path: Path) -> StoredState:
+    from lightning_merge.state_dicts import entry_of, raw_of
+    from lightning_merge.torch_state import read_torch_state
+
+    held = read_torch_state(path, mapped=True)
+    table = {name: entry_of(name, value) for name, value in held.tensors.items()}
+    return StoredState(
+        path, table, lambda name: raw_of(held.tensors[name]), held.extra, held.content
+    )
 
 
 def _open_sharded(index: Path) -> StoredState:

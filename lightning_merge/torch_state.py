@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_merge.errors import CheckpointError
-from lightning_merge.state_dicts import StateDict, entry_of, raw_of
-from lightning_merge.stored_state import StoredState
+from lightning_merge.state_dicts import StateDict, entry_of
 from lightning_merge.torch_file import read_torch
 
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -31,15 +30,6 @@ class TorchState:
     tensors: StateDict
     extra: dict[str, Any]
     content: dict[str, Any]
-
-
-def open_torch_state(path: Path) -> StoredState:
-    """Opens a file, leaving its numbers on disk if its format allows that."""
-    held = read_torch_state(path, mapped=True)
-    table = {name: entry_of(name, value) for name, value in held.tensors.items()}
-    return StoredState(
-        path, table, lambda name: raw_of(held.tensors[name]), held.extra, held.content
-    )
 
 
 def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
