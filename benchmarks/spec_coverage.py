@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.random_networks import outputs_of, randomised
 from benchmarks.spec_census import census
 from benchmarks.spec_report import NOT_RUN, report, summary
 from benchmarks.spec_symmetries import symmetries
@@ -171,44 +172,6 @@ def check(model: nn.Module, x: Tensor, permutations: PermutationSpec) -> dict[st
         "half": float((outputs[2] - outputs[0]).norm() / outputs[0].norm()),
         "inverse": all(torch.equal(back[name], before[name]) for name in before),
     }
-
-
-def outputs_of(model: nn.Module, x: Tensor, states: Iterable[dict[str, Tensor]]) -> list[Tensor]:
-    """What a network gives with each of several state dicts, as vectors."""
-    outputs = []
-    for state in states:
-        model.load_state_dict(state)
-        model.train().eval()  # some networks keep tables computed from weights until then
-        with torch.no_grad():
-            outputs.append(_flat(model(x)))
-    return outputs
-
-
-def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Random parameters of moderate size, random statistics: nothing keeps its default."""
-
-    def noise(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter.numel() / parameter.shape[0]
-                parameter.copy_(noise(parameter) / fan_in**0.5)
-            else:
-                parameter.copy_(0.2 * noise(parameter) + float(name.endswith("weight")))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.copy_(0.6 + 0.4 * noise(buffer).abs())
-            elif name.endswith("running_mean"):
-                buffer.copy_(0.1 * noise(buffer))
-    return model
-
-
-def _flat(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output.ravel()
-    return torch.cat([_flat(one) for one in output])
 
 
 def _child(family: str, name: str | None, pipe: Connection) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.random_networks import outputs_of, randomised
 from lightning_merge.align import PermutationSpec
 from lightning_merge.symmetry import spec
 
@@ -48,8 +49,6 @@ def symmetries(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 def _check(model: nn.Module, x: Tensor, found: PermutationSpec) -> dict[str, float]:
     """Map the network itself, in float64 with everything random, and compare its outputs."""
-    from benchmarks.spec_coverage import outputs_of, randomised
-
     generator = torch.Generator().manual_seed(1)
     model = randomised(copy.deepcopy(model).double().eval(), generator)
     x = torch.randn(x.shape, generator=generator, dtype=torch.float64)
