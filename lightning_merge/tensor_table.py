@@ -168,14 +168,17 @@ def pruning_mask(name: str, names: Mapping[str, object]) -> bool:
 def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | None:
     """Why a tensor must be equal in all ingredients, if it must.
 
-    Counters and flags are taken from the first ingredient. Pruning masks and quantised weights
-    can neither be averaged nor taken from one network.
+    Counters and flags are taken from the first ingredient. Pruning masks, quantised weights and
+    the offsets of a quantisation can neither be averaged nor taken from one network.
 
     Returns:
         The reason, for an error message; None for all other tensors.
     """
     if pruning_mask(name, names):
         return "is another pruning mask: call torch.nn.utils.prune.remove on every network first"
+    within, dot, own = name.rpartition(".")
+    if own == "zero_point" and f"{within}{dot}scale" in names:
+        return "is of another quantisation: merge the networks before they are prepared for it"
     if entry.code in ("I8", "U8") and len(entry.shape) > 1:
         return "holds other whole numbers, which have no mean: dequantise the networks first"
     return None

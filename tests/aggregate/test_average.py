@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_merge.aggregate import average, interpolate
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 
 
 def states():
@@ -72,3 +72,13 @@ def test_weights_that_do_not_fit_are_refused(weights):
 def test_no_state_is_refused():
     with pytest.raises(ConfigError, match="at least one"):
         average([])
+
+
+def test_offsets_of_another_quantisation_are_refused():
+    states = [
+        {"fq.scale": torch.tensor([0.1]), "fq.zero_point": torch.tensor([offset])}
+        for offset in (3, 7)
+    ]
+    with pytest.raises(ArchitectureMismatchError, match="of another quantisation"):
+        average(states)
+    assert average([states[0]] * 2)["fq.zero_point"].tolist() == [3]
