@@ -7,37 +7,11 @@ Sec. 4.3 (partial zips).
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_merge.errors import AlignmentError
-from lightning_merge.modes import gradient_free
-from lightning_merge.symmetry.spec import PermutationSpec
-
-# Relative, in float32: the same units in another order give sums in another order.
-_EQUAL = 1e-4
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the trunk ends.
-
-    Attributes:
-        name: The module whose output is the last that both share.
-        group: The group of units that lies along it.
-        axis: Along which axis of the output.
-        before: The largest modules that are done by then.
-        behind: The largest modules that have not begun.
-    """
-
-    name: str
-    group: str
-    axis: int
-    before: tuple[str, ...]
-    behind: tuple[str, ...]
+from lightning_merge.align.zipping.cut import Cut, Reached
 
 
 class TwoHeads(nn.Module):
@@ -114,7 +88,7 @@ class Trunk(nn.Module):
         ]
         try:
             self.network(*args, **kwargs)
-        except _Reached:
+        except Reached:
             pass
         finally:
             for handle in handles:
@@ -128,13 +102,9 @@ class Trunk(nn.Module):
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.values[name].append(output)
             if name == self.cut.name:
-                raise _Reached
+                raise Reached
 
         return keep
-
-
-class _Reached(Exception):  # noqa: N818 - no error
-    pass
 
 
 class Recorded(nn.Module):
@@ -175,148 +145,3 @@ def head_of(model: nn.Module, cut: Cut, unmerge: Tensor, values: Values) -> nn.M
     like = next((p for p in model.parameters()), unmerge)
     head.set_submodule(cut.name, Recorded(cut.name, values, unmerge.to(like), cut.axis))
     return head
-
-
-def find_cut(spec: PermutationSpec, model: nn.Module, until: str, example: Tensor) -> Cut:
-    """The cut behind a module.
-
-    Args:
-        spec: The spec of the network.
-        model: The network.
-        until: The module's name, or its end where there is one such module.
-        example: Two examples or more.
-
-    Raises:
-        AlignmentError: Nothing, or several things, have that name; the module does not run, or
-            gives no single tensor; no group lies along what it gives, or the network's output
-            depends on more than that.
-    """
-    name = _named(model, until)
-    with gradient_free(model):
-        output = _run_until(model, name, example)
-        group, axis = _group_along(spec, model, name, example, output)
-        _check_passes(model, name, example, output)
-        before, behind = _around(model, name, example)
-    return Cut(name, group, axis, before, behind)
-
-
-def _named(model: nn.Module, until: str) -> str:
-    names = [name for name, _ in model.named_modules() if name]
-    found = [n for n in names if n == until] or [n for n in names if n.endswith(f".{until}")]
-    if len(found) != 1:
-        what = f"{len(found)} modules end in" if found else "no module is called"
-        raise AlignmentError(
-            f"until: {what} {until!r} in {type(model).__name__}; it has {', '.join(names[:8])}, ..."
-        )
-    return found[0]
-
-
-def _run_until(model: nn.Module, name: str, x: Tensor) -> Tensor:
-    """What a module gives."""
-
-    def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Reached(output)
-
-    output: Any = None
-    handle = model.get_submodule(name).register_forward_hook(end)
-    try:
-        model(x)
-    except _Reached as reached:
-        output = reached.args[0]
-    finally:
-        handle.remove()
-    if not isinstance(output, Tensor):
-        raise AlignmentError(f"until: {name!r} gives no single tensor; choose another module")
-    return output
-
-
-def _around(model: nn.Module, name: str, x: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The largest modules that run before a module has ended only, and that do behind it only."""
-    early: set[str] = set()
-    late: set[str] = set()
-    open_now: set[str] = set()
-    ended: list[str] = []
-    handles = []
-    for own, module in model.named_modules():
-
-        def begin(_module: nn.Module, _inputs: Any, own: str = own) -> None:
-            (late if ended else early).add(own)
-            open_now.add(own)
-
-        def end(_module: nn.Module, _inputs: Any, _output: Any, own: str = own) -> None:
-            open_now.discard(own)
-            if own == name:
-                ended.append(own)
-                late.update(open_now)
-
-        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    try:
-        model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(ended) != 1:
-        raise AlignmentError(f"until: {name!r} runs {len(ended)} times; choose another module")
-    before: list[str] = []
-    behind: list[str] = []
-
-    def divide(parent: str, module: nn.Module) -> None:
-        for key, child in module.named_children():
-            own = f"{parent}.{key}" if parent else key
-            inside = {n for n in early | late if n.startswith(f"{own}.")}
-            if own == name or own in early & late:
-                # What is open at the cut holds it; what runs on both sides stays as it is.
-                if f"{name}.".startswith(f"{own}.") and own != name:
-                    divide(own, child)
-            elif own not in early | late and inside:
-                divide(own, child)
-            elif own in early | late:
-                (before if own in early else behind).append(own)
-
-    divide("", model)
-    return tuple(before), tuple(behind)
-
-
-def _group_along(
-    spec: PermutationSpec, model: nn.Module, name: str, x: Tensor, output: Tensor
-) -> tuple[str, int]:
-    """The group whose permutation is one of a module's output, and along which axis."""
-    generator = torch.Generator().manual_seed(0)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    twin = copy.deepcopy(model)
-    for group in spec.groups:
-        axes = [k for k in range(1, output.ndim) if output.shape[k] == group.size]
-        if not axes:
-            continue
-        order = group.random(generator)
-        twin.load_state_dict(spec.apply(state, {group.name: order}))
-        moved = _run_until(twin, name, x)
-        if _close(moved, output):
-            continue
-        for axis in axes:
-            if _close(moved, output.index_select(axis, order.to(output.device))):
-                return group.name, axis
-    raise AlignmentError(
-        f"until: no group of units lies along what {name!r} gives; choose a layer or block whose "
-        "units the spec can move"
-    )
-
-
-def _check_passes(model: nn.Module, name: str, x: Tensor, output: Tensor) -> None:
-    """Whether the network's output depends on nothing but a module's output."""
-    module = model.get_submodule(name)
-    wanted = model(x)
-    handle = module.register_forward_hook(lambda *_: output)
-    try:
-        found = model(x.flip(0).roll(1, -1))
-    finally:
-        handle.remove()
-    if not _close(found, wanted):
-        raise AlignmentError(
-            f"until: the network goes past {name!r} (a shortcut, for example); choose a block as a "
-            "whole, or the layer that its branches meet in"
-        )
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= _EQUAL * other.norm())

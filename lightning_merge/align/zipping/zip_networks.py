@@ -17,8 +17,9 @@ from lightning_merge.align.matching.head_shared_units import carrier
 from lightning_merge.align.matching.matching import nothing_to_align
 from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import observe, summed_correlation
+from lightning_merge.align.zipping.cut import find_cut
 from lightning_merge.align.zipping.greedy_zip import Zip, zip_units
-from lightning_merge.align.zipping.two_heads import TwoHeads, find_cut
+from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.linear_maps import map_member
