@@ -14,6 +14,11 @@ from lightning_merge.data.images import LabelledImages
 from lightning_merge.data.printable import printable
 from lightning_merge.errors import DataError
 
+# Of archives made on a Mac, Synology's thumbnails, and what lies on disks of Windows and Linux.
+_OF_SYSTEMS = frozenset(
+    ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+)
+
 #: Names of image files end so, in small or capital letters.
 SUFFIXES = frozenset(
     [
@@ -89,14 +94,17 @@ class ClassFiles:
         return LabelledImages(ImageFiles(self.paths, size, channels), torch.tensor(self.labels))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file manager hides a folder or file of this name, or made it for itself."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
 def class_folders(folder: Path) -> list[str]:
     """The names of the class folders, in order; hidden ones are none."""
     if not folder.is_dir():
         return []
     return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)
     )
 
 
@@ -152,12 +160,12 @@ def images_below(folder: Path, left_out: LeftOut) -> Iterable[str]:
             folders.clear()
             continue
         visited.add(real)
-        left_out.hidden += [Path(place, name) for name in folders if name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        left_out.hidden += [Path(place, name) for name in folders if is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         places.append((place, files))
     for place, files in sorted(places):
         for name in sorted(files):
-            if name.startswith("."):
+            if is_hidden(name):
                 left_out.hidden.append(Path(place, name))
             elif os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield os.path.join(place, name)

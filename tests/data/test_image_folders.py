@@ -107,6 +107,18 @@ def test_folders_refuse_what_makes_no_sense(tmp_path, arguments, words):
     assert words in refused(lambda: ImageFolderDataModule(str(tmp_path), **arguments), ConfigError)
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"])
+def test_folders_that_systems_make_are_no_classes(name, tmp_path):
+    write_class_folders(tmp_path, ["train", "test"], ["a", "b"], count=2, shape=(8, 8, 3))
+    for place in (f"train/{name}/a", f"train/b/{name}"):
+        write_image(tmp_path / place / "0.png", pixels("x", shape=(8, 8, 3)))
+    dm = ImageFolderDataModule(str(tmp_path), image_size=8, held_out=0)
+    assert dm.class_names == ["a", "b"]
+    with pytest.warns(UserWarning, match="2 files that are hidden"):
+        dm.setup("fit")
+    assert len(dm.train_set) == 4
+
+
 def test_what_is_no_image_of_a_class_is_left_out_and_counted_in_one_warning(tmp_path):
     write_class_folders(tmp_path, ["train", "test"], ["a", "b"], count=2, shape=(8, 8, 3))
     for place in ("train/.git", "train/a/.ipynb_checkpoints", "test/c"):

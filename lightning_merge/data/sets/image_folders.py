@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lightning_merge.data.class_folders import ClassFiles, LeftOut, class_folders, list_classes
+from lightning_merge.data.class_folders import (
+    ClassFiles,
+    LeftOut,
+    class_folders,
+    is_hidden,
+    list_classes,
+)
 from lightning_merge.data.decode import check_images
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
@@ -114,7 +120,7 @@ class ImageFolderDataModule(ClassificationDataModule):
 
     def _list(self, folder: Path, left_out: LeftOut) -> ClassFiles:
         for entry in sorted(folder.iterdir()):
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 left_out.hidden.append(entry)
             elif entry.name not in self.folders and (self.classes is None or not entry.is_dir()):
                 left_out.of_no_class.append(entry)
