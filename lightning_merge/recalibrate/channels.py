@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import NonFiniteError
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
+
+Which = Literal["hidden", "output"]
+"""The layers that make hidden units, or those that make the output."""
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -91,12 +94,13 @@ def _statistics(pool: Pooled, name: str) -> Statistics:
     return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
 
 
-def layers_to_repair(model: nn.Module, x: Tensor) -> list[str]:
+def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> list[str]:
     """The names of the layers that REPAIR corrects, in the order in which they run.
 
     Args:
         model: The network.
         x: Inputs of it, to see which layers run.
+        which: Those that make hidden units, or those that make the output.
     """
     uses = Counter(
         id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
@@ -135,7 +139,8 @@ def layers_to_repair(model: nn.Module, x: Tensor) -> list[str]:
     # Where the output is computed from the classifier's (a softmax), the last layer is it.
     classifiers = (found - {None}) or set(last[-1:])
     once = Counter(called)
-    return [name for name in once if once[name] == 1 and name not in classifiers]
+    makes_output = which == "output"
+    return [n for n in once if once[n] == 1 and (n in classifiers) == makes_output]
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from lightning_merge.modes import evaluation
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
-from lightning_merge.recalibrate.channels import Statistics, layers_to_repair, measure
+from lightning_merge.recalibrate.channels import Statistics, Which, layers_to_repair, measure
 
 
 def repair(
@@ -30,6 +30,7 @@ def repair(
     alpha: float = 0.5,
     progress: bool = False,
     seed: int = 0,
+    which: Which = "hidden",
 ) -> int:
     """Gives every hidden channel of a merged network the statistics that its parents have.
 
@@ -46,18 +47,20 @@ def repair(
         alpha: The first parent's share in the merged network.
         progress: Whether to show a progress bar.
         seed: As for `Repair`.
+        which: As for `Repair`.
 
     Returns:
         How many layers were corrected.
 
     Raises:
-        ConfigError: A network has BatchNorm, whose statistics would undo the correction, or
-            `alpha` is not from 0 to 1.
+        ConfigError: A network has BatchNorm, whose statistics would undo the correction of hidden
+            units, or `alpha` is not from 0 to 1; no layer makes the output.
         ArchitectureMismatchError: The networks' layers differ.
         DataError: There are no batches.
     """
-    check_no_batchnorm(merged)
-    correct = Repair([model_a, model_b], batches, progress, seed)
+    if which == "hidden":
+        check_no_batchnorm(merged)
+    correct = Repair([model_a, model_b], batches, progress, seed, which)
     return correct(merged, [alpha, 1 - alpha], progress)
 
 
@@ -86,6 +89,9 @@ class Repair:
             statistics are pooled over all ranks. Moved to the models' devices.
         progress: Whether to show progress bars.
         seed: Determines the order.
+        which: `output` corrects the layer that makes the output, and no other (where the output
+            is computed from several, the one that runs last): logits then vary about the means
+            that the parents' have, and as much. BatchNorm does not matter. Not in the paper.
 
     Attributes:
         layers: The names of the layers that are corrected, in the order in which they run.
@@ -93,7 +99,7 @@ class Repair:
         parents: The statistics of each parent, by layer.
 
     Raises:
-        ConfigError: A parent has BatchNorm, or there is none.
+        ConfigError: A parent has BatchNorm, or there is no parent; no layer makes the output.
         ArchitectureMismatchError: The parents' layers differ.
         DataError: There are no batches.
     """
@@ -108,20 +114,27 @@ class Repair:
         batches: Iterable[Any],
         progress: bool = False,
         seed: int = 0,
+        which: Which = "hidden",
     ) -> None:
+        self._which = which
         self._shared = isinstance(batches, Share) and ranks()[1] > 1
         self._inputs: list[Tensor] = []
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self.parents = []
         for number, parent in enumerate(parents, start=1):
-            check_no_batchnorm(parent)
+            self._check_norms(parent)
             with _observing(parent):
                 if number == 1:
                     with isolated_randomness():
                         self._inputs = list(inputs_in(in_random_order(batches, seed)))
                     if not self._inputs:
                         raise DataError("REPAIR needs at least one batch, there was none")
-                    self.layers = layers_to_repair(parent, self._inputs[0])
+                    self.layers = layers_to_repair(parent, self._inputs[0], which)
+                    if which == "output" and not self.layers:
+                        raise ConfigError(
+                            f"REPAIR: the output of {type(parent).__name__} is not that of one "
+                            "linear layer or convolution that runs once; choose which='hidden'"
+                        )
                     self._shapes = _shapes(parent, self.layers)
                     self.without_bias = [
                         name for name in self.layers if parent.get_submodule(name).bias is None
@@ -150,7 +163,7 @@ class Repair:
                 number for each parent.
             ArchitectureMismatchError: Its layers are not those of the parents.
         """
-        check_no_batchnorm(merged)
+        self._check_norms(merged)
         shares = _shares(weights, len(self.parents))
         with _observing(merged):
             self._check(merged)
@@ -172,6 +185,10 @@ class Repair:
             sum((w * one.mean for w, one in zip(shares, found, strict=True)), torch.zeros(())),
             sum((w * one.std for w, one in zip(shares, found, strict=True)), torch.zeros(())),
         )
+
+    def _check_norms(self, model: nn.Module) -> None:
+        if self._which == "hidden":
+            check_no_batchnorm(model)
 
     def _check(self, model: nn.Module) -> None:
         for name, shape in _shapes(model, self.layers).items():

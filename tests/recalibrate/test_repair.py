@@ -54,6 +54,48 @@ def statistics(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
 @pytest.mark.parametrize("softmax", [False, True])
+def test_the_outputs_have_the_statistics_of_their_goal_and_nothing_else_is_changed(
+    alpha: float, softmax: bool
+) -> None:
+    merged, a, b = ingredients(alpha, softmax=softmax)
+    before = copy.deepcopy(merged.state_dict())
+    x = 1 + 2 * torch.randn(50, 2, 9, 9)
+    assert repair(merged, a, b, x.split(20), alpha, which="output") == 1
+    of_a, of_b, found = (statistics(model, x)["out"] for model in (a, b, merged))
+    for k in (0, 1):
+        goal = alpha * of_a[k] + (1 - alpha) * of_b[k]
+        torch.testing.assert_close(found[k], goal, rtol=1e-4, atol=1e-5)
+    changed = {n for n, v in merged.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {"out.weight", "out.bias"}
+
+
+def test_outputs_that_were_rescaled_and_shifted_are_given_back_behind_batchnorm() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    spoiled = copy.deepcopy(network)
+    with torch.no_grad():
+        spoiled[3].weight *= torch.tensor([[0.2], [3.0], [1.0]])
+        spoiled[3].bias += torch.tensor([5.0, -1.0, 0.5])
+    x = torch.randn(64, 4)
+    repair(spoiled, network, network, x.split(16), which="output")
+    torch.testing.assert_close(spoiled(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_that_no_layer_makes_once_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x))
+
+    with pytest.raises(ConfigError, match="the output of Twice is not that of one"):
+        repair(Twice(), Twice(), Twice(), [torch.ones(2, 3)], which="output")
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+@pytest.mark.parametrize("softmax", [False, True])
 def test_every_hidden_channel_has_the_statistics_of_its_goal(alpha: float, softmax: bool) -> None:
     merged, a, b = ingredients(alpha, softmax=softmax)
     merged.train()

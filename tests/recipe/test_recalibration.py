@@ -80,6 +80,16 @@ def test_layers_without_a_bias_cannot_hold_the_correction():
         Recipe("X", Average(), None, "repair")(context)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_recipe_with_outputs_changes_the_last_layer_alone(norm):
+    context = made_context(norm=norm)
+    module = Recipe("X", Average(), None, "outputs")(context).module
+    plain = average(context.states)
+    last = list(plain)[-2:]
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, plain[name]) == (name not in last), name
+
+
 def test_a_path_measures_its_parents_once(monkeypatch):
     from lightning_merge.recipe.recalibrations import renormalisation
 

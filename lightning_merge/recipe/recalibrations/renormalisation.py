@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.recalibrate import Repair
+from lightning_merge.recalibrate.channels import Which
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recalibration import Recalibrate, Recalibration, recalibrations
 
@@ -22,6 +23,7 @@ class Renormalisation(Recalibration):
 
     label = "REPAIR"
     of_means = True
+    which: Which = "hidden"
 
     def check(self, module: nn.Module, recipe: str) -> None:
         """Checks that there is no BatchNorm, which would undo the correction."""
@@ -33,7 +35,7 @@ class Renormalisation(Recalibration):
 
     def prepare(self, states: Sequence[StateDict], context: Context) -> Recalibrate:
         """A function that repairs merges; the ingredients are measured when it is first called."""
-        measured = cache(lambda: _measured(states, context))
+        measured = cache(lambda: _measured(states, context, self.which))
 
         def repair(module: LightningModule, weights: Sequence[float] | None = None) -> None:
             measured()(module.to(context.device), weights, context.progress)
@@ -41,9 +43,26 @@ class Renormalisation(Recalibration):
         return repair
 
 
-def _measured(states: Sequence[StateDict], context: Context) -> Repair:
+@recalibrations.register(
+    "outputs", paper="Jordan et al. 2023, REPAIR, of the last layer alone", needs="a weighted mean"
+)
+class OutputRenormalisation(Renormalisation):
+    """Gives the outputs the means and deviations that they have in the ingredients.
+
+    Averaging moves thresholds and flattens logits, in networks without BatchNorm above all. No
+    labels are read, and the last layer alone is changed.
+    """
+
+    label = "outputs"
+    which = "output"
+
+    def check(self, module: nn.Module, recipe: str) -> None:
+        """Nothing undoes a correction of the last layer."""
+
+
+def _measured(states: Sequence[StateDict], context: Context, which: Which) -> Repair:
     parents = (context.build(state).to(context.device) for state in states)
-    repair = Repair(parents, context.statistics(), context.progress, context.seed)
+    repair = Repair(parents, context.statistics(), context.progress, context.seed, which)
     lacking = repair.without_bias
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
