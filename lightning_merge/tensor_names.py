@@ -46,16 +46,19 @@ def matched(
     names, wanted = list(names), list(wanted)
     may_lack = {*optional, *filter(is_batch_counter, wanted)}
     for theirs in _readings(wanted):
-        prefixes = dict.fromkeys(["", *(name.partition(".")[0] + "." for name in theirs)])
+        split = [name.partition(".") for name in theirs]
         for ours in _readings(names):
-            for prefix in prefixes:
+            needed = [name for name in ours if not is_batch_counter(name)]
+            for prefix in dict.fromkeys(["", *(f"{a}." for a, _, b in split if b in ours)]):
+                # Stops at the first that is missing: there may be as many prefixes as names.
+                if not all(prefix + name in theirs for name in needed):
+                    continue
                 found = {
                     theirs[prefix + name]: own
                     for name, own in ours.items()
                     if prefix + name in theirs
                 }
-                left = [n for n in ours if prefix + n not in theirs and not is_batch_counter(n)]
-                if found and not left and not set(wanted) - found.keys() - may_lack:
+                if found and not set(wanted) - found.keys() - may_lack:
                     return {name: found[name] for name in wanted if name in found}
     return None
 

@@ -39,3 +39,11 @@ def test_batch_counters_may_be_absent_and_others_not():
     assert matched(NET[1:], NET) is None
     assert matched([*NET, "head.weight"], NET) is None
     assert matched(NET[1:], NET, optional=NET[:1]) == {name: name for name in NET[1:]}
+
+
+def test_as_many_first_parts_as_names():
+    # Each could be a prefix of all the others: trying every pair would take minutes.
+    names = [f"layer{index}.weight" for index in range(20_000)]
+    assert matched([*names[1:], "other.weight"], names) is None
+    wrapped = [f"net.{name}" for name in names]
+    assert matched(names, wrapped) == dict(zip(wrapped, names, strict=True))
