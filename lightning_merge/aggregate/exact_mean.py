@@ -26,10 +26,9 @@ from lightning_merge.number_types import (
     widened,
 )
 
-# How many numbers are worked on at a time. Threads take turns at the interpreter between blocks,
-# and with smaller ones they spend more time on waking each other up than the cache saves.
-_BLOCK = 1 << 18
-SPAN = 8 * _BLOCK
+# How many numbers are worked on at a time: their sums stay in a core's own cache.
+_BLOCK = 1 << 16
+SPAN = 1 << 21
 """How many numbers are added in one order."""
 
 
@@ -43,6 +42,9 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+# Multiplying by these is exact, and takes a third of the time of dividing.
+_RECIPROCALS = {2.0**power: 2.0**-power for power in range(8)}
 
 # Products of numbers between these neither overflow nor lose their last bits.
 _SMALL, _LARGE = 2.0**-400, 2.0**400
@@ -168,7 +170,11 @@ def _mean(numbers: Sequence[NDArray[np.generic]], weights: Sequence[float]) -> W
             part *= weights[group[0]]
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None
-    total /= float(len(weights)) if len(alike) == 1 else math.fsum(weights)
+    divisor = float(len(weights)) if len(alike) == 1 else math.fsum(weights)
+    if divisor in _RECIPROCALS:
+        total *= _RECIPROCALS[divisor]
+    else:
+        total /= divisor
     return total
 
 
