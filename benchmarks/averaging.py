@@ -5,7 +5,7 @@ one process that has started already; `cat` reads the same files to nowhere. Loa
 torch keeps all files in memory and takes their mean; timm's way adds up one file after another in
 float64 (its `avg_checkpoints` script). Memory is the anonymous memory that the kernel counts
 (Linux only) in a process of its own, beyond what it had before. Our own time includes the sync to
-the disk.
+the disk. The output is a new file each time, as `average` wants it.
 """
 
 import subprocess
@@ -39,6 +39,7 @@ def run() -> list[Ratio]:
         for index, file in enumerate(files):
             save_file(_network(index), file)
         output = Path(folder) / "mean.safetensors"
+        remove = partial(output.unlink, missing_ok=True)
         size = f"{files[0].stat().st_size / 1e6:.0f} MB"
         for count in _COUNTS:
             some = files[:count]
@@ -51,9 +52,12 @@ def run() -> list[Ratio]:
                 return partial(_WAYS[name], some, output)
 
             goal = "ratio < 1.43" if count >= 6 else ""
-            found.append(measure(what, act(_OURS), cat, _PAIRS, against="cat", goal=goal))
+            found.append(
+                measure(what, act(_OURS), cat, _PAIRS, against="cat", goal=goal, before=remove)
+            )
             for name in (name for name in _WAYS if name != _OURS):
-                found.append(measure(what, act(_OURS), act(name), _PAIRS, 1, against=name))
+                theirs = act(name)
+                found.append(measure(what, act(_OURS), theirs, _PAIRS, 1, name, before=remove))
                 if Path("/proc/self/status").exists():
                     a, b = (_in_a_process(one, some, output) for one in (_OURS, name))
                     title = f"{what}, anonymous memory"

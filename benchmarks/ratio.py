@@ -39,16 +39,21 @@ def measure(
     warm_up: int = 2,
     against: str = "",
     goal: str = "",
+    before: Callable[[], object] = lambda: None,
 ) -> Ratio:
-    """Runs both by turns and takes medians."""
+    """Runs both by turns and takes medians; `before` runs before each, and is not counted."""
     for _ in range(warm_up):
-        ours()
-        theirs()
+        for action in (ours, theirs):
+            before()
+            action()
     first, second = [], []
     for index in range(pairs):
         # Each goes first as often as the other: whoever does pays for cold caches.
         order = (ours, theirs) if index % 2 else (theirs, ours)
-        taken = {action: seconds(action) for action in order}
+        taken = {}
+        for action in order:
+            before()
+            taken[action] = seconds(action)
         first.append(taken[ours])
         second.append(taken[theirs])
     return of_pairs(name, first, second, against, goal)
