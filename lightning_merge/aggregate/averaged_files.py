@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 import numpy as np
 
@@ -141,13 +141,14 @@ def _syncing(target: int) -> Iterator[None]:
         while not done.wait(_SYNC_SECONDS):
             getattr(os, "fdatasync", os.fsync)(target)
 
-    thread = Thread(target=sync, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(sync)
+        try:
+            yield
+        finally:
+            done.set()
+        # The system reports what it could not write once: the last sync would not see it.
+        syncing.result()
 
 
 def _run(

@@ -1,9 +1,11 @@
 """`average` of files: what it writes is what `aggregate.average` gives, bit for bit."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -189,6 +191,33 @@ def test_a_failed_average_leaves_nothing(files, tmp_path):
         with pytest.raises(SystemExit):
             main(["average", *paths, "-o", str(tmp_path / f"o{ending}")])
         assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("step", ["pwrite", "fdatasync"])
+def test_a_disk_that_fills_up_leaves_the_old_file(files, tmp_path, step, monkeypatch, capsys):
+    paths, _ = files
+    output = tmp_path / "o.safetensors"
+    output.write_bytes(b"old")
+    before, full, write = sorted(os.listdir(tmp_path)), threading.Event(), os.pwrite
+
+    def fail(*_):
+        full.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_until_full(target, part, begin):
+        if begin == 0:
+            return write(target, part, begin)
+        return fail() if step == "pwrite" else full.wait(10) and write(target, part, begin)
+
+    monkeypatch.setattr(os, "pwrite", write_until_full)
+    if step == "fdatasync":
+        monkeypatch.setattr(os, "fdatasync", fail, raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main(["average", *paths, "-o", str(output), "--overwrite"])
+    assert stopped.value.code == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert output.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_a_link_stays_one_and_permissions_are_kept(files, tmp_path):
