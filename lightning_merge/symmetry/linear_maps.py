@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.index_maps import from_sources, to_sources
-from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member, in_order
 
 # How far from orthogonal, or from keeping the all-ones vector, a matrix in float32 may be.
 _TOLERANCE = 1e-4
@@ -134,18 +134,18 @@ def map_member(
 ) -> Tensor:
     """A tensor whose units are multiplied by factors, or mixed by a matrix in each block."""
     moved = tensor.reshape(member.shape).movedim(member.axes, tuple(range(len(member.axes))))
-    flat = moved.reshape(member.length, -1).clone()
-    index = member.index.to(tensor.device)
-    dtype = (factors if matrix is None else matrix).dtype  # type: ignore[union-attr]
-    rows = flat[index.reshape(-1)].to(dtype).reshape(len(index), -1)
+    flat = moved.reshape(member.length, -1)
+    whole = in_order(member.index, member.length)
+    index = member.index.reshape(-1).to(tensor.device)
+    rows = (flat if whole else flat[index]).reshape(len(member.index), -1)
     if factors is not None:
-        rows = rows * factors.to(rows)[:, None]
+        rows = rows.to(factors.dtype) * factors.to(rows.device)[:, None]
     else:
         assert matrix is not None
-        rows = (matrix.to(rows) @ rows.reshape(matrix.shape[0], matrix.shape[1], -1)).reshape(
-            len(index), -1
-        )
-    flat[index.reshape(-1)] = rows.reshape(index.numel(), -1).to(flat.dtype)
+        rows = rows.to(matrix.dtype).reshape(matrix.shape[0], matrix.shape[1], -1)
+        rows = matrix.to(rows.device) @ rows
+    rows = rows.reshape(len(index), -1).to(flat.dtype)
+    flat = rows if whole else flat.index_copy(0, index, rows)
     back = flat.reshape(moved.shape).movedim(tuple(range(len(member.axes))), member.axes)
     return back.reshape(tensor.shape).contiguous()
 

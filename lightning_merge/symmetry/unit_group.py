@@ -76,6 +76,11 @@ class Member:
         return int(torch.tensor([self.shape[a] for a in self.axes]).prod())
 
 
+def in_order(index: Tensor, length: int) -> bool:
+    """Whether the units `(size, repeat)` have one position each: all `length` of them, in order."""
+    return index.shape == (length, 1) and torch.equal(index[:, 0], torch.arange(length))
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Units that one permutation moves.

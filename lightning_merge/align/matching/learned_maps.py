@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.learned_orders import LearnedOrders, Units
-from lightning_merge.align.matching.map_solvers import balance, nearest_orthogonal, rotation
+from lightning_merge.align.matching.map_solvers import balance, rotation
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.linear_maps import (
@@ -126,10 +126,7 @@ class LearnedMaps(nn.Module):
         for group in self.learned:
             own = self.matrices()[group.name].detach().cpu().double()
             if group.symmetry == "orthogonal":
-                exact = (
-                    rotation(group, own[0]) if group.keeps_ones else nearest_orthogonal(own[0])[0]
-                )
-                now[group.name] = exact[None]
+                now[group.name] = rotation(group, own[0])[None]
             else:
                 now[group.name] = own
         for name, order in self.orders.found().items():

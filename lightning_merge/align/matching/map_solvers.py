@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.align.matching.weight_similarity import add_products, rows
+from lightning_merge.align.matching.weight_similarity import rows
 from lightning_merge.symmetry.linear_maps import apply_linear, complement_of_ones, keeping_ones
 from lightning_merge.symmetry.unit_group import Group
 
@@ -17,25 +17,22 @@ _WEAKEST, _EMPTY = 1e-8, 1e-12
 _SWEEPS, _BALANCED, _SMALL = 300, 1e-10, 20_000_000
 
 
-def nearest_orthogonal(scores: Tensor) -> tuple[Tensor, float]:
-    """The orthogonal matrix `T` that maximises `sum(T * scores)`, and that sum.
+def nearest_orthogonal(scores: Tensor) -> Tensor:
+    """The orthogonal matrices `T` that maximise `sum(T * scores)`, in float64.
 
     Args:
-        scores: `(n, n)`, products of a's units (rows) with b's (columns).
-
-    Returns:
-        `T` in float64, and the nuclear norm of the scores.
+        scores: `(..., n, n)`, products of a's units (rows) with b's (columns).
     """
-    left, values, right = torch.linalg.svd(scores.detach().cpu().double())
-    return left @ right, float(values.sum())
+    left, _, right = torch.linalg.svd(scores.detach().cpu().double())
+    return left @ right
 
 
 def rotation(group: Group, scores: Tensor) -> Tensor:
     """The matrix of an orthogonal group that maximises `sum(T * scores)`, `(size, size)`."""
     if not group.keeps_ones:
-        return nearest_orthogonal(scores)[0]
+        return nearest_orthogonal(scores)
     basis = complement_of_ones(group.size)
-    inside = nearest_orthogonal(basis.T @ scores.detach().cpu().double() @ basis)[0]
+    inside = nearest_orthogonal(basis.T @ scores.detach().cpu().double() @ basis)
     return basis @ inside @ basis.T + keeping_ones(group)
 
 
@@ -43,7 +40,7 @@ def balance(groups: Sequence[Group], state: Mapping[str, Tensor]) -> dict[str, T
     """Maps after which what makes units and what reads them have equal Gram matrices.
 
     Two networks that differ by invertible maps differ by orthogonal ones after it, and those
-    that differ by positive factors not at all. Where a tensor belongs to several groups, they
+    that differ by positive factors not at all. Where groups lie along several axes of a tensor, they
     are balanced in turn until none changes: the sum of squares falls each time.
 
     Args:
@@ -54,12 +51,13 @@ def balance(groups: Sequence[Group], state: Mapping[str, Tensor]) -> dict[str, T
         Maps by group name, float64.
     """
     chosen = [group for group in groups if group.symmetry in ("invertible", "scaled")]
-    tensors = [{m.tensor for m in group.members if m.variance} for group in chosen]
-    work = {name: state[name] for name in sorted(set().union(*tensors))}
+    places = {m.place for group in chosen for m in group.members if m.variance}
+    work = {name: state[name] for name in sorted({place[0] for place in places})}
     small = sum(tensor.numel() for tensor in work.values()) < _SMALL
     if small:
         work = {name: tensor.double() for name, tensor in work.items()}
-    alone = len(work) == sum(map(len, tensors))
+    # Along one axis of a tensor, groups have different units.
+    alone = len(work) == len(places)
     found: dict[str, Tensor] = {}
     for _ in range(1 if alone else _SWEEPS):
         change = 0.0
@@ -123,13 +121,10 @@ def _power(matrix: Tensor, power: float) -> Tensor:
 def products(
     group: Group, a: Mapping[str, Tensor], b: Mapping[str, Tensor], tensors: set[str]
 ) -> Tensor:
-    """Inner products of a's units with b's in what linear maps move, `(size, size)`, float64."""
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    """Inner products of a's units with b's in what linear maps move, `(size, size)`."""
+    total = next(iter(a.values())).new_zeros(group.size, group.size)
     for member in group.members:
         if member.tensor in tensors and (member.variance or group.symmetry == "permutation"):
             one, two = (rows(s[member.tensor], member, member.index) for s in (a, b))
-            if one.dtype == torch.float64:
-                add_products(total, one, two)
-            else:
-                total += (one @ two.to(one.device).T).double().cpu()
+            total.addmm_(one, two.T)
     return total

@@ -6,6 +6,7 @@ so that the maps inside heads are orthogonal ones.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -41,8 +42,10 @@ class SymmetricDescent:
     ) -> None:
         self.spec = spec
         names = moved_parameters(spec)
-        self.a = {name: a[name].detach() for name in names}
-        self.b = {name: b[name].detach().to(self.a[name].device) for name in names}
+        first = a[names[0]].detach()
+        like = first.to(torch.promote_types(first.dtype, torch.float32))
+        self.a, self.b = ({name: s[name].detach().to(like) for name in names} for s in (a, b))
+        self.dtype = like.dtype
         self.families = families(spec)
         self.families.sort(key=lambda family: family[0].symmetry != "orthogonal")
         self.tensors = [
@@ -136,34 +139,34 @@ class SymmetricDescent:
         if group.symmetry == "orthogonal":
             return {group.name: rotation(group, scores)}
         if group.symmetry == "invertible":
-            width = group.size // group.blocks
-            parts = [scores[k : k + width, k : k + width] for k in range(0, group.size, width)]
-            return {group.name: torch.stack([nearest_orthogonal(part)[0] for part in parts])}
+            grid = scores.reshape(group.blocks, group.size // group.blocks, group.blocks, -1)
+            return {group.name: nearest_orthogonal(grid.diagonal(dim1=0, dim2=2).movedim(-1, 0))}
         return {group.name: assign_blocks(scores, group.blocks)}
 
     def solve_heads(self, heads: Group, inside: Sequence[Group], tensors: set[str]) -> Maps:
         """Heads by the best that could be made of each pair, then the maps inside them."""
         count = heads.size
         total = torch.zeros(count, count, dtype=torch.float64)
-        best: dict[tuple[str, int, int], Tensor] = {}
+        grids = {}
         for group in inside:
-            width = group.size // count
-            grid = products(group, self.a, self.b, tensors).reshape(count, width, count, width)
-            for one in range(count):
-                for other in range(count):
-                    part = grid[one, :, other]
-                    solve = nearest_orthogonal if group.symmetry == "invertible" else assign
-                    best[group.name, one, other], score = solve(part)
-                    total[one, other] += score
+            scores = products(group, self.a, self.b, tensors)
+            grid = scores.reshape(count, group.size // count, count, -1).transpose(1, 2)
+            if group.symmetry == "invertible":
+                total += torch.linalg.svdvals(grid.cpu().double()).sum(-1)
+            else:
+                for pair in product(range(count), repeat=2):
+                    total[pair] += assign(grid[pair])[1]
+            grids[group.name] = grid
         order, _ = assign(total)
         found = {heads.name: order}
         for group in inside:
-            width = group.size // count
-            parts = [best[group.name, one, int(other)] for one, other in enumerate(order)]
+            pairs = grids[group.name][torch.arange(count), order]
             if group.symmetry == "invertible":
-                found[group.name] = torch.stack(parts)
+                found[group.name] = nearest_orthogonal(pairs)
             else:
-                found[group.name] = torch.cat([p + width * at for at, p in enumerate(parts)])
+                width = group.size // count
+                parts = [assign(pair)[0] + width * at for at, pair in enumerate(pairs)]
+                found[group.name] = torch.cat(parts)
         return found
 
     def move(self, family: Sequence[Group], found: Maps) -> None:
@@ -172,7 +175,9 @@ class SymmetricDescent:
         part = gather_all(
             {name: self.b[name] for name in names}, to_sources(family, orders(family, found))
         )
-        apply_linear(part, family, found)
+        # In the weights' own precision: what is composed is exact, and applied once in the end.
+        own = {n: m.to(self.dtype) if m.is_floating_point() else m for n, m in found.items()}
+        apply_linear(part, family, own)
         self.b.update(part)
         earlier = {g.name: self.maps[g.name] for g in family if g.name in self.maps}
         composed = compose_maps(family, earlier, found)

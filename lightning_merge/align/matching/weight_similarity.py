@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from lightning_merge.symmetry.spec import PermutationSpec
-from lightning_merge.symmetry.unit_group import Member
+from lightning_merge.symmetry.unit_group import Member, in_order
 
-# How many numbers are converted to float64 at a time.
-_BLOCK = 2**21
+# How many numbers are converted to float64 at a time; for inner products what a cache holds.
+_BLOCK, _CACHED = 2**21, 2**16
 
 
 def moved_parameters(spec: PermutationSpec) -> list[str]:
@@ -18,7 +18,7 @@ def moved_parameters(spec: PermutationSpec) -> list[str]:
 
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two tensors in float64."""
-    parts = zip(a.reshape(-1).split(_BLOCK), b.reshape(-1).split(_BLOCK), strict=True)
+    parts = zip(a.reshape(-1).split(_CACHED), b.reshape(-1).split(_CACHED), strict=True)
     return sum(float(torch.dot(one.double(), two.to(one.device).double())) for one, two in parts)
 
 
@@ -26,10 +26,9 @@ def rows(tensor: Tensor, member: Member, index: Tensor) -> Tensor:
     """Everything that belongs to each unit of a member, `(size, all)`."""
     view = tensor.reshape(member.shape).movedim(member.axes, tuple(range(len(member.axes))))
     flat = view.reshape(member.length, -1)
-    size = index.shape[0]
-    if index.shape[1] == 1 and size == len(flat) and torch.equal(index[:, 0], torch.arange(size)):
+    if in_order(index, len(flat)):
         return flat
-    return flat[index.reshape(-1).to(flat.device)].reshape(size, -1)
+    return flat[index.reshape(-1).to(flat.device)].reshape(len(index), -1)
 
 
 def add_products(total: Tensor, left: Tensor, right: Tensor, minus: Tensor | None = None) -> None:
