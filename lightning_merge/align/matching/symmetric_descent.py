@@ -17,15 +17,19 @@ from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.align.matching.weight_similarity import inner, moved_parameters
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import gather_all, to_sources
-from lightning_merge.symmetry.linear_maps import apply_linear, compose_maps, orders
+from lightning_merge.symmetry.linear_maps import apply_linear, compose_maps, map_member, orders
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group
 
 Maps = dict[str, Tensor]
 
-# A sweep counts if it raises the objective by this share of |a| |b|.
-_TOLERANCE = 1e-6
-_SWEEPS = 40
+# Rounds go on while one raises the objective by these shares of |a| |b| and of all that was gained.
+_TOLERANCE, _SHARE = 1e-6, 5e-3
+_ROUNDS = 40
+# A round is sweeps over what matrices move until one gains less than this share of the round, and
+# then one sweep over the units, whose assignments take most of the time.
+_SETTLED = 0.1
+_MATRICES = ("orthogonal", "invertible")
 
 
 class SymmetricDescent:
@@ -56,13 +60,16 @@ class SymmetricDescent:
         for number, tensors in enumerate(self.tensors):
             for name in tensors:
                 self.readers[name].add(number)
-        size = sum(float(self.a[n].norm()) * float(self.b[n].norm()) for n in names)
-        self.least = _TOLERANCE * size
+        self.energy = {n: float(self.a[n].norm() * self.b[n].norm()) for n in names}
+        self.least = _TOLERANCE * sum(self.energy.values())
         self.maps: Maps = {}
+        # The products of streams, and for each tensor the maps of streams that it has followed.
+        self.kept: dict[int, Tensor] = {}
+        self.followed: dict[str, dict[int, Tensor]] = {name: {} for name in names}
 
     def value(self, names: set[str] | None = None) -> float:
         """The objective: the inner product of both networks' parameters."""
-        return sum(inner(self.a[n], self.b[n]) for n in (self.a if names is None else names))
+        return sum(inner(self.a[n], self.current(n)) for n in (self.a if names is None else names))
 
     def run(
         self, generator: torch.Generator, given: Maps | None = None, progress: bool = False
@@ -75,25 +82,36 @@ class SymmetricDescent:
             progress: Whether to show a progress bar.
         """
         fixed = set(given or {})
-        for family in self.families:
+        for number, family in enumerate(self.families):
             known = {g.name: given[g.name] for g in family if given and g.name in given}
             if known:
-                self.move(family, known)
+                self.move(number, known)
         open_ = [k for k, f in enumerate(self.families) if not fixed & {g.name for g in f}]
+        first = self.value()
         self.start(open_, [k for k in range(len(self.families)) if k not in open_])
         value = self.value()
-        for _ in tracked(range(_SWEEPS), "Matching weights", progress):
-            order = torch.randperm(len(open_), generator=generator).tolist()
-            for number in (open_[k] for k in order):
-                self.step(number, self.tensors[number])
-            before, value = value, self.value()
-            if value <= before + self.least:
+        moved = [k for k in open_ if any(g.symmetry in _MATRICES for g in self.families[k])]
+        units = [k for k in open_ if k not in moved]
+        for _ in tracked(range(_ROUNDS), "Matching weights", progress):
+            before, gain = value, float("inf")
+            while gain > max(self.least, _SETTLED * (value - before)):
+                gain = self.sweep(moved, generator)
+                value += gain
+            value += self.sweep(units, generator)
+            if value - before <= max(self.least, _SHARE * (value - first)):
                 break
         return self.maps
+
+    def sweep(self, numbers: Sequence[int], generator: torch.Generator) -> float:
+        """Solve families in random order, streams first: the gain."""
+        order = [numbers[k] for k in torch.randperm(len(numbers), generator=generator)]
+        order.sort(key=lambda k: not self.is_stream(k))
+        return sum(self.step(k, self.tensors[k]) for k in order)
 
     def start(self, open_: Sequence[int], known: Sequence[int]) -> None:
         """Align from what is fixed onwards, streams first, unless b is better as it is."""
         before, b, maps = self.value(), dict(self.b), dict(self.maps)
+        followed = {name: dict(own) for name, own in self.followed.items()}
         aligned = set(known)
         rest = list(open_)
         while rest:
@@ -104,7 +122,7 @@ class SymmetricDescent:
             aligned.add(number)
             rest.remove(number)
         if self.value() < before:
-            self.b, self.maps = b, maps
+            self.b, self.maps, self.followed, self.kept = b, maps, followed, {}
 
     def fitting(self, number: int, aligned: set[int]) -> set[str]:
         """The tensors of a family whose other axes are aligned."""
@@ -112,23 +130,66 @@ class SymmetricDescent:
 
     def share(self, number: int, aligned: set[int]) -> float:
         """How much of a family's weights can be compared already."""
-        energy = {
-            n: float(self.a[n].norm()) * float(self.b[n].norm()) for n in self.tensors[number]
-        }
-        fitting = sum(energy[n] for n in self.fitting(number, aligned))
-        return fitting / max(sum(energy.values()), 1e-300)
+        fitting, every = (
+            sum(self.energy[n] for n in names)
+            for names in (self.fitting(number, aligned), self.tensors[number])
+        )
+        return fitting / max(every, 1e-300)
 
-    def step(self, number: int, tensors: set[str], always: bool = False) -> None:
-        """Solve a family by these tensors, and map b if that raises the objective."""
+    def step(self, number: int, tensors: set[str], always: bool = False) -> float:
+        """Solve a family by these tensors, and map b if that raises the objective: the gain."""
         family, names = self.families[number], self.tensors[number]
         if not tensors:
-            return
-        before = {name: self.b[name] for name in names}
+            return 0.0
+        if self.is_stream(number):
+            return self.turn(number, tensors)
+        before = {name: self.current(name) for name in names}
         value, maps = self.value(names), dict(self.maps)
-        self.move(family, self.solve(family, tensors))
-        if not always and self.value(names) < value:
+        self.move(number, self.solve(family, tensors))
+        gain = self.value(names) - value
+        if gain < 0 and not always:
             self.b.update(before)
             self.maps = maps
+            return 0.0
+        for other, scores in self.kept.items():
+            changed = {n: self.b[n] - before[n] for n in names & self.tensors[other]}
+            scores += products(self.families[other][0], self.a, changed, set(changed))
+        return gain
+
+    def turn(self, number: int, tensors: set[str]) -> float:
+        """Rotate a stream by its products, which are kept: the gain."""
+        [group] = self.families[number]
+        scores = self.kept.pop(number, None)
+        if scores is None or tensors != self.tensors[number]:
+            b = {name: self.current(name) for name in tensors}
+            scores = products(group, self.a, b, tensors)
+        matrix = rotation(group, scores)
+        self.move(number, {group.name: matrix})
+        turned = scores @ matrix.to(scores).T
+        if tensors == self.tensors[number]:
+            self.kept[number] = turned
+        return float(turned.trace() - scores.trace())
+
+    def current(self, name: str) -> Tensor:
+        """A tensor of b after the rotations of streams that it has not followed yet."""
+        followed = self.followed[name]
+        for number in self.readers[name]:
+            [group, *_] = self.families[number]
+            now, before = self.maps.get(group.name), followed.get(number)
+            if now is None or now is before or not self.is_stream(number):
+                continue
+            matrix = (now if before is None else now @ before.mT).to(self.b[name])
+            for member in group.members:
+                if member.tensor == name and member.variance:
+                    self.b[name] = map_member(self.b[name], member, None, matrix)
+            followed[number] = now
+        return self.b[name]
+
+    def is_stream(self, number: int) -> bool:
+        """Whether a family is a stream that lies along one axis of each tensor."""
+        group = self.families[number][0]
+        places = {m.place for m in group.members if m.tensor in self.a}
+        return group.symmetry == "orthogonal" and len(places) == len(self.tensors[number])
 
     def solve(self, family: Sequence[Group], tensors: set[str]) -> Maps:
         """The best maps of a family while everything else stays."""
@@ -169,16 +230,18 @@ class SymmetricDescent:
                 found[group.name] = torch.cat(parts)
         return found
 
-    def move(self, family: Sequence[Group], found: Maps) -> None:
-        """Map b's parameters."""
-        names = {m.tensor for group in family for m in group.members} & self.b.keys()
-        part = gather_all(
-            {name: self.b[name] for name in names}, to_sources(family, orders(family, found))
-        )
-        # In the weights' own precision: what is composed is exact, and applied once in the end.
-        own = {n: m.to(self.dtype) if m.is_floating_point() else m for n, m in found.items()}
-        apply_linear(part, family, own)
-        self.b.update(part)
+    def move(self, number: int, found: Maps) -> None:
+        """Map b's parameters; those that a stream rotates follow when they are needed."""
+        family = self.families[number]
+        if not self.is_stream(number):
+            part = gather_all(
+                {name: self.current(name) for name in self.tensors[number]},
+                to_sources(family, orders(family, found)),
+            )
+            # In the weights' own precision: what is composed is exact, and applied in the end.
+            own = {n: m.to(self.dtype) if m.is_floating_point() else m for n, m in found.items()}
+            apply_linear(part, family, own)
+            self.b.update(part)
         earlier = {g.name: self.maps[g.name] for g in family if g.name in self.maps}
         composed = compose_maps(family, earlier, found)
         self.maps.update({g.name: composed[g.name] for g in family})
