@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member, in_order
 from lightning_merge.trace.folds import Folds, NormFold
 
 # A scale this much smaller than the others cannot be divided by.
@@ -145,9 +145,11 @@ def _floored(scale: Tensor, smallest: float = _SMALLEST) -> Tensor:
 
 
 def _mean(tensor: Tensor, member: Member) -> Tensor:
-    """The mean over the units at each of their positions, spread over all; zero elsewhere."""
+    """The mean over the units at each of their positions; zero elsewhere."""
     axis = member.axes[0]
     rows = tensor.movedim(axis, 0)
+    if in_order(member.index, len(rows)):
+        return tensor.mean(axis, keepdim=True)
     mean = torch.zeros_like(rows)
     for column in member.index.T:
         mean[column] = rows[column].mean(0, keepdim=True)

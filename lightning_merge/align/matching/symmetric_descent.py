@@ -24,11 +24,11 @@ from lightning_merge.symmetry.unit_group import Group
 Maps = dict[str, Tensor]
 
 # Rounds go on while one raises the objective by these shares of |a| |b| and of all that was gained.
-_TOLERANCE, _SHARE = 1e-6, 5e-3
+_TOLERANCE, _SHARE = 1e-6, 3e-3
 _ROUNDS = 40
 # A round is sweeps over what matrices move until one gains less than this share of the round, and
 # then one sweep over the units, whose assignments take most of the time.
-_SETTLED = 0.1
+_SETTLED = 0.3
 _MATRICES = ("orthogonal", "invertible")
 
 
@@ -66,6 +66,7 @@ class SymmetricDescent:
         # The products of streams, and for each tensor the maps of streams that it has followed.
         self.kept: dict[int, Tensor] = {}
         self.followed: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+        self.latest: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
 
     def value(self, names: set[str] | None = None) -> float:
         """The objective: the inner product of both networks' parameters."""
@@ -178,10 +179,13 @@ class SymmetricDescent:
             now, before = self.maps.get(group.name), followed.get(number)
             if now is None or now is before or not self.is_stream(number):
                 continue
-            matrix = (now if before is None else now @ before.mT).to(self.b[name])
+            # Most tensors of a stream have last followed the same map.
+            if before is not self.latest[0] or now is not self.latest[1]:
+                matrix = now if before is None else now @ before.mT
+                self.latest = before, now, matrix.to(self.b[name])
             for member in group.members:
                 if member.tensor == name and member.variance:
-                    self.b[name] = map_member(self.b[name], member, None, matrix)
+                    self.b[name] = map_member(self.b[name], member, None, self.latest[2])
             followed[number] = now
         return self.b[name]
 
