@@ -40,8 +40,8 @@ def balance(groups: Sequence[Group], state: Mapping[str, Tensor]) -> dict[str, T
     """Maps after which what makes units and what reads them have equal Gram matrices.
 
     Two networks that differ by invertible maps differ by orthogonal ones after it, and those
-    that differ by positive factors not at all. Where groups lie along several axes of a tensor, they
-    are balanced in turn until none changes: the sum of squares falls each time.
+    that differ by positive factors not at all. Where groups lie along several axes of a tensor,
+    they are balanced in turn until none changes: the sum of squares falls each time.
 
     Args:
         groups: Groups; those that are neither `invertible` nor `scaled` are left out.
