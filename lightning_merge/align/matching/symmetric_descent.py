@@ -24,10 +24,11 @@ from lightning_merge.symmetry.unit_group import Group
 Maps = dict[str, Tensor]
 
 # Rounds go on while one raises the objective by these shares of |a| |b| and of all that was gained.
-_TOLERANCE, _SHARE = 1e-6, 3e-3
+_TOLERANCE, _SHARE = 1e-6, 4e-3
 _ROUNDS = 40
-# A round is sweeps over what matrices move until one gains less than this share of the round, and
-# then one sweep over the units, whose assignments take most of the time.
+# A round is one sweep over the units, whose assignments take most of the time (the start has just
+# solved them, so not the first), and then sweeps over what matrices move until one gains less than
+# this share of the round.
 _SETTLED = 0.3
 _MATRICES = ("orthogonal", "invertible")
 
@@ -63,6 +64,8 @@ class SymmetricDescent:
         self.energy = {n: float(self.a[n].norm() * self.b[n].norm()) for n in names}
         self.least = _TOLERANCE * sum(self.energy.values())
         self.maps: Maps = {}
+        # Whether heads keep their partners: which of them belong together is sought once a round.
+        self.paired = False
         # The products of streams, and for each tensor the maps of streams that it has followed.
         self.kept: dict[int, Tensor] = {}
         self.followed: dict[str, dict[int, Tensor]] = {name: {} for name in names}
@@ -93,13 +96,16 @@ class SymmetricDescent:
         value = self.value()
         moved = [k for k in open_ if any(g.symmetry in _MATRICES for g in self.families[k])]
         units = [k for k in open_ if k not in moved]
-        for _ in tracked(range(_ROUNDS), "Matching weights", progress):
+        for number in tracked(range(_ROUNDS), "Matching weights", progress):
             before, gain = value, float("inf")
+            if number:
+                value += self.sweep(units, generator)
+            self.paired = False
             while gain > max(self.least, _SETTLED * (value - before)):
                 gain = self.sweep(moved, generator)
                 value += gain
-            value += self.sweep(units, generator)
-            if value - before <= max(self.least, _SHARE * (value - first)):
+                self.paired = True
+            if number and value - before <= max(self.least, _SHARE * (value - first)):
                 break
         return self.maps
 
@@ -154,6 +160,7 @@ class SymmetricDescent:
             return 0.0
         for other, scores in self.kept.items():
             changed = {n: self.b[n] - before[n] for n in names & self.tensors[other]}
+            changed = {n: difference for n, difference in changed.items() if difference.any()}
             scores += products(self.families[other][0], self.a, changed, set(changed))
         return gain
 
@@ -211,18 +218,12 @@ class SymmetricDescent:
     def solve_heads(self, heads: Group, inside: Sequence[Group], tensors: set[str]) -> Maps:
         """Heads by the best that could be made of each pair, then the maps inside them."""
         count = heads.size
-        total = torch.zeros(count, count, dtype=torch.float64)
         grids = {}
         for group in inside:
             scores = products(group, self.a, self.b, tensors)
-            grid = scores.reshape(count, group.size // count, count, -1).transpose(1, 2)
-            if group.symmetry == "invertible":
-                total += torch.linalg.svdvals(grid.cpu().double()).sum(-1)
-            else:
-                for pair in product(range(count), repeat=2):
-                    total[pair] += assign(grid[pair])[1]
-            grids[group.name] = grid
-        order, _ = assign(total)
+            grid = scores.reshape(count, group.size // count, count, -1)
+            grids[group.name] = grid.transpose(1, 2).cpu().double()
+        order = heads.identity() if self.paired else self.pairing(inside, grids)
         found = {heads.name: order}
         for group in inside:
             pairs = grids[group.name][torch.arange(count), order]
@@ -233,6 +234,19 @@ class SymmetricDescent:
                 parts = [assign(pair)[0] + width * at for at, pair in enumerate(pairs)]
                 found[group.name] = torch.cat(parts)
         return found
+
+    def pairing(self, inside: Sequence[Group], grids: Mapping[str, Tensor]) -> Tensor:
+        """The order of heads by the best that the units inside each pair could give."""
+        count = len(grids[inside[0].name])
+        total = torch.zeros(count, count, dtype=torch.float64)
+        for group in inside:
+            grid = grids[group.name]
+            if group.symmetry == "invertible":
+                total += torch.linalg.svdvals(grid).sum(-1)
+                continue
+            for pair in product(range(count), repeat=2):
+                total[pair] += assign(grid[pair])[1]
+        return assign(total)[0]
 
     def move(self, number: int, found: Maps) -> None:
         """Map b's parameters; those that a stream rotates follow when they are needed."""
