@@ -18,6 +18,8 @@ from lightning_merge.align import (
 )
 from lightning_merge.align.matching.learned_maps import distillation
 from lightning_merge.align.matching.map_solvers import balance
+from lightning_merge.align.matching.symmetric_descent import SymmetricDescent
+from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.errors import AlignmentError
 
 State = dict[str, Tensor]
@@ -94,8 +96,6 @@ def test_the_maps_are_those_of_the_canonical_forms() -> None:
 
 
 def test_each_sweep_raises_the_inner_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_merge.align.matching.symmetric_descent import SymmetricDescent
-
     spec, a, _ = case("vit")
     values: list[float] = []
     step = SymmetricDescent.step
@@ -110,6 +110,33 @@ def test_each_sweep_raises_the_inner_product(monkeypatch: pytest.MonkeyPatch) ->
     WeightMatching(symmetries="all").match(spec, a, shaken(a, 5))
     assert len(values) > 5
     assert all(after >= before - 1e-9 for before, after in pairwise(values))
+
+
+@pytest.mark.parametrize("name", ["vit", "eva", "normed"])
+def test_gains_add_up_to_what_the_maps_reach(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, a, _ = case(name)
+    one, other = (spec.canonical(network) for network in (a, shaken(a, 5)))
+    one, other = (spec.transform(s, balance(spec.groups, s)) for s in (one, other))
+    value = 0.0
+    step, start = SymmetricDescent.step, SymmetricDescent.start
+
+    def started(self, *arguments):  # type: ignore[no-untyped-def]
+        nonlocal value
+        start(self, *arguments)
+        value = self.value()
+
+    def watched(self, number, tensors, always=False):  # type: ignore[no-untyped-def]
+        nonlocal value
+        gain = step(self, number, tensors, always)
+        value += gain
+        return gain
+
+    monkeypatch.setattr(SymmetricDescent, "start", started)
+    monkeypatch.setattr(SymmetricDescent, "step", watched)
+    maps = SymmetricDescent(spec, one, other).run(torch.Generator().manual_seed(0))
+    reached = spec.transform(other, maps)
+    expected = sum(float((one[n] * reached[n]).sum()) for n in moved_parameters(spec))
+    assert value == pytest.approx(expected, rel=1e-9)
 
 
 def test_balanced_makers_and_readers_weigh_the_same() -> None:

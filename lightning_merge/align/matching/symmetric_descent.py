@@ -57,6 +57,7 @@ class SymmetricDescent:
             {m.tensor for g in family for m in g.members} & self.a.keys()
             for family in self.families
         ]
+        self.streams = {k for k in range(len(self.families)) if self.is_stream(k)}
         self.readers: dict[str, set[int]] = {name: set() for name in names}
         for number, tensors in enumerate(self.tensors):
             for name in tensors:
@@ -112,7 +113,7 @@ class SymmetricDescent:
     def sweep(self, numbers: Sequence[int], generator: torch.Generator) -> float:
         """Solve families in random order, streams first: the gain."""
         order = [numbers[k] for k in torch.randperm(len(numbers), generator=generator)]
-        order.sort(key=lambda k: not self.is_stream(k))
+        order.sort(key=lambda k: k not in self.streams)
         return sum(self.step(k, self.tensors[k]) for k in order)
 
     def start(self, open_: Sequence[int], known: Sequence[int]) -> None:
@@ -148,7 +149,7 @@ class SymmetricDescent:
         family, names = self.families[number], self.tensors[number]
         if not tensors:
             return 0.0
-        if self.is_stream(number):
+        if number in self.streams:
             return self.turn(number, tensors)
         before = {name: self.current(name) for name in names}
         value, maps = self.value(names), dict(self.maps)
@@ -181,10 +182,10 @@ class SymmetricDescent:
     def current(self, name: str) -> Tensor:
         """A tensor of b after the rotations of streams that it has not followed yet."""
         followed = self.followed[name]
-        for number in self.readers[name]:
-            [group, *_] = self.families[number]
+        for number in self.readers[name] & self.streams:
+            [group] = self.families[number]
             now, before = self.maps.get(group.name), followed.get(number)
-            if now is None or now is before or not self.is_stream(number):
+            if now is None or now is before:
                 continue
             # Most tensors of a stream have last followed the same map.
             if before is not self.latest[0] or now is not self.latest[1]:
@@ -198,9 +199,10 @@ class SymmetricDescent:
 
     def is_stream(self, number: int) -> bool:
         """Whether a family is a stream that lies along one axis of each tensor."""
-        group = self.families[number][0]
+        [group, *inside] = self.families[number]
         places = {m.place for m in group.members if m.tensor in self.a}
-        return group.symmetry == "orthogonal" and len(places) == len(self.tensors[number])
+        alone = not inside and len(places) == len(self.tensors[number])
+        return alone and group.symmetry == "orthogonal"
 
     def solve(self, family: Sequence[Group], tensors: set[str]) -> Maps:
         """The best maps of a family while everything else stays."""
@@ -251,7 +253,7 @@ class SymmetricDescent:
     def move(self, number: int, found: Maps) -> None:
         """Map b's parameters; those that a stream rotates follow when they are needed."""
         family = self.families[number]
-        if not self.is_stream(number):
+        if number not in self.streams:
             part = gather_all(
                 {name: self.current(name) for name in self.tensors[number]},
                 to_sources(family, orders(family, found)),
