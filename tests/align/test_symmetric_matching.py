@@ -17,7 +17,7 @@ from lightning_merge.align import (
     WeightMatching,
 )
 from lightning_merge.align.matching.learned_maps import distillation
-from lightning_merge.align.matching.map_solvers import balance
+from lightning_merge.align.matching.map_solvers import balance, products
 from lightning_merge.align.matching.symmetric_descent import SymmetricDescent
 from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.errors import AlignmentError
@@ -112,8 +112,10 @@ def test_each_sweep_raises_the_inner_product(monkeypatch: pytest.MonkeyPatch) ->
     assert all(after >= before - 1e-9 for before, after in pairwise(values))
 
 
-@pytest.mark.parametrize("name", ["vit", "eva", "normed"])
-def test_gains_add_up_to_what_the_maps_reach(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["vit", "eva", "rms"])
+def test_gains_and_kept_products_are_those_of_the_maps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, a, _ = case(name)
     one, other = (spec.canonical(network) for network in (a, shaken(a, 5)))
     one, other = (spec.transform(s, balance(spec.groups, s)) for s in (one, other))
@@ -133,10 +135,16 @@ def test_gains_add_up_to_what_the_maps_reach(name: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(SymmetricDescent, "start", started)
     monkeypatch.setattr(SymmetricDescent, "step", watched)
-    maps = SymmetricDescent(spec, one, other).run(torch.Generator().manual_seed(0))
+    descent = SymmetricDescent(spec, one, other)
+    maps = descent.run(torch.Generator().manual_seed(0))
     reached = spec.transform(other, maps)
     expected = sum(float((one[n] * reached[n]).sum()) for n in moved_parameters(spec))
     assert value == pytest.approx(expected, rel=1e-9)
+    assert descent.kept
+    for number, scores in descent.kept.items():
+        [stream] = descent.families[number]
+        again = products(stream, one, reached, descent.tensors[number])
+        torch.testing.assert_close(scores, again, rtol=1e-9, atol=1e-9)
 
 
 def test_balanced_makers_and_readers_weigh_the_same() -> None:
