@@ -385,13 +385,15 @@ def test_wrong_tasks_are_named(config, tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_configurations_are_complete(path, tmp_path, capsys):
     """Their data are not made here: a folder without them is what is found missing."""
-    # Some are a difference from another, whose name theirs begins with.
-    whole = re.sub("_(corrupted|task_vectors)", "", path.name)
-    files = dict.fromkeys([path.with_name(whole), path])
+    # The command in its head: some are a difference from another.
+    head = path.read_text().partition("\ntitle:")[0]
+    command = head.partition("lightning_merge tasks ")[2].partition("--root")[0]
+    files = [CONFIGS / Path(name).name for name in re.findall(r"configs/tasks/\S+", command)]
+    assert path in files
     words = [word for file in files for word in ("-c", str(file))]
     with pytest.raises(SystemExit) as stopped:
         main(["tasks", *words, "--root", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    clip = next(iter(files)).stem.startswith("clip")
+    clip = files[0].stem.startswith("clip")
     missing = "SUN397's train files" if clip else "cifar-100-python"
     assert missing in capsys.readouterr().err
