@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State
-from lightning_merge.aggregate.matrix_merges import spectral_vector
+from lightning_merge.aggregate.matrix_merges import Layer, spectral_vector
 from lightning_merge.aggregate.singular_triples import leading_triples, polar, wide_polar
 from lightning_merge.aggregate.vector_arithmetic import MergedVector
 from lightning_merge.errors import ConfigError
@@ -100,28 +100,28 @@ def iso_cts_vector(vectors: Sequence[State], common: float = 0.8) -> MergedVecto
     return spectral_vector(vectors, partial(_common_and_specific, common=common))
 
 
-def _sum(matrices: Sequence[Tensor]) -> Tensor:
-    double = any(matrix.dtype == torch.float64 for matrix in matrices)
-    total = torch.zeros_like(matrices[0], dtype=torch.float64 if double else torch.float32)
-    for matrix in matrices:
-        total += matrix
+def _sum(layer: Layer) -> Tensor:
+    total: Tensor | None = None
+    for matrix in layer:
+        total = matrix.to(layer.dtype, copy=True) if total is None else total.add_(matrix)
+    assert total is not None
     return total
 
 
-def _common(matrices: Sequence[Tensor]) -> Tensor:
+def _common(layer: Layer) -> Tensor:
     # Small singular values count as much as large ones here.
-    factor, values = wide_polar(_sum(matrices))
+    factor, values = wide_polar(_sum(layer))
     return factor.mul_(values.mean())
 
 
-def _common_and_specific(matrices: Sequence[Tensor], common: float) -> Tensor:
-    rank, tasks = min(matrices[0].shape), len(matrices)
+def _common_and_specific(layer: Layer, common: float) -> Tensor:
+    rank, tasks = min(layer.shape), len(layer)
     own = min(round((rank - int(common * rank)) / tasks), rank // tasks)
     if own == 0:
-        return _common(matrices)
+        return _common(layer)
     shared = rank - own * tasks
-    parts = [leading_triples(_sum(matrices), shared)] if shared else []
-    for matrix in matrices:
+    parts = [leading_triples(_sum(layer), shared)] if shared else []
+    for matrix in layer:
         rest = matrix.to(torch.float64)
         if shared:
             left = parts[0].left

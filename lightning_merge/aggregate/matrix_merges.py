@@ -1,7 +1,9 @@
 """What all spectral merges share: which tensors are matrices, and what happens to the others."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,17 +17,49 @@ from lightning_merge.aggregate.vector_arithmetic import (
 )
 from lightning_merge.aggregate.vector_difference import LazyTaskVector
 from lightning_merge.number_types import is_complex, is_fraction
-from lightning_merge.state_dicts import StateDict, check_finite, table_of
+from lightning_merge.state_dicts import check_finite, table_of
 from lightning_merge.tensor_table import Entry
 
-MatrixMerge = Callable[[Sequence[Tensor]], Tensor | None]
-"""Merges K matrices `(m, n)` to one; None where they are to be averaged."""
-
+_MOST_LAYERS = 4
 # Rows that are looked up, and the projection of texts, are no maps of what a layer is given.
 _NO_MAP = re.compile(
     r"(^|[._])(pos_embed|\w*embeddings?(\.weight)?|\w*position_bias_table|cls_token|text_projection)"
     r"(\.weight)?$"
 )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The K matrices of one layer, each read anew whenever it is its turn.
+
+    Attributes:
+        name: The layer's name.
+        vectors: The K task vectors.
+        shape: `(m, n)`.
+        dtype: float64 if one of the matrices is, else float32.
+    """
+
+    name: str
+    vectors: Sequence[Mapping[str, Tensor]]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        device = None
+        for vector in self.vectors:
+            value = vector[self.name].detach()
+            # Lazy ones are checked as they are read.
+            if not isinstance(vector, LazyTaskVector):
+                check_finite(f"task vectors: '{self.name}'", value, [])
+            device = device or value.device
+            yield as_matrix(value).to(device)
+
+
+MatrixMerge = Callable[[Layer], Tensor | None]
+"""Merges K matrices `(m, n)` to one; None where they are to be averaged."""
 
 
 def is_matrix(name: str, entry: Entry) -> bool:
@@ -58,7 +92,10 @@ def as_matrix(value: Tensor) -> Tensor:
 def spectral_vector(vectors: Sequence[State], merge: MatrixMerge) -> MergedVector:
     """Merges task vectors matrix by matrix, and averages everything else.
 
-    Memory: the result, and K times the largest tensor for vectors that are lazy.
+    As many layers as torch has threads (at most four) are merged at the same time, with one thread
+    each: decompositions make little use of more.
+
+    Memory: the result, and a few times the largest tensor for each of these layers.
 
     Args:
         vectors: K task vectors with the same names and shapes, or paths of their files.
@@ -73,24 +110,25 @@ def spectral_vector(vectors: Sequence[State], merge: MatrixMerge) -> MergedVecto
         NonFiniteError: If an entry is NaN or infinite, or the result is beyond its type's range.
     """
     found = check_vectors(vectors)
+    tables = [table_of(vector) for vector in found]
     share = [1 / len(found)] * len(found)
-    merged: StateDict = {}
-    for name, entry in table_of(found[0]).items():
+
+    def merged(name: str) -> Tensor | None:
+        entry = tables[0][name]
         if is_matrix(name, entry):
-            matrices = []
-            for vector in found:
-                value = vector[name].detach()
-                # Lazy ones are checked as they are read.
-                if not isinstance(vector, LazyTaskVector):
-                    check_finite(f"task vectors: '{name}'", value, [])
-                matrices.append(as_matrix(value))
-            one = merge([matrix.to(matrices[0].device) for matrix in matrices])
+            double = any(table[name].code == "F64" for table in tables)
+            dtype = torch.float64 if double else torch.float32
+            one = merge(Layer(name, found, matrix_shape(entry), dtype))
             if one is not None:
-                double = any(matrix.dtype == torch.float64 for matrix in matrices)
-                dtype = torch.float64 if double else torch.float32
-                merged[name] = checked(name, one.to(dtype).reshape(entry.shape))
-                continue
+                return checked(name, one.to(dtype).reshape(entry.shape))
         total = summed(found, name, share)
-        if total is not None:
-            merged[name] = checked(name, total[0].to(total[1]))
-    return MergedVector(merged)
+        return None if total is None else checked(name, total[0].to(total[1]))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, _MOST_LAYERS)) as pool:
+            values = dict(zip(tables[0], pool.map(merged, tables[0]), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    return MergedVector({name: value for name, value in values.items() if value is not None})

@@ -7,6 +7,7 @@ anew in float64 (Rayleigh-Ritz); where all triples are wanted, the Gram matrix i
 unless its own eigenvalues show that float32 is enough.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ def leading_triples(matrix: Tensor, count: int) -> Triples:
         basis = torch.eye(size, count, dtype=torch.float64, device=matrix.device)
         return Triples(left, left.new_zeros(count), basis)
     working = working if length == 1 else working / length
-    basis = _largest_eigenvectors(working.mT @ working, count)
+    basis = _largest_eigenvectors(_gram(working), count)
     if narrow:
         basis = torch.linalg.qr(basis.to(torch.float64))[0]
     image = (working @ basis.to(working)).to(torch.float64)
@@ -92,7 +93,7 @@ def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.dtype == torch.float32 and len(matrix) >= 2 * matrix.shape[1] > 0:
         length = _length(matrix)
         working = matrix if length in (0, 1) else matrix / length
-        squares, vectors = torch.linalg.eigh(working.mT @ working)
+        squares, vectors = torch.linalg.eigh(_gram(working))
         if squares[0] > _CONDITIONED * squares[-1]:
             inverse = (vectors * squares.rsqrt()) @ vectors.mT
             return working @ inverse, squares.sqrt() * length
@@ -112,23 +113,36 @@ def wide_polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if length == 0:
         return torch.zeros_like(working), working.new_zeros(working.shape[1])
     working = working if length == 1 else working / length
-    squares, vectors = torch.linalg.eigh(working.mT @ working)
+    squares, vectors = torch.linalg.eigh(_gram(working))
     squares = squares.clamp(min=0)
     inverse = torch.where(squares > _NO_DIRECTION * squares[-1], squares.rsqrt(), 0)
     # Half the time of the product, and as exact as the entries of the matrix are.
     if matrix.dtype == torch.float32 and squares[0] > _CONDITIONED_WIDE * squares[-1]:
         working = matrix if length == 1 else matrix / length
-    turn = (vectors * inverse) @ vectors.mT
-    return working @ turn.to(working), squares.sqrt() * length
+    turn = (vectors * inverse.sqrt()).to(working)
+    return working @ (turn @ turn.mT), squares.sqrt() * length
 
 
 def _length(matrix: Tensor) -> float:
-    """By what to divide a matrix, that no square vanishes or overflows; 0 for zeros."""
+    """The power of two to divide by, that no square vanishes or overflows; 0 for zeros."""
     if not matrix.numel():
         return 0.0
     least, most = torch.aminmax(matrix)
     length = max(-float(least), float(most))
-    return 1.0 if _USUAL[0] < length < _USUAL[1] else length
+    if length == 0 or _USUAL[0] < length < _USUAL[1]:
+        return float(length > 0)
+    return 2.0 ** (math.frexp(length)[1] - 1)
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """`matrix.mT @ matrix`, without the third of it that is known by symmetry."""
+    size = matrix.shape[1]
+    gram, width = matrix.new_empty(size, size), -(-size // 3)
+    for start in range(0, size, width):
+        stop = start + width
+        gram[start:, start:stop] = matrix[:, start:].mT @ matrix[:, start:stop]
+        gram[start:stop, stop:] = gram[stop:, start:stop].mT
+    return gram
 
 
 def _largest_eigenvectors(gram: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State
-from lightning_merge.aggregate.matrix_merges import spectral_vector
+from lightning_merge.aggregate.matrix_merges import Layer, spectral_vector
 from lightning_merge.aggregate.singular_triples import leading_triples, polar
 from lightning_merge.aggregate.vector_arithmetic import MergedVector
 from lightning_merge.state_dicts import StateDict
@@ -68,16 +68,14 @@ def tsv_vector(vectors: Sequence[State]) -> MergedVector:
     return spectral_vector(vectors, _merged)
 
 
-def _merged(matrices: Sequence[Tensor]) -> Tensor | None:
-    count = min(matrices[0].shape) // len(matrices)
+def _merged(layer: Layer) -> Tensor | None:
+    count = min(layer.shape) // len(layer)
     if count == 0:
         return None
-    triples = [leading_triples(matrix, count) for matrix in matrices]
-    double = any(matrix.dtype == torch.float64 for matrix in matrices)
-    dtype = torch.float64 if double else torch.float32
-    left = polar(torch.cat([one.left for one in triples], dim=1).to(dtype))[0]
+    triples = [leading_triples(matrix, count) for matrix in layer]
+    left = polar(torch.cat([one.left for one in triples], dim=1).to(layer.dtype))[0]
     # A singular value of 0 has no direction of its own, on either side.
     sides = [one.right * (one.values > 0) for one in triples]
-    right = polar(torch.cat(sides, dim=1).to(dtype))[0]
+    right = polar(torch.cat(sides, dim=1).to(layer.dtype))[0]
     values = torch.cat([one.values for one in triples])
-    return (left * values).to(dtype) @ right.to(dtype).mT
+    return (left * values).to(layer.dtype) @ right.to(layer.dtype).mT

@@ -19,7 +19,7 @@ from lightning_merge.aggregate import (
 )
 from lightning_merge.aggregate.matrix_merges import is_matrix
 from lightning_merge.aggregate.singular_triples import leading_triples, polar, wide_polar
-from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, NonFiniteError
 from lightning_merge.state_dicts import entry_of
 
 SHAPES = [(12, 9), (9, 14), (10, 10)]
@@ -230,7 +230,7 @@ def test_polar_is_orthonormal_only_where_there_is_something(shape):
 
 
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90), (40, 30), (30, 30)])
-@pytest.mark.parametrize("condition", [3.0, 9.0, 60.0, 1e3])
+@pytest.mark.parametrize("condition", [1.0, 1.01, 3.0, 9.0, 60.0, 1e3, 1e5])
 @pytest.mark.parametrize("polar", [polar, wide_polar])
 def test_polar_of_float32_has_five_digits_however_singular(shape, condition, polar):
     values = torch.logspace(0, -math.log10(condition), 30, dtype=torch.float64)
@@ -239,8 +239,53 @@ def test_polar_of_float32_has_five_digits_however_singular(shape, condition, pol
     factor, found = polar(matrix)
     assert float((factor - u @ vh).norm() / len(values) ** 0.5) < 1e-5
     torch.testing.assert_close(found.double().flip(0), s, rtol=1e-5, atol=1e-6)
-    length = 1e-25
-    torch.testing.assert_close(polar(matrix * length)[0], factor, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(polar(matrix * 2.0**-83)[0], factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "values",
+    [[2.0, 2.0, 2.0], [1 + 1e-6, 1.0, 1 - 1e-6], [5.0, 1.0, 0.0], [7.0, 0.0, 0.0], [0.0] * 3],
+)
+def test_iso_c_of_known_singular_values(values, dtype):
+    left, right = rotation(5, 3), rotation(3, 3)
+    task = with_values((5, 3), values, left, right).to(dtype)
+    there = torch.tensor([float(value > 0) for value in values], dtype=torch.float64)
+    expected = sum(values) / 3 * left @ torch.diag(there) @ right.T
+    found = iso_c({"w": torch.zeros(5, 3, dtype=dtype)}, [{"w": task / 4}, {"w": task * 3 / 4}])
+    torch.testing.assert_close(found["w"], expected.to(dtype), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("merge", [tsv_merge, iso_c, iso_cts])
+def test_a_single_row_or_column_is_averaged(merge, shape):
+    matrices = tasks(shape)
+    torch.testing.assert_close(merged_matrix(merge, matrices), sum(matrices) / TASKS)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 3])
+def test_layers_at_the_same_time_give_the_same(count):
+    names = [f"layers.{k}.weight" for k in range(6)]
+    vectors = [{name: torch.randn(30, 20) for name in names} for _ in range(2)]
+    start = {name: torch.zeros(30, 20) for name in names}
+    torch.set_num_threads(1)
+    alone = {name: iso_c({name: start[name]}, [{name: v[name]} for v in vectors]) for name in names}
+    torch.set_num_threads(count)
+    merged = iso_c(start, vectors)
+    assert list(merged) == names
+    assert all(torch.equal(merged[name], alone[name][name]) for name in names)
+    vectors[1][names[2]][3, 4] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.weight"):
+        iso_c(start, vectors)
+    assert torch.get_num_threads() == count
 
 
 def test_convolutions_are_matrices_and_the_rest_is_averaged():
