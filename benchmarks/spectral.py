@@ -17,14 +17,13 @@ from torch import Tensor
 
 from benchmarks.memory import status
 from benchmarks.ratio import Ratio, seconds
+from lightning_merge.aggregate import LazyTaskVector, StateOnDisk, iso_c, tsv_merge
 
 _TASKS, _RANK = 8, 16
 
 
 def run(full: bool = False, blocks: int = 1) -> list[Ratio]:
     """Times, accuracies and memory; `full` for the whole network, else so many blocks."""
-    from lightning_merge.aggregate import LazyTaskVector, StateOnDisk, iso_c, tsv_merge
-
     blocks = 12 if full else blocks
     with tempfile.TemporaryDirectory() as folder:
         _write_networks(Path(folder), blocks)
@@ -34,7 +33,7 @@ def run(full: bool = False, blocks: int = 1) -> list[Ratio]:
         tsv_merge(small, [small, small])
         found, result = [], {}
         threads, fastest = torch.get_num_threads(), _fastest_threads()
-        for name, ours, theirs in (("TSV-M", tsv_merge, _full_tsv), ("Iso-C", iso_c, _full_iso_c)):
+        for name, ours, theirs in _METHODS:
             before, mapped = status("VmRSS"), status("RssFile")
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 
@@ -156,3 +155,6 @@ def _write_networks(folder: Path, blocks: int) -> None:
 
 def _file(folder: Path, index: int) -> Path:
     return folder / f"{index}.safetensors"
+
+
+_METHODS = (("TSV-M", tsv_merge, _full_tsv), ("Iso-C", iso_c, _full_iso_c))

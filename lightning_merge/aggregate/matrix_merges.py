@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from lightning_merge.state_dicts import check_finite, table_of
 from lightning_merge.tensor_table import Entry
 
 _MOST_LAYERS = 4
+_THREADS = Lock()
 # Rows that are looked up, and the projection of texts, are no maps of what a layer is given.
 _NO_MAP = re.compile(
     r"(^|[._])(pos_embed|\w*embeddings?(\.weight)?|\w*position_bias_table|cls_token|text_projection)"
@@ -124,11 +127,25 @@ def spectral_vector(vectors: Sequence[State], merge: MatrixMerge) -> MergedVecto
         total = summed(found, name, share)
         return None if total is None else checked(name, total[0].to(total[1]))
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(threads, _MOST_LAYERS)) as pool:
-            values = dict(zip(tables[0], pool.map(merged, tables[0]), strict=True))
-    finally:
-        torch.set_num_threads(threads)
-    return MergedVector({name: value for name, value in values.items() if value is not None})
+    with _one_thread_each() as threads, ThreadPoolExecutor(min(threads, _MOST_LAYERS)) as pool:
+        values = zip(tables[0], pool.map(merged, tables[0]), strict=True)
+        # Copies by this thread: in a worker's memory they would keep its scratch space.
+        return MergedVector({name: value.clone() for name, value in values if value is not None})
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Limits all libraries to one thread in a call, and yields how many torch had before.
+
+    The limits are the whole process', so one merge at a time sets them.
+    """
+    import scipy.linalg  # noqa: F401  # What is loaded later is not limited.
+    from threadpoolctl import threadpool_limits
+
+    with _THREADS, threadpool_limits(1, user_api="blas"):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
