@@ -201,10 +201,12 @@ class _Inputs:
         yield from (one for one in (ready, single) if one is not None)
 
     def _read(self) -> Iterator[Tensor]:
-        try:
-            yield from inputs_in(self.batches)
-        except DataError as error:
-            raise DataError(f"{error}; or give reset_batchnorm a call") from error
+        for batch in self.batches:
+            # Errors of the loader itself are its own.
+            try:
+                yield from inputs_in([batch])
+            except DataError as error:
+                raise DataError(f"{error}; or give reset_batchnorm a call") from error
 
 
 def _fit(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,7 @@ from strangers import randomise, small_network
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_merge.data.decode import UnreadableImageError
 from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.recalibrate import reset_batchnorm
 
@@ -189,3 +190,13 @@ def test_networks_that_take_something_else_are_run_by_a_call(network):
 def test_a_batch_without_an_input_wants_a_call():
     with pytest.raises(DataError, match=r"no input.*call"):
         reset_batchnorm(small_network(), [{"pixels": torch.randn(2, 3, 8, 8)}])
+
+
+@pytest.mark.parametrize("weighting", ["examples", "batches"])
+def test_an_error_of_the_loader_stays_the_loaders(weighting):
+    def batches():
+        yield images()[0]
+        raise UnreadableImageError("scan.png is damaged")
+
+    with pytest.raises(UnreadableImageError, match=r"^scan\.png is damaged$"):
+        reset_batchnorm(two_norms(nn.BatchNorm2d), batches(), weighting=weighting)
