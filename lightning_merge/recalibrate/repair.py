@@ -58,8 +58,7 @@ def repair(
         ArchitectureMismatchError: The networks' layers differ.
         DataError: There are no batches.
     """
-    if which == "hidden":
-        check_no_batchnorm(merged)
+    check_norms(merged, which)
     correct = Repair([model_a, model_b], batches, progress, seed, which)
     return correct(merged, [alpha, 1 - alpha], progress)
 
@@ -122,7 +121,7 @@ class Repair:
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self.parents = []
         for number, parent in enumerate(parents, start=1):
-            self._check_norms(parent)
+            check_norms(parent, which)
             with _observing(parent):
                 if number == 1:
                     with isolated_randomness():
@@ -163,7 +162,7 @@ class Repair:
                 number for each parent.
             ArchitectureMismatchError: Its layers are not those of the parents.
         """
-        self._check_norms(merged)
+        check_norms(merged, self._which)
         shares = _shares(weights, len(self.parents))
         with _observing(merged):
             self._check(merged)
@@ -186,10 +185,6 @@ class Repair:
             sum((w * one.std for w, one in zip(shares, found, strict=True)), torch.zeros(())),
         )
 
-    def _check_norms(self, model: nn.Module) -> None:
-        if self._which == "hidden":
-            check_no_batchnorm(model)
-
     def _check(self, model: nn.Module) -> None:
         for name, shape in _shapes(model, self.layers).items():
             if shape != self._shapes[name]:
@@ -198,13 +193,13 @@ class Repair:
                 )
 
 
-def check_no_batchnorm(model: nn.Module) -> None:
+def check_norms(model: nn.Module, which: Which) -> None:
     """Checks that nothing would undo the correction.
 
     Raises:
-        ConfigError: The network has BatchNorm.
+        ConfigError: Hidden units are corrected, and the network has BatchNorm.
     """
-    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+    if which == "hidden" and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         raise ConfigError(
             "REPAIR is for networks without BatchNorm, this one has some: use reset_batchnorm"
         )

@@ -199,7 +199,7 @@ class PermutationSpec:
         network stay. Without such groups, a copy.
 
         Args:
-            state_dict: Parameters and buffers, or the network itself.
+            state_dict: Parameters and buffers, the network itself, or its file.
 
         Raises:
             AlignmentError: The state dict does not belong to this spec.
@@ -220,7 +220,7 @@ class PermutationSpec:
         """A new state dict of the same function, every group's units mapped as it allows.
 
         Args:
-            state_dict: Parameters and buffers, or the network itself; keys that no group
+            state_dict: Parameters and buffers, the network itself, or its file; keys that no group
                 moves are copied.
             maps: By group name; a group that is missing stays as it is. For a group with the
                 symmetry `permutation` a LongTensor `(size,)`: the new unit `i` is the old
@@ -263,7 +263,7 @@ class PermutationSpec:
         """`transform` by permutations: a state dict of the same function in another order.
 
         Args:
-            state_dict: Parameters and buffers, or the network itself.
+            state_dict: Parameters and buffers, the network itself, or its file.
             permutation: By group name; a group that is missing stays as it is.
 
         Returns:
@@ -279,7 +279,8 @@ class PermutationSpec:
         """The state dict of a network of this spec.
 
         Raises:
-            AlignmentError: It is neither, or does not belong to this spec.
+            AlignmentError: It is none, or does not belong to this spec.
+            CheckpointError: Its file cannot be read.
         """
         state = state_of(network)
         if not isinstance(state, Mapping):
