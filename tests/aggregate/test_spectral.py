@@ -1,9 +1,8 @@
 """Spectral merges against their formulas, written out in float64 with full decompositions."""
 
-import math
-
 import pytest
 import torch
+from known_values import rotation, svd, with_values
 from torch import nn
 
 from lightning_merge.aggregate import (
@@ -18,28 +17,11 @@ from lightning_merge.aggregate import (
     tsv_merge,
 )
 from lightning_merge.aggregate.matrix_merges import is_matrix
-from lightning_merge.aggregate.singular_triples import leading_triples, polar, wide_polar
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, NonFiniteError
 from lightning_merge.state_dicts import entry_of
 
 SHAPES = [(12, 9), (9, 14), (10, 10)]
 TASKS = 3
-
-
-def svd(matrix):
-    return torch.linalg.svd(matrix, full_matrices=False)
-
-
-def rotation(rows, columns):
-    return torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float64))[0]
-
-
-def with_values(shape, values, left=None, right=None):
-    """A matrix with known singular values."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    left = rotation(shape[0], len(values)) if left is None else left
-    right = rotation(shape[1], len(values)) if right is None else right
-    return left @ torch.diag(values) @ right.T
 
 
 def tasks(shape, count=TASKS):
@@ -196,50 +178,6 @@ def test_svc_takes_tasks_without_a_part_by_alpha_and_leaves_no_step_alone():
     found = svc(zero, vectors, {"w": sum(matrices)}, 0.5)["w"]
     torch.testing.assert_close(found, sum(matrices) / ((1 + 0.5 + 0.5) / 3), rtol=1e-9, atol=1e-9)
     assert torch.equal(svc(zero, vectors, zero)["w"], zero["w"])
-
-
-@pytest.mark.parametrize("shape", [(300, 200), (150, 400)])
-def test_few_triples_of_float32_are_as_good_as_a_full_decomposition(shape):
-    values = torch.logspace(0, -3, min(shape), dtype=torch.float64)
-    matrix = with_values(shape, values).float()
-    found = leading_triples(matrix, 20)
-    torch.testing.assert_close(found.values, values[:20], rtol=1e-6, atol=0)
-    u, s, vh = svd(matrix.double())
-    best = u[:, :20] @ torch.diag(s[:20]) @ vh[:20]
-    assert float((found.product() - best).norm() / best.norm()) < 1e-5
-    identity = torch.eye(20, dtype=torch.float64)
-    torch.testing.assert_close(found.left.T @ found.left, identity, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("length", [1e-30, 1e-3, 1e30])
-def test_the_length_of_a_matrix_does_not_matter(length):
-    matrix = (with_values((30, 20), range(20, 0, -1)) * length).float()
-    found = leading_triples(matrix, 5)
-    expected = torch.arange(20, 15, -1, dtype=torch.float64) * length
-    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
-def test_polar_is_orthonormal_only_where_there_is_something(shape):
-    left, right = rotation(shape[0], 2), rotation(shape[1], 2)
-    factor, values = polar(with_values(shape, [3.0, 0.5], left, right))
-    torch.testing.assert_close(factor, left @ right.T)
-    expected = torch.tensor([0, 0, 0.5, 3], dtype=torch.float64)
-    torch.testing.assert_close(values, expected, rtol=1e-7, atol=1e-7)
-    assert not torch.stack([*polar(torch.zeros(3, 3))]).any() if shape[0] == 3 else True
-
-
-@pytest.mark.parametrize("shape", [(90, 30), (30, 90), (40, 30), (30, 30)])
-@pytest.mark.parametrize("condition", [1.0, 1.01, 3.0, 9.0, 60.0, 1e3, 1e5])
-@pytest.mark.parametrize("polar", [polar, wide_polar])
-def test_polar_of_float32_has_five_digits_however_singular(shape, condition, polar):
-    values = torch.logspace(0, -math.log10(condition), 30, dtype=torch.float64)
-    matrix = with_values(shape, values).float()
-    u, s, vh = svd(matrix.double())
-    factor, found = polar(matrix)
-    assert float((factor - u @ vh).norm() / len(values) ** 0.5) < 1e-5
-    torch.testing.assert_close(found.double().flip(0), s, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(polar(matrix * 2.0**-83)[0], factor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
