@@ -5,14 +5,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_merge.errors import ConfigError
+from lightning_merge.orders import in_random_order
 from lightning_merge.recipe.build import Plain, build_data
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, execute
@@ -20,13 +21,11 @@ from lightning_merge.study.work import Session, Work, execute
 TRAINED = ("start", "ingredient", "pretraining", "task")
 """The kinds of work that train a network."""
 
-
-# The numbers of batches of a piece's probes, and of steps of a method that counts its own.
-_FEW, _MORE = 1, 4
-_FEW_STEPS, _MORE_STEPS = 2, 8
-# Seconds that no import takes.
-_LONG = 20.0
 _STEPS = ("steps", "max_steps")
+# What a longer probe of a training adds has to take so many seconds, for it is multiplied by much.
+_SEEN = 0.5
+# Seconds next to which imports do not count.
+_LONG = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,13 @@ class Estimate:
 
 
 def estimate(works: Sequence[Work], store: Store) -> Estimate:
-    """Counts what is left, and probes one piece of each kind, name and number of ingredients.
+    """Counts what is left, and probes one piece of each sort and number of ingredients.
 
-    A probe does a piece twice on a few batches of an epoch, in a temporary folder, on networks that
-    were hardly trained; what a further batch costs is the difference. A training is done a third
-    time for two epochs, which gives what a further epoch costs. A method with `steps` of its own
-    does a few of them, and in a third probe a few more, which gives what a further step costs.
-    Alignments are computed anew in every probe, where a study shares them between recipes: it can
-    be faster than this.
+    A probe does a piece in a temporary folder, on networks that were hardly trained, with one batch
+    to train on and one to test on, a few examples for statistics, and a few steps of a method that
+    counts its own; then again with more of one of these at a time. What a further one costs is the
+    difference; a training's further epoch likewise. Alignments are shared between recipes as they
+    are in a study.
 
     Args:
         works: The study's pieces, in an order in which they can be done.
@@ -84,96 +82,126 @@ def estimate(works: Sequence[Work], store: Store) -> Estimate:
     return Estimate(counts, seconds, size)
 
 
+@dataclass(frozen=True)
+class _Amounts:
+    """How much a piece reads and does.
+
+    Attributes:
+        train: Batches of an epoch.
+        test: Batches of the largest loader that is tested on.
+        statistics: Training examples that statistics are read from; 0 where they cannot be
+            drawn, or none are read.
+        steps: Steps of a method that counts its own.
+    """
+
+    train: int = 1
+    test: int = 1
+    statistics: int = 64
+    steps: int = 2
+
+    def within(self, whole: "_Amounts") -> "_Amounts":
+        """These, but no more than there are."""
+        return _Amounts(*(min(own, vars(whole)[name]) for name, own in vars(self).items()))
+
+
 class _Prober:
     """Probes one piece of each sort, and knows then what the others of that sort cost."""
 
     def __init__(self, works: Sequence[Work], store: Store) -> None:
         self.works = {work.key: work for work in works}
         self.store = store
-        self.batches: dict[str, int] = {}
-        self.coarser = 1
-        self.known: dict[tuple[str, str, int], tuple[float, int]] = {}
+        self.session = Session(progress=False)
+        self.read: dict[str, _Amounts] = {}
+        self.known: dict[str, tuple[float, int]] = {}
         self.warm: set[str] = set()
 
     def cost(self, work: Work) -> tuple[float, int]:
         """Seconds and bytes of a piece."""
-        sort = work.kind, work.name, len(work.needs)
+        # Networks that are trained alike are one sort, whatever they are called.
+        alike = {"seed": 0, "data": str(self._whole(work))} if work.kind in TRAINED else {}
+        name = "" if alike else work.name
+        sort = repr((work.kind, name, len(work.needs), {**work.settings, **alike} if alike else ""))
         if sort not in self.known:
-            self.known[sort] = self._by_what_there_is(work)
+            for key in work.needs:
+                self._make(self.works[key])
+            self.known[sort] = self._probe(work)
         return self.known[sort]
-
-    def _by_what_there_is(self, work: Work) -> tuple[float, int]:
-        """Probes a piece, on larger shares where a loader has too few batches for a small one."""
-        while True:
-            try:
-                for key in work.needs:
-                    self._make(self.works[key])
-                return self._probe(work)
-            except MisconfigurationException as error:
-                if "Please increase the `limit_" not in str(error) or self._batches(work) == 1:
-                    raise
-                self.coarser *= 2
 
     def _make(self, work: Work) -> None:
         """Makes something for a piece that others need: a network that is hardly trained."""
         if work.key not in self.store:
             for key in work.needs:
                 self._make(self.works[key])
-            self._execute(work, 1)
+            self._execute(work, _Amounts().within(self._whole(work)))
 
     def _probe(self, work: Work) -> tuple[float, int]:
-        whole = self._batches(work)
-        few, more = min(_FEW, whole), min(_MORE, whole)
-        # A line takes two points. What a kind imports would outweigh a few batches: where none of
-        # it was done before, a short one is done again.
-        cold = work.kind not in self.warm
+        whole = self._whole(work)
+        few = _Amounts().within(whole)
         first = self._execute(work, few)
-        again = self._execute(work, few) if cold and first < _LONG else first
-        took = {few: again, more: self._execute(work, more) if more > few else again}
-        written = (self.store.folder / work.key).iterdir()
-        size = sum(path.stat().st_size for path in written)
-        epochs = _epochs(work, self._counted(work))
-        if epochs == 1.0:
-            steps = _most_steps(work.settings)
-            step = 0.0
-            if steps > _FEW_STEPS:
-                several = min(steps, _MORE_STEPS)
-                longer = self._execute(work, few, steps=several)
-                step = max(0.0, longer - took[few]) / (several - _FEW_STEPS)
-            return _line(took, whole) + max(0, steps - _FEW_STEPS) * step, size
-        # A further epoch is batches and little else; the rest, such as testing, is done once.
-        batch = max(0.0, self._execute(work, more, epochs=2) - took[more]) / more
-        rest = {count: max(0.0, seconds - count * batch) for count, seconds in took.items()}
-        return _line(rest, whole) + epochs * whole * batch, size
-
-    def _execute(self, work: Work, batches: int, epochs: int = 1, steps: int = _FEW_STEPS) -> float:
-        """How long a piece takes on so many batches of an epoch."""
-        # A little more, so that a share of the batches is not rounded to fewer.
-        share = min(1.0, (batches + 0.01) / self._batches(work))
-        start = time.perf_counter()
-        execute(_shortened(work, share, epochs, steps), self.store, Session(progress=False))
+        if work.kind not in self.warm and first < _LONG:
+            # Most of that can have been imports.
+            first = self._execute(work, few, session=Session(progress=False))
         self.warm.add(work.kind)
+        # Without what is cached by now.
+        again = self._execute(work, few)
+        each = {
+            name: self._slope(work, few, name, first if name == "steps" else again, most)
+            for name, most in vars(whole).items()
+        }
+        total = first + sum(
+            (most - vars(few)[name]) * each[name] for name, most in vars(whole).items()
+        )
+        further = _epochs(work, whole.train) - 1
+        if further:
+            longer = self._execute(work, few, epochs=2)
+            # What an epoch has beside its batches, such as a validation.
+            rest = max(0.0, longer - again - few.train * each["train"])
+            total += further * (whole.train * each["train"] + rest)
+        size = sum(path.stat().st_size for path in (self.store.folder / work.key).iterdir())
+        return max(0.0, total), size
+
+    def _slope(self, work: Work, few: _Amounts, name: str, least: float, most: int) -> float:
+        """What a further one of something costs; in trainings from as many as can be seen."""
+        start = count = vars(few)[name]
+        took = least
+        while count < most and (count == start or (work.kind in TRAINED and took - least < _SEEN)):
+            count = min(most, 4 * count)
+            took = self._execute(work, replace(few, **{name: count}))
+        return max(0.0, took - least) / max(1, count - start)
+
+    def _execute(
+        self, work: Work, amounts: _Amounts, epochs: int = 1, session: Session | None = None
+    ) -> float:
+        """How long a piece with so much of everything takes."""
+        start = time.perf_counter()
+        execute(_shortened(work, amounts, epochs), self.store, session or self.session)
         return time.perf_counter() - start
 
-    def _batches(self, work: Work) -> int:
-        """Into how many parts an epoch can be divided, so that every loader has a batch in each."""
-        return max(1, self._counted(work) // self.coarser)
-
-    def _counted(self, work: Work) -> int:
-        """How many batches the smallest one of the data has that the piece reads.
-
-        It is 1 where the Trainer has a limit of its own: then a probe is a whole epoch.
-        """
-        if {"limit_train_batches", "limit_test_batches"} & _arguments(work).keys():
-            return 1
+    def _whole(self, work: Work) -> _Amounts:
+        """How much the piece will read and do."""
+        limits, steps = _arguments(work), _most_steps(work.settings)
         configs = _data_of(work.settings)
         # A network of a task is tested by other pieces.
         tested = work.kind != "task"
         key = repr((tested, configs))
-        if key not in self.batches:
-            counts = [count for config in configs for count in _lengths(config, tested)]
-            self.batches[key] = min(counts, default=1)
-        return max(1, self.batches[key])
+        if key not in self.read:
+            counts = [_lengths(config, tested) for config in configs] or [(1, 1, 0)]
+            self.read[key] = _Amounts(*(max(column) for column in zip(*counts, strict=True)))
+        read = self.read[key]
+        examples = work.settings.get("statistics_examples")
+        drawn = min(read.statistics, read.statistics if examples is None else examples)
+        return _Amounts(
+            1 if work.kind == "sweep" else _limited(read.train, limits.get("limit_train_batches")),
+            _limited(read.test, limits.get("limit_test_batches")),
+            drawn if "statistics_examples" in work.settings else 0,
+            steps,
+        )
+
+
+def _limited(count: int, limit: float | None) -> int:
+    if limit is None:
+        return count
+    return min(count, limit) if isinstance(limit, int) else int(count * limit)
 
 
 def _data_of(settings: Plain) -> list[Plain]:
@@ -182,40 +210,41 @@ def _data_of(settings: Plain) -> list[Plain]:
     return [task["data"] for task in settings.get("tasks", [])]
 
 
-def _lengths(config: Plain, tested: bool) -> list[int]:
-    """How many batches the training data have, and the test and held-out data where wanted."""
+def _lengths(config: Plain, tested: bool) -> tuple[int, int, int]:
+    """How many batches there are to train on and to test on, and examples for statistics."""
     data = build_data(config)
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    loaders = [data.train_dataloader()]
+    train = data.train_dataloader()
+    others = []
     if tested:
-        loaders.append(data.test_dataloader())
+        others.append(data.test_dataloader())
         if is_overridden("val_dataloader", data, LightningDataModule):
-            loaders.append(data.val_dataloader())
-    return [len(loader) for loader in loaders if loader]
+            others.append(data.val_dataloader())
+    try:
+        in_random_order(train, 0, 2)
+        examples = len(train) * (getattr(train, "batch_size", None) or 0)
+    except ConfigError:
+        examples = 0
+    return len(train), max((len(loader) for loader in others if loader), default=0), examples
 
 
-def _line(took: dict[int, float], batches: int) -> float:
-    """Seconds on so many batches, by the line through those on few and on more."""
-    few, more = min(took), max(took)
-    each = max(0.0, (took[more] - took[few]) / max(1, more - few))
-    return max(0.0, took[more] - each * more) + each * batches
-
-
-def _shortened(work: Work, share: float, epochs: int, steps: int) -> Work:
-    """The same piece over a share of so many epochs, and so many steps of its methods."""
+def _shortened(work: Work, amounts: _Amounts, epochs: int) -> Work:
+    """The same piece with so much of everything."""
     settings = copy.deepcopy(work.settings)
     for method in _methods(settings):
-        method |= {name: min(method[name], steps) for name in _STEPS if _counts(method, name)}
-    few: Plain = {}
-    if share < 1.0:
-        few = {"limit_train_batches": share, "limit_test_batches": share}
+        method |= {
+            name: min(method[name], amounts.steps) for name in _STEPS if _counts(method, name)
+        }
+    few: Plain = {"limit_train_batches": amounts.train, "limit_test_batches": amounts.test}
     if work.kind in TRAINED:
         few |= {"max_epochs": epochs, "max_steps": -1}
     for name in ("trainer", "training"):
         if settings.get(name) is not None:
             settings[name] |= few
+    if amounts.statistics:
+        settings["statistics_examples"] = amounts.statistics
     return Work(work.key, work.kind, work.name, work.seed, settings, work.needs)
 
 

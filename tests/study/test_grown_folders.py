@@ -238,7 +238,36 @@ def test_an_estimate_is_of_all_steps_of_a_method(tmp_path, monkeypatch):
     recipes = [{"name": "Learned", "aggregate": "Average", "align": learned}]
     found = estimate_study({**ONE, "recipes": recipes}, tmp_path / "out")
     assert found.seconds["merge"] == pytest.approx(0.5 * 100)
-    assert sum(done) < 20
+    assert sum(done) < 50
+
+
+class ManyToTrainOn(Points):
+    """Sixty batches of training points, one of held-out and one of test points."""
+
+    def train_dataloader(self):
+        return self._points(0, 60 * 32)
+
+    def val_dataloader(self):
+        return self._points(2, 10)
+
+    test_dataloader = val_dataloader
+
+
+def test_a_probe_is_short_where_few_batches_are_to_test_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightning_merge.study.estimate.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    timed = {
+        **ONE,
+        "model": {"class_path": f"{__name__}.Timed"},
+        "data": {"class_path": f"{__name__}.ManyToTrainOn"},
+        "training": {"max_epochs": 40},
+        "recipes": STUDY["recipes"][:1],
+    }
+    before = clock.now
+    found = estimate_study(timed, tmp_path / "out")
+    assert found.seconds["ingredient"] == pytest.approx(2 * (40 * 60 * 0.5 + 0.25 + 0.25))
+    assert clock.now - before < 60 * 0.5
 
 
 class FewHeldOut(Points):
