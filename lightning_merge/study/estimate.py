@@ -22,6 +22,8 @@ TRAINED = ("start", "ingredient", "pretraining", "task")
 """The kinds of work that train a network."""
 
 _STEPS = ("steps", "max_steps")
+# Along a line, or on each side of a triangle.
+_POINTS = 2
 # What a longer probe of a training adds has to take so many seconds, for it is multiplied by much.
 _SEEN = 0.5
 # Seconds next to which imports do not count.
@@ -144,13 +146,10 @@ class _Prober:
         self.warm.add(work.kind)
         # Without what is cached by now.
         again = self._execute(work, few)
-        each = {
-            name: self._slope(work, few, name, first if name == "steps" else again, most)
-            for name, most in vars(whole).items()
-        }
-        total = first + sum(
-            (most - vars(few)[name]) * each[name] for name, most in vars(whole).items()
-        )
+        total, each = again, {}
+        for name, most in vars(whole).items():
+            each[name] = self._slope(work, few, name, first if name == "steps" else again, most)
+            total += (most - vars(few)[name]) * each[name]
         further = _epochs(work, whole.train) - 1
         if further:
             longer = self._execute(work, few, epochs=2)
@@ -158,7 +157,7 @@ class _Prober:
             rest = max(0.0, longer - again - few.train * each["train"])
             total += further * (whole.train * each["train"] + rest)
         size = sum(path.stat().st_size for path in (self.store.folder / work.key).iterdir())
-        return max(0.0, total), size
+        return max(0.0, first - again + total * _longer(work.settings)), size
 
     def _slope(self, work: Work, few: _Amounts, name: str, least: float, most: int) -> float:
         """What a further one of something costs; in trainings from as many as can be seen."""
@@ -243,6 +242,8 @@ def _shortened(work: Work, amounts: _Amounts, epochs: int) -> Work:
     for name in ("trainer", "training"):
         if settings.get(name) is not None:
             settings[name] |= few
+    if _has_points(settings):
+        settings["of"]["points"] = min(_POINTS, settings["of"]["points"])
     if amounts.statistics:
         settings["statistics_examples"] = amounts.statistics
     return Work(work.key, work.kind, work.name, work.seed, settings, work.needs)
@@ -259,6 +260,19 @@ def _methods(settings: Plain) -> list[Plain]:
         left += list(item.values()) if isinstance(item, dict) else []
         left += item if isinstance(item, list | tuple) else []
     return found
+
+
+def _has_points(settings: Plain) -> bool:
+    return isinstance(settings.get("of"), dict) and "points" in settings["of"]
+
+
+def _longer(settings: Plain) -> float:
+    """How much longer a sweep takes on all of its points than on the few of a probe."""
+    points = settings["of"]["points"] if _has_points(settings) else 0
+    if points <= _POINTS:
+        return 1.0
+    ratio: float = points / _POINTS
+    return ratio * (points + 1) / (_POINTS + 1) if settings["sweep"] == "triangle" else ratio
 
 
 def _counts(method: Plain, name: str) -> bool:
