@@ -18,6 +18,8 @@ _NO_DIRECTION = 1e-12
 # The least share of the largest eigenvalue that leaves polar factors of float32 five digits: by a
 # Gram matrix in float32, and by one in float64.
 _CONDITIONED, _CONDITIONED_WIDE = 1e-2, 1e-4
+# So many further eigenvectors keep rounding at the edge of a basis away from the last triples.
+_MORE = 16
 # Between these, squares are far from the smallest and largest numbers of float32.
 _USUAL = (1e-8, 1e8)
 
@@ -59,12 +61,12 @@ def leading_triples(matrix: Tensor, count: int) -> Triples:
         basis = torch.eye(size, count, dtype=torch.float64, device=matrix.device)
         return Triples(left, left.new_zeros(count), basis)
     working = working if length == 1 else working / length
-    basis = _largest_eigenvectors(_gram(working), count)
+    basis = _largest_eigenvectors(_gram(working), min(count + _MORE, size))
     if narrow:
         basis = torch.linalg.qr(basis.to(torch.float64))[0]
     image = (working @ basis.to(working)).to(torch.float64)
     squares, turn = torch.linalg.eigh(image.mT @ image)
-    squares, turn = squares.flip(0), turn.flip(1)
+    squares, turn = squares.flip(0)[:count], turn.flip(1)[:, :count]
     known = squares > _NO_DIRECTION * squares[0]
     values = torch.where(known, squares.clamp(min=0).sqrt(), 0)
     inverse = torch.where(known, 1 / values, 0)
