@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ def measure(
     inputs: Iterable[Tensor],
     stop: bool = False,
     shared: bool = False,
+    added_up: bool = False,
 ) -> dict[str, Statistics]:
     """The statistics of the outputs of layers, over all examples and positions.
 
@@ -46,16 +47,18 @@ def measure(
         stop: Whether to leave each forward pass after the first layer's first output; for
             one layer that runs once.
         shared: Whether to pool them over the ranks, which all take part.
+        added_up: Whether the network's output is made of theirs by a linear map: the deviations
+            are then the output's.
 
     Raises:
         NonFiniteError: If an output is NaN or infinite.
     """
     pools: dict[str, Pooled] = {}
     handles = []
-    for name in layers:
+    for name in (*layers, *([""] if added_up else [])):
         layer = model.get_submodule(name)
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        weight = layer.weight
+        weight = layer.weight if name else model.get_submodule(layers[-1]).weight
         assert isinstance(weight, Tensor)
         pools[name] = Pooled.empty(weight.shape[0], weight.device)
 
@@ -79,7 +82,11 @@ def measure(
             handle.remove()
     if shared:
         pool_over_ranks(list(pools.values()))
-    return {name: _statistics(pool, name) for name, pool in pools.items()}
+    found = {name: _statistics(pool, name) for name, pool in pools.items()}
+    if added_up:
+        std = found.pop("").std
+        found = {name: Statistics(one.mean, std) for name, one in found.items()}
+    return found
 
 
 def _statistics(pool: Pooled, name: str) -> Statistics:
@@ -94,8 +101,21 @@ def _statistics(pool: Pooled, name: str) -> Statistics:
     return Statistics(mean, torch.where(std > 1e-6 * mean.abs(), std, 0.0))
 
 
-def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> list[str]:
-    """The names of the layers that REPAIR corrects, in the order in which they run.
+class LayersToRepair(NamedTuple):
+    """What REPAIR corrects.
+
+    Attributes:
+        names: The layers, in the order in which they run.
+        added_up: Whether the network's output is none of theirs, but made of them by a linear map:
+            heads that are averaged, or a classifier behind which positions are.
+    """
+
+    names: list[str]
+    added_up: bool
+
+
+def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> LayersToRepair:
+    """The layers that REPAIR corrects.
 
     Args:
         model: The network.
@@ -129,18 +149,45 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> li
                 called.append(name)
 
         handles.append(layer.register_forward_hook(hook))
+    x = to_device_of(model, x)
     try:
         with torch.no_grad():
-            result = model(to_device_of(model, x))
+            result = model(x)
     finally:
         for handle in handles:
             handle.remove()
     found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
+    once = [name for name, count in Counter(called).items() if count == 1]
+    classifiers = found - {None}
+    added_up = False
+    if not classifiers and isinstance(result, Tensor) and result.ndim == 2:
+        heads = [n for n in once if len(model.get_parameter(f"{n}.weight")) == result.shape[1]]
+        for some in (heads, last[-1:]):
+            if set(some) <= set(once) and _adds_up(model, x, some, result):
+                classifiers, added_up = set(some), True
+                break
     # Where the output is computed from the classifier's (a softmax), the last layer is it.
-    classifiers = (found - {None}) or set(last[-1:])
-    once = Counter(called)
+    classifiers = classifiers or set(last[-1:])
     makes_output = which == "output"
-    return [n for n in once if once[n] == 1 and (n in classifiers) == makes_output]
+    names = [n for n in once if (n in classifiers) == makes_output]
+    return LayersToRepair(names, added_up and makes_output)
+
+
+def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) -> bool:
+    """Whether twice the outputs of these layers give twice the network's."""
+    if not heads:
+        return False
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: 2 * output)
+        for name in heads
+    ]
+    try:
+        with torch.no_grad():
+            twice = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.allclose(twice, 2 * result, rtol=1e-3, atol=1e-6 * float(result.abs().max()))
 
 
 def _is_plain(layer: nn.Module) -> bool:

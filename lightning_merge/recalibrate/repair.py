@@ -73,7 +73,7 @@ class Repair:
     memory meanwhile: a few thousand examples are plenty.
 
     Convolutions and linear layers are corrected, except those that make the network's
-    output (the classifier; the layer that runs last, where the output is none's own), that
+    output (the classifier; the layer that runs last, where the output is computed from it), that
     run more than once, that share their weight with another layer, or that compute with
     something other than their own `weight` (weight standardisation, parametrisations).
     A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
@@ -88,9 +88,10 @@ class Repair:
             statistics are pooled over all ranks. Moved to the models' devices.
         progress: Whether to show progress bars.
         seed: Determines the order.
-        which: `output` corrects the layer that makes the output, and no other (where the output
-            is computed from several, the one that runs last): logits then vary about the means
-            that the parents' have, and as much. BatchNorm does not matter. Not in the paper.
+        which: `output` corrects what makes the output, and nothing else (all heads where they are
+            averaged; the layer that runs last where the output is computed from it): logits then
+            vary about the means that the parents' have, and as much. BatchNorm does not matter.
+            Not in the paper.
 
     Attributes:
         layers: The names of the layers that are corrected, in the order in which they run.
@@ -128,7 +129,7 @@ class Repair:
                         self._inputs = list(inputs_in(in_random_order(batches, seed)))
                     if not self._inputs:
                         raise DataError("REPAIR needs at least one batch, there was none")
-                    self.layers = layers_to_repair(parent, self._inputs[0], which)
+                    self.layers, self._added_up = layers_to_repair(parent, self._inputs[0], which)
                     if which == "output" and not self.layers:
                         raise ConfigError(
                             f"REPAIR: the output of {type(parent).__name__} is not that of one "
@@ -140,7 +141,9 @@ class Repair:
                     ]
                 self._check(parent)
                 inputs = tracked(self._inputs, f"REPAIR: parent {number}", progress)
-                self.parents.append(measure(parent, self.layers, inputs, shared=self._shared))
+                self.parents.append(
+                    measure(parent, self.layers, inputs, False, self._shared, self._added_up)
+                )
         if not self.parents:
             raise ConfigError("REPAIR needs the networks that were merged; give at least one")
 
@@ -166,9 +169,12 @@ class Repair:
         shares = _shares(weights, len(self.parents))
         with _observing(merged):
             self._check(merged)
-            for name in tracked(self.layers, "REPAIR: layers", progress):
-                now = measure(merged, [name], self._inputs, True, self._shared)[name]
-                _correct(merged.get_submodule(name), now, self.goal(name, shares))
+            together = [self.layers] if self._added_up else [[name] for name in self.layers]
+            for names in tracked(together, "REPAIR: layers", progress):
+                alone = not self._added_up
+                now = measure(merged, names, self._inputs, alone, self._shared, self._added_up)
+                for name in names:
+                    _correct(merged.get_submodule(name), now[name], self.goal(name, shares))
         return len(self.layers)
 
     def goal(self, layer: str, weights: Sequence[float] | None = None) -> Statistics:

@@ -81,6 +81,37 @@ def test_outputs_that_were_rescaled_and_shifted_are_given_back_behind_batchnorm(
     torch.testing.assert_close(spoiled(x), network(x), rtol=1e-4, atol=1e-5)
 
 
+class Heads(nn.Module):
+    """An output that is made of others linearly: of two heads, or of one at several positions."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 7)
+        self.heads = nn.ModuleList(nn.Linear(7, 3) for _ in range(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x).relu()
+        if len(self.heads) == 1:
+            return self.heads[0](z.view(-1, 2, 7)).mean(1)
+        return (self.heads[0](z) + 3 * self.heads[1](z)) / 4
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_an_output_that_is_made_of_several_gets_the_statistics_of_its_goal(heads: int) -> None:
+    torch.manual_seed(0)
+    merged, a, b = (Heads(heads).eval() for _ in range(3))
+    x = 1 + 2 * torch.randn(64, 4)
+    before = copy.deepcopy(merged.state_dict())
+    assert repair(merged, a, b, x.split(20), 0.3, which="output") == heads
+    with torch.no_grad():
+        of_a, of_b, found = (model(x) for model in (a, b, merged))
+    torch.testing.assert_close(found.mean(0), 0.3 * of_a.mean(0) + 0.7 * of_b.mean(0))
+    torch.testing.assert_close(found.std(0), 0.3 * of_a.std(0) + 0.7 * of_b.std(0))
+    torch.testing.assert_close(merged.body.weight, before["body.weight"], rtol=0, atol=0)
+    # What makes the output is none of the hidden layers.
+    assert repair(merged, a, b, x.split(20)) == 1
+
+
 def test_an_output_that_no_layer_makes_once_is_refused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
