@@ -132,7 +132,8 @@ class AnswerRecorder(Callback):
         if are_classes(targets):
             found = predicted_classes(found) if found.is_floating_point() else found
         else:
-            found = found > 0
+            # A logit that is no number is wrong about its label.
+            found = torch.where(found.isnan(), targets < 1, found > 0)
         self._answered.append((targets.cpu().long(), found.cpu().long()))
 
     @property

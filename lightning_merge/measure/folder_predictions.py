@@ -33,9 +33,9 @@ class FolderPredictions:
 
     Attributes:
         rows: One for each image, in the order of their paths: `path` below the folder,
-            `predicted` (the class's name; for a multi-label network all names of probability 0.5
-            or more, joined by `;`), `probability NAME` for each class, and `error`, which is empty
-            unless the image cannot be read: then all others are.
+            `predicted` (the class's name; for a multi-label network all names whose probability
+            is above 0.5, joined by `;`), `probability NAME` for each class, and `error`, which is
+            empty unless the image cannot be read: then all others are.
         unreadable: How many images cannot be read.
         left_out: A line that counts what lies in the folder and is no image; empty if nothing.
     """
@@ -169,7 +169,7 @@ def _output(module: LightningModule, images: Tensor, name: object) -> Tensor:
 def _probabilities(outputs: Tensor, task: str | None) -> Tensor:
     """`(N, C)`: of one output, the sigmoid's, the probabilities of class 0 and class 1."""
     if task == "multilabel":
-        return outputs.sigmoid()
+        return outputs.double().sigmoid()
     if outputs.shape[1] == 1:
         positive = outputs.double().sigmoid()
         return torch.cat([1 - positive, positive], dim=1)
@@ -190,7 +190,7 @@ def _row(path: str, likely: Tensor | None, names: Sequence[str], several: bool, 
         row |= {f"probability {name}": "" for name in names}
     else:
         values = likely.tolist()
-        chosen = [name for name, value in zip(names, values, strict=True) if value >= 0.5]
+        chosen = [name for name, value in zip(names, values, strict=True) if value > 0.5]
         row["predicted"] = ";".join(chosen) if several else names[int(likely.argmax())]
         row |= {f"probability {n}": f"{v:.6g}" for n, v in zip(names, values, strict=True)}
     return {**row, "error": error}

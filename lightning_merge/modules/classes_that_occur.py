@@ -11,6 +11,8 @@ from lightning_merge.modules.per_class import PerClassMetric, Task
 
 # What is counted among predictions is defined for a class that no example has, too.
 _OF_PREDICTIONS = ("Precision", "NegativePredictiveValue", "Specificity")
+# Of several labels each is right or wrong for every example; of several classes only its own are.
+_OF_EXAMPLES = ("MultilabelAccuracy", "MultilabelHammingDistance")
 _OF_PAIRS = ("AUROC", "LogAUC", "EER")
 
 
@@ -24,6 +26,7 @@ class MeanOfOccurring(PerClassMetric):
         task: As for `PerClassMetric`.
         num_classes: As for `PerClassMetric`.
         ignored: The target that counts as none, if there is one.
+        weighted: Whether classes count by how many examples have them.
     """
 
     occurring: Tensor
@@ -36,12 +39,14 @@ class MeanOfOccurring(PerClassMetric):
         task: Task,
         num_classes: int,
         ignored: int | None = None,
+        weighted: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(task, num_classes, **kwargs)
         self.metric = metric
         self.named = named
         self.ignored = ignored
+        self.weighted = weighted
         zeros = torch.zeros(num_classes, dtype=torch.long)
         self.add_state("occurring", zeros, dist_reduce_fx="sum")
         self.add_state("examples", zeros.clone(), dist_reduce_fx="sum")
@@ -60,11 +65,13 @@ class MeanOfOccurring(PerClassMetric):
             warnings.simplefilter("ignore")
             values = self.metric.compute()
         defined = torch.ones_like(self.occurring, dtype=torch.bool)
-        if not self.named.endswith(_OF_PREDICTIONS) or self.named.endswith("AveragePrecision"):
+        always = (*_OF_PREDICTIONS, *_OF_EXAMPLES)
+        if not self.named.endswith(always) or self.named.endswith("AveragePrecision"):
             defined &= self.occurring > 0
         if self.named.endswith((*_OF_PAIRS, "Specificity")):
             defined &= self.occurring < self.examples
-        return self._mean(values, defined, self.named, int(self.examples.max()))
+        weights = self.occurring if self.weighted else None
+        return self._mean(values, defined, self.named, int(self.examples.max()), weights)
 
     def reset(self) -> None:
         """Forgets all examples."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_merge.division import records_of
 from lightning_merge.modules.metrics import MetricChoice, classification_metrics
 from lightning_merge.modules.per_class import Task
+from lightning_merge.modules.targets import certain, check_targets
 
 
 class ClassificationModule(LightningModule):
@@ -86,9 +87,10 @@ class ClassificationModule(LightningModule):
         """The loss of one batch; `train_loss` and `train_accuracy` are logged once an epoch."""
         if batch_idx == 0:
             self._train_loss, self._train_examples = 0.0, 0
-        loss, logits, targets = self._evaluate(batch)
+        loss, logits, targets = self._evaluate(batch, checked=batch_idx == 0)
         self.train_metrics.update(logits, targets)
-        self._train_loss = self._train_loss + loss.detach() * len(targets)
+        # A sum of sixteen bits would soon be rounded to itself, or overflow.
+        self._train_loss = self._train_loss + loss.detach().float() * len(targets)
         self._train_examples += len(targets)
         return loss
 
@@ -96,7 +98,9 @@ class ClassificationModule(LightningModule):
         """Logs what the training steps added up: `log` in each costs a tenth of a small one."""
         super().on_train_epoch_end()
         if self._train_examples:
-            self.log("train_loss", self._train_loss / self._train_examples, sync_dist=True)
+            examples = self._train_examples
+            loss = self._train_loss / examples
+            self.log("train_loss", loss, sync_dist=True, batch_size=examples)
             self.log_dict(self.train_metrics, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -104,7 +108,7 @@ class ClassificationModule(LightningModule):
         del batch_idx
         loss, logits, targets = self._evaluate(batch)
         self.val_metrics.update(logits, targets)
-        self.log("val_loss", loss, batch_size=len(targets))
+        self.log("val_loss", loss, batch_size=len(targets), sync_dist=True)
         self.log_dict(self.val_metrics, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -112,7 +116,7 @@ class ClassificationModule(LightningModule):
         del batch_idx
         loss, logits, targets = self._evaluate(batch)
         self.test_metrics.update(logits, targets)
-        self.log("test_loss", loss, batch_size=len(targets))
+        self.log("test_loss", loss, batch_size=len(targets), sync_dist=True)
         self.log_dict(self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -137,11 +141,16 @@ class ClassificationModule(LightningModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint.update(records_of(getattr(self._trainer, "datamodule", None)))
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], checked: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         images, targets = batch
         logits = self._shape(self(images))
+        # A GPU would wait for a look in every step.
+        if checked or targets.device.type == "cpu":
+            check_targets(targets, self.task, logits.shape[-1])
         wanted = targets if self.task == "multiclass" else targets.to(logits.dtype)
-        return self.loss(logits, wanted), logits, targets.long()
+        return self.loss(logits, wanted), logits, certain(targets, self.task)
 
     def _shape(self, logits: Tensor) -> Tensor:
         return logits.squeeze(1) if self.task == "binary" else logits

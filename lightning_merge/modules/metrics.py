@@ -16,11 +16,19 @@ import torchmetrics.classification
 from torch import Tensor
 from torchmetrics import Accuracy, Metric, MetricCollection
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
-from torchmetrics.wrappers import LambdaInputTransformer
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.classes_that_occur import MeanOfOccurring
-from lightning_merge.modules.per_class import AreaUnderROC, DetectionRate, Rate, Task, exact
+from lightning_merge.modules.from_logits import (
+    CalibrationError,
+    FromLogits,
+    calibrated,
+    identity,
+    increasing,
+    sigmoid,
+    softmax,
+)
+from lightning_merge.modules.per_class import AreaUnderROC, DetectionRate, Rate, Task
 
 MetricChoice = str | dict[str, Any]
 
@@ -51,7 +59,8 @@ def classification_metrics(
     Returns:
         The collection: logits `(N, C)`, or `(N,)` where the task is binary, of any floating-point
         type. Means over classes leave out those that do not occur in the data, and name them in a
-        warning. A label whose logit is NaN counts as not predicted; AUROC is NaN then.
+        warning. An example with a logit of NaN (of several labels, that label) counts as wrong;
+        AUROC is NaN then.
 
     Raises:
         ConfigError: If a metric is unknown, or does not fit the task.
@@ -81,7 +90,7 @@ def _made(chosen: MetricChoice, task: Task, num_classes: int) -> tuple[str, Metr
         return chosen, DetectionRate(_RATES[chosen], task, num_classes)
     if chosen == "calibration_error":
         several = task == "multiclass"
-        error = MulticlassCalibrationError(num_classes) if several else BinaryCalibrationError()
+        error = CalibrationError(num_classes) if several else BinaryCalibrationError()
         return chosen, _on_logits(error, task)
     raise ConfigError(
         f"metric '{chosen}' does not fit a {task} task of {num_classes} classes: choose accuracy, "
@@ -92,33 +101,15 @@ def _made(chosen: MetricChoice, task: Task, num_classes: int) -> tuple[str, Metr
 
 def _on_logits(metric: Metric, task: Task) -> Metric:
     """A metric that is given probabilities where it would take logits for what they are not."""
-    if task == "multiclass" and hasattr(metric, "top_k"):
-        # It compares an example's own logits, and probabilities may be too small to differ.
-        return metric
     if task == "multiclass":
-        return LambdaInputTransformer(metric, softmax)
-    ranks = type(metric).__name__.endswith(_OF_RANKS) and getattr(metric, "thresholds", 1) is None
-    return LambdaInputTransformer(metric, increasing if ranks else sigmoid)
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Probabilities in float64; all 0 where they are not defined."""
-    return exact(logits).softmax(dim=1).nan_to_num(nan=0.0)
-
-
-def sigmoid(logits: Tensor) -> Tensor:
-    """Probabilities in float64; 0.5, which predicts nothing, where they are not defined."""
-    return exact(logits).sigmoid().nan_to_num(nan=0.5)
-
-
-def increasing(logits: Tensor) -> Tensor:
-    """Numbers in [0, 1] in the order of the logits, none equal that differ; 0.5 for NaN."""
-    values = exact(logits)
-    return (
-        (values / (2 * (1 + values.abs())) + 0.5)
-        .where(values.isfinite(), values.sign() / 2 + 0.5)
-        .nan_to_num(nan=0.5)
-    )
+        # It compares an example's own logits, and probabilities may be too small to differ.
+        own = hasattr(metric, "top_k")
+        return FromLogits(metric, identity if own else softmax, task)
+    if isinstance(metric, BinaryCalibrationError):
+        return FromLogits(metric, calibrated, task)
+    ranks = type(metric).__name__.endswith(_OF_RANKS)
+    ranks = ranks and getattr(metric, "thresholds", None) is None
+    return FromLogits(metric, increasing if ranks else sigmoid, task)
 
 
 def _size(task: Task, num_classes: int) -> dict[str, Any]:
@@ -138,14 +129,18 @@ def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) ->
     size = {k: v for k, v in _size(task, num_classes).items() if k in known}
     try:
         given: dict[str, Any] = {**size, **(chosen.get("init_args") or {})}
-        average = inspect.signature(kind).parameters.get("average")
-        by_class = average is not None and given.get("average", average.default) == "macro"
+        own = inspect.signature(kind).parameters.get("average")
+        average = None if own is None else given.get("average", own.default)
+        by_class = average in ("macro", "weighted")
         plain: Metric = kind(**{**given, **({"average": "none"} if by_class else {})})
         called = type(plain).__name__
+        if isinstance(plain, MulticlassCalibrationError):
+            plain = CalibrationError(**given)
         metric = _on_logits(plain, task)
         if by_class and task != "binary":
             ignored = given.get("ignore_index")
-            metric = MeanOfOccurring(metric, called, task, num_classes, ignored)
+            weighted = average == "weighted"
+            metric = MeanOfOccurring(metric, called, task, num_classes, ignored, weighted)
         _try(metric.clone(), task, num_classes)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]

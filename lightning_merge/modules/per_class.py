@@ -24,6 +24,14 @@ def exact(logits: Tensor) -> Tensor:
     return logits.float() if logits.device.type == "mps" else logits.double()
 
 
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Softmax of logits `(N, C)` in float64; NaN where one is NaN."""
+    values = exact(logits)
+    # An infinite logit leaves nothing to the others; a difference of infinities is NaN.
+    largest = torch.finfo(values.dtype).max / 4
+    return values.clamp(-largest, largest).softmax(dim=1)
+
+
 class PerClassMetric(Metric):
     """The mean over classes of a number that is defined for some of them.
 
@@ -47,7 +55,14 @@ class PerClassMetric(Metric):
             return target[:, None] == torch.arange(self.num_classes, device=target.device)
         return target.reshape(-1, self.num_classes) == 1
 
-    def _mean(self, values: Tensor, defined: Tensor, name: str, examples: int) -> Tensor:
+    def _mean(
+        self,
+        values: Tensor,
+        defined: Tensor,
+        name: str,
+        examples: int,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         left_out = (~defined).nonzero().flatten().tolist()
         if left_out and self.task == "binary":
             rank_zero_warn(f"{name} is not defined: all {examples} examples are of one class")
@@ -58,7 +73,10 @@ class PerClassMetric(Metric):
                 f"{name}: the mean leaves out {noun} that occur in none or in all of the "
                 f"{examples} examples: {_listed(left_out)}{end}"
             )
-        return values[defined].mean()
+        if weights is None:
+            return values[defined].mean()
+        shares = weights[defined].to(values.dtype)
+        return (values[defined] * shares).sum() / shares.sum()
 
 
 class AreaUnderROC(PerClassMetric):
@@ -87,7 +105,7 @@ class AreaUnderROC(PerClassMetric):
         """The mean over the classes that some examples have, and others have not."""
         logits, truth = exact(dim_zero_cat(self.logits)), self._truth(dim_zero_cat(self.targets))
         multiclass = self.task == "multiclass"
-        scores = logits.softmax(dim=1) if multiclass else logits.reshape(truth.shape)
+        scores = probabilities_of(logits) if multiclass else logits.reshape(truth.shape)
         areas = [area_under_roc(*pair) for pair in zip(scores.T, truth.T, strict=True)]
         defined = truth.any(dim=0) & ~truth.all(dim=0)
         return self._mean(torch.tensor(areas, device=self.device), defined, "AUROC", len(truth))
@@ -116,7 +134,8 @@ def area_under_roc(scores: Tensor, positive: Tensor) -> float:
 class DetectionRate(PerClassMetric):
     """Sensitivity, specificity or F1; of several classes the mean, each against the others.
 
-    Predicted are the class of the largest logit, or the labels whose logits are positive. The
+    Predicted are the class of the largest logit, or the labels whose logits are positive; where a
+    logit is NaN it is wrong: no class, or the other answer about the label. The
     sensitivity (recall) and F1 of a class are not defined where no example has it, the
     specificity where all have it.
 
@@ -138,8 +157,11 @@ class DetectionRate(PerClassMetric):
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Takes logits `(N, C)`, or `(N,)` where the task is binary, and the targets."""
         truth = self._truth(target)
-        multiclass = self.task == "multiclass"
-        found = self._truth(logits.argmax(dim=1)) if multiclass else logits.reshape(truth.shape) > 0
+        if self.task == "multiclass":
+            found = self._truth(logits.argmax(dim=1)) & ~logits.isnan().any(dim=1, keepdim=True)
+        else:
+            logits = logits.reshape(truth.shape)
+            found = torch.where(logits.isnan(), ~truth, logits > 0)
         for i in (0, 1):
             for j in (0, 1):
                 self.counts[:, i, j] += ((truth == i) & (found == j)).sum(dim=0)

@@ -32,13 +32,16 @@ def are_classes(targets: Tensor) -> bool:
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """The predicted classes `(B,)`.
+    """The predicted classes `(B,)`; -1, which is none, where a logit is NaN.
 
     Args:
         logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
     """
-    one = logits.numel() == len(logits)
-    return (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
+    # The largest of numbers of which one is NaN is NaN: a broken network would know that class.
+    if logits.numel() == len(logits):
+        logits = logits.flatten()
+        return (logits > 0).long().masked_fill(logits.isnan(), -1)
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
 def are_right(logits: Tensor, targets: Tensor) -> Tensor:

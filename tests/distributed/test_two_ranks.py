@@ -11,6 +11,7 @@ from two_ranks import (
     alphas,
     batchnorm_batches,
     few_batches,
+    logged,
     main,
     matched,
     moments,
@@ -92,6 +93,14 @@ def test_metrics_of_uneven_shares_are_those_of_all_examples(two):
         for task, values in wanted.items():
             assert result["scores"][task] == pytest.approx(values, abs=1e-6)
     assert scores(slice(0, 51)) != wanted
+
+
+def test_losses_of_uneven_shares_are_means_over_all_examples(two):
+    _, found = two
+    wanted = logged(1)
+    assert {"train_loss", "val_loss", "test_loss", "train_accuracy"} <= wanted.keys()
+    for result in found:
+        assert result["logged"] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_moments_of_uneven_shares_are_those_of_all_observations(two):

@@ -15,7 +15,7 @@ from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import correlations
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.distributed import Share, gather_over_ranks, ranks
-from lightning_merge.modules import MergeModule
+from lightning_merge.modules import ImageClassifier, MergeModule
 from lightning_merge.modules.metrics import classification_metrics
 from lightning_merge.orders import share_of
 from lightning_merge.recalibrate import Repair, reset_batchnorm
@@ -247,6 +247,29 @@ def scores(share):
     return found
 
 
+def logged(devices, share=slice(None), size=8):
+    """What a classifier logs of a share of 32 examples, in an epoch that learns nothing."""
+    torch.manual_seed(4)
+    classifier = ImageClassifier(
+        "linear_classifier",
+        num_classes=4,
+        model_kwargs={"img_size": 8},
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
+    )
+    images, targets = image_batches(2).dataset[share]
+    data = DataLoader(TensorDataset(images, targets), batch_size=size)
+    trainer = quiet_trainer(
+        max_epochs=1,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,
+    )
+    trainer.fit(classifier, data, data)
+    found = dict(trainer.callback_metrics)
+    found |= trainer.test(classifier, data, verbose=False)[0]
+    return {name: float(value) for name, value in found.items()}
+
+
 def main(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank, count = ranks()
@@ -271,6 +294,8 @@ def main(folder: Path) -> None:
         "resumed": resumed(folder),
         "soup": soup(folder),
         "scores": scores(slice(0, 51) if rank == 0 else slice(51, 91)),
+        # As many batches on both, since gradients meet in each.
+        "logged": logged(2, slice(0, 20), 5) if rank == 0 else logged(2, slice(20, 32), 3),
     }
     torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -95,3 +95,68 @@ def test_ranks_are_those_of_the_logits(size, shift):
     truth = torch.stack([targets, targets.flip(0), targets * 0], 1)
     found = computed("multilabel", 3, {"area": "MultilabelAUROC"}, several, truth, size)
     assert found["area"] == pytest.approx(roc_auc_score(targets, right), abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1, 40, 1000])
+@pytest.mark.parametrize("size", [1, 13, 60])
+def test_ranks_of_an_examples_labels_are_those_of_its_logits(size, scale):
+    from sklearn.metrics import (
+        coverage_error,
+        label_ranking_average_precision_score,
+        label_ranking_loss,
+    )
+
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(60, 5, generator=generator)
+    targets = (logits + torch.randn(60, 5, generator=generator) > 0).long()
+    logits *= scale
+    chosen = {
+        "loss": "MultilabelRankingLoss",
+        "precision": "MultilabelRankingAveragePrecision",
+        "coverage": "MultilabelCoverageError",
+    }
+    found = computed("multilabel", 5, chosen, logits, targets, size)
+    wanted = {
+        "loss": label_ranking_loss(targets, logits),
+        "precision": label_ranking_average_precision_score(targets, logits),
+        "coverage": coverage_error(targets, logits),
+    }
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 11, 70])
+def test_each_label_is_right_or_wrong_for_every_example(size):
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(70, 3, generator=generator)
+    targets = (logits + torch.randn(70, 3, generator=generator) > 0).long()
+    targets[:, 0], targets[:, 1] = 0, 1
+    chosen = {"right": "MultilabelAccuracy", "wrong": "MultilabelHammingDistance"}
+    found = computed("multilabel", 3, chosen, logits, targets, size)
+    right = float(((logits > 0) == targets).double().mean())
+    assert found == pytest.approx({"right": right, "wrong": 1 - right}, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 70])
+def test_a_weighted_mean_leaves_out_what_is_not_defined(size):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(70, 4, generator=generator)
+    targets = (logits + torch.randn(70, 4, generator=generator) > 0).long()
+    # All have the one and none has the other: neither has an area, which is not 0.
+    targets[:, 1], targets[:, 3] = 1, 0
+    weighted = {"init_args": {"average": "weighted"}}
+    chosen = [
+        {"class_path": f"Multilabel{name}", "name": name, **weighted}
+        for name in ("AUROC", "F1Score", "AveragePrecision")
+    ]
+    metrics = classification_metrics("multilabel", 4, chosen)
+    for batch, truth in zip(logits.split(size), targets.split(size), strict=True):
+        metrics.update(batch, truth)
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    wanted = {
+        "AUROC": roc_auc_score(targets[:, [0, 2]], logits[:, [0, 2]], average="weighted"),
+        "F1Score": f1_score(targets, logits > 0, average="weighted", zero_division=0),
+        "AveragePrecision": average_precision_score(
+            targets[:, :3], logits[:, :3], average="weighted"
+        ),
+    }
+    assert found == pytest.approx(wanted, abs=1e-6)

@@ -1,6 +1,7 @@
 """Metrics of raw logits against scikit-learn, whatever the batches and the scale of the logits."""
 
 import copy
+import math
 import warnings
 
 import numpy as np
@@ -147,6 +148,44 @@ def test_a_logit_that_is_no_number_spoils_no_other_examples():
     assert np.isnan(found["auroc"])
 
 
+def test_a_broken_network_is_right_about_nothing():
+    nothing = torch.full((12, 4), torch.nan)
+    targets = torch.arange(12) % 4
+    chosen = ["accuracy", "sensitivity", "f1", {"class_path": "MulticlassRecall"}]
+    assert set(computed("multiclass", 4, chosen, nothing, targets, [5, 7]).values()) == {0.0}
+    labels = torch.stack([targets % 2, targets // 2], dim=1)
+    names = ["accuracy", "sensitivity", "specificity"]
+    for task, classes, logits, truth in (
+        ("multilabel", 2, nothing[:, :2], labels),
+        ("binary", 1, nothing[:, 0], labels[:, 0]),
+    ):
+        assert set(computed(task, classes, names, logits, truth, [5, 7]).values()) == {0.0}
+
+
+@pytest.mark.parametrize("sizes", [[24], [1] * 24, [5, 19]])
+def test_an_example_with_a_logit_of_nan_is_wrong(sizes):
+    logits = torch.eye(6).repeat(4, 1)
+    targets = torch.arange(24) % 6
+    # Of the class 0, to which the largest of numbers that are none would belong; and of others.
+    for example, column in ((0, 0), (6, 3), (7, 1), (13, 5)):
+        logits[example, column] = torch.nan
+    top5 = {"class_path": "MulticlassAccuracy", "name": "balanced", "init_args": {"top_k": 5}}
+    found = computed(
+        "multiclass", 6, ["accuracy", "top5", "sensitivity", top5], logits, targets, sizes
+    )
+    share = 20 / 24
+    wanted = {"accuracy": share, "top5": share, "sensitivity": share, "balanced": share}
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_logit_of_infinity_is_the_largest():
+    logits = torch.tensor([[0, torch.inf, 1], [-torch.inf, -torch.inf, 0], [2, 1, -torch.inf]])
+    targets = torch.tensor([1, 2, 0])
+    chosen = ["accuracy", "auroc", {"class_path": "MulticlassCohenKappa"}]
+    for sizes in ([3], [1, 1, 1]):
+        assert set(computed("multiclass", 3, chosen, logits, targets, sizes).values()) == {1.0}
+
+
 # --- one word for medical sets
 
 
@@ -186,6 +225,32 @@ def calibration_error(task, logits, targets):
             gap = confidence[own].mean() - right[own].double().mean()
             total += float(own.double().mean() * gap.abs())
     return total
+
+
+@pytest.mark.parametrize("sizes", [[100], [1] * 100, [30, 70]])
+def test_the_surest_predictions_share_the_last_bin(sizes):
+    # Half are sure beyond rounding, and right in 45 of 50; half are right, and 0.94 sure.
+    sure = torch.tensor([50.0] * 50 + [math.log(0.94 / 0.06)] * 50)
+    wrong = torch.arange(100) < 5
+    logits = torch.stack([sure, torch.zeros(100)], dim=1)
+    chosen = {"class_path": "MulticlassCalibrationError", "name": "chosen"}
+    found = computed("multiclass", 2, ["calibration_error", chosen], logits, wrong.long(), sizes)
+    assert found == pytest.approx({"calibration_error": 0.02, "chosen": 0.02}, abs=1e-7)
+    for task, given in (
+        ("binary", (sure, ~wrong)),
+        ("multilabel", (sure[:, None], ~wrong[:, None])),
+    ):
+        found = computed(task, 1, ["calibration_error"], given[0], given[1].long(), sizes)
+        assert found["calibration_error"] == pytest.approx(0.02, abs=1e-7)
+
+
+def test_the_calibration_error_of_many_examples_loses_no_digits():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.rand(200_000, 2, generator=generator) + torch.tensor([3.0, 0.0])
+    targets = (torch.rand(200_000, generator=generator) > 0.94).long()
+    found = computed("multiclass", 2, ["calibration_error"], logits, targets, [100_000] * 2)
+    wanted = calibration_error("multiclass", logits.double(), targets)
+    assert found["calibration_error"] == pytest.approx(wanted, abs=1e-12)
 
 
 def test_a_class_that_does_not_occur_has_no_sensitivity():
