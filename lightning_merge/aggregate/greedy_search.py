@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate.inputs import State, is_numeric, opened, wide
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.number_types import common_type, type_name
 from lightning_merge.state_dicts import (
     StateDict,
     check_alike,
     check_finite,
+    entry_of,
     is_finite,
     table_of,
 )
@@ -209,7 +211,7 @@ class _RunningMean:
         self.count = 1
         self.name = name
         self.table = check_alike([first], [name])
-        self.types = {key: value.dtype for key, value in first.items()}
+        self.types = {key: entry.code for key, entry in self.table.items()}
         self.sums: StateDict = {}
         # Where infinity has its place, and what must not differ: the same in all.
         self.masks: StateDict = {}
@@ -250,7 +252,8 @@ class _RunningMean:
         for name, total in self.sums.items():
             if is_numeric(total):
                 total = (total + state[name].to(total)).div_(self.count + 1)
-                merged[name] = total.to(self.types[name])
+                # As it would be in the soup: a narrower type may not hold it.
+                merged[name] = total.to(_dtype(self._type_with(name, state[name])))
             else:
                 merged[name] = total.clone()
         return merged
@@ -260,14 +263,20 @@ class _RunningMean:
         for name, total in self.sums.items():
             if is_numeric(total):
                 total.add_(state[name].to(total))
-                self.types[name] = _wider(self.types[name], state[name].dtype)
+                self.types[name] = self._type_with(name, state[name])
 
     def mean(self) -> StateDict:
         return {
-            name: (total / self.count).to(self.types[name]) if is_numeric(total) else total.clone()
+            name: (total / self.count).to(_dtype(self.types[name]))
+            if is_numeric(total)
+            else total.clone()
             for name, total in self.sums.items()
         }
 
+    def _type_with(self, name: str, value: Tensor) -> str:
+        return common_type([self.types[name], entry_of(name, value).code])
 
-def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    return a if a == b else torch.promote_types(a, b)
+
+def _dtype(code: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, type_name(code))
+    return dtype

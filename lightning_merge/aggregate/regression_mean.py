@@ -49,7 +49,7 @@ def regmean(
             it advises at 0.9. Below 1 it guards against Gram matrices from few examples.
 
     Returns:
-        A new state dict, computed in float64, in the states' own types.
+        A new state dict, computed in float64, in the widest type that an ingredient has.
 
     Raises:
         ConfigError: If the numbers of states and Gram matrices differ, a matrix does not fit
@@ -75,7 +75,7 @@ def regmean(
         if weights[0].is_complex():
             raise ConfigError(f"RegMean: '{name}' is complex; its regression is for real weights")
         solved = _regress(name, weights, [gram[name] for gram in grams], scaling)
-        merged[name] = checked(name, solved)
+        merged[name] = checked(name, solved.to(merged[name].dtype))
     return merged
 
 
@@ -104,7 +104,7 @@ def _regress(name: str, weights: list[Tensor], grams: list[Tensor], scaling: flo
     ridge = torch.where(ridge > 0, ridge, torch.ones_like(ridge))
     total.diagonal(dim1=-2, dim2=-1).add_(ridge[:, None])
     solution = mean + torch.cholesky_solve(pull, torch.linalg.cholesky(total))
-    return solution.mT.reshape(first.shape).to(first.dtype)
+    return solution.mT.reshape(first.shape)
 
 
 @torch.no_grad()

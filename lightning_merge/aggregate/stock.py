@@ -13,7 +13,8 @@ from lightning_merge.aggregate.inputs import State, checked, checked_tensors, op
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_fraction
-from lightning_merge.state_dicts import StateDict, check_alike, entry_of
+from lightning_merge.state_dicts import StateDict, check_alike
+from lightning_merge.tensor_table import Entry
 
 
 def model_stock(pretrained: State, states: Sequence[State]) -> StateDict:
@@ -64,7 +65,8 @@ def model_stock(pretrained: State, states: Sequence[State]) -> StateDict:
         if name in merged:
             continue
         start, *ends = checked_tensors([origin, *tuned], names, name)
-        mean = mean_of(name, ends, [1.0] * len(ends), names[1:], entry_of(name, ends[0]))
+        wide_entry = Entry("F64", table[name].shape)
+        mean = mean_of(name, ends, [1.0] * len(ends), names[1:], wide_entry)
         both = start.to(torch.float64).lerp(mean.to(start.device, torch.float64), overall)
         merged[name] = checked(name, both.to(start.dtype))
     return {name: merged[name] for name in origin}

@@ -1,12 +1,13 @@
 """What fine-tuning changed: the task vector of two networks, read and computed when wanted."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
-from lightning_merge.number_types import is_fraction
+from lightning_merge.number_types import is_complex, is_fraction, type_name
 from lightning_merge.state_dicts import StateDict, check_alike, check_finite, is_finite, table_of
 
 
@@ -18,8 +19,10 @@ def task_vector(finetuned: State, pretrained: State) -> StateDict:
         pretrained: The state dict that it was fine-tuned from, or its path.
 
     Returns:
-        The differences, in the pre-trained network's types; integers and booleans are left
-        out. Where both are the same infinity (a mask), the difference is 0.
+        The differences, in the pre-trained network's types, but float32 where those are narrower:
+        the difference of two numbers of 16 bits is none of them, and what is added to the one has
+        to give the other. Integers and booleans are left out. Where both are the same infinity (a
+        mask), the difference is 0.
 
     Raises:
         ArchitectureMismatchError: If a tensor is missing, of another shape or kind of number.
@@ -52,17 +55,22 @@ class LazyTaskVector(Mapping[str, Tensor]):
         )
         check_alike((self._finetuned, self._pretrained), self._called)
         table = table_of(self._pretrained)
-        self.table = {name: entry for name, entry in table.items() if is_fraction(entry.code)}
+        self.table = {
+            name: replace(entry, code=_at_least_f32(entry.code))
+            for name, entry in table.items()
+            if is_fraction(entry.code)
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.table:
             raise KeyError(name)
         start = self._pretrained[name].detach()
         end = self._finetuned[name].detach().to(start.device)
-        if end.dtype == start.dtype and start.dtype.itemsize > 1:
+        dtype: torch.dtype = getattr(torch, type_name(self.table[name].code))
+        if end.dtype == start.dtype == dtype:
             step = end - start
         else:
-            step = (end.to(wide(start)) - start.to(wide(start))).to(start.dtype)
+            step = (end.to(wide(start)) - start.to(wide(start))).to(dtype)
         if not is_finite(step):
             check_finite(f"{self._called[0]}: '{name}'", end, [start])
             check_finite(f"{self._called[1]}: '{name}'", start, [end])
@@ -75,3 +83,9 @@ class LazyTaskVector(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def _at_least_f32(code: str) -> str:
+    if is_complex(code):
+        return "C64" if code == "C32" else code
+    return code if code == "F64" else "F32"

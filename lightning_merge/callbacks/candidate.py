@@ -32,6 +32,7 @@ from lightning_merge.loaders import Transferred, statistics_share
 from lightning_merge.modules.module_state import put
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.reloading import with_batches
+from lightning_merge.tensor_table import check_free
 
 _WHOLE = (SequentialSampler, RandomSampler, DistributedSampler)
 _LOG = inspect.signature(LightningModule.log)
@@ -42,6 +43,7 @@ def check_soups(name: str, trainer: Trainer, module: LightningModule) -> None:
 
     Raises:
         ConfigError: If the weights are not the module's own, or are divided among devices.
+        CheckpointError: If a tensor is no free parameter (`average`).
     """
     if callable(getattr(module, "alphas", None)):
         raise ConfigError(
@@ -53,6 +55,8 @@ def check_soups(name: str, trainer: Trainer, module: LightningModule) -> None:
             f"{name}: {type(trainer.strategy).__name__} divides or spreads the weights; choose one "
             "device, or strategy ddp"
         )
+    # Now, and not when the run has ended.
+    check_free(module.state_dict())
 
 
 def copy_of(module: LightningModule) -> LightningModule:

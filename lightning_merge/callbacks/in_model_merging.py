@@ -38,7 +38,8 @@ class InModelMerging(Callback):
         merged: How many kernels have been merged.
 
     Raises:
-        ConfigError: If a number is out of range, or (when training starts) no layer is left.
+        ConfigError: If a number is out of range, or (when training starts) no layer is left, or
+            one's weight is no parameter of its own.
     """
 
     def __init__(
@@ -66,17 +67,24 @@ class InModelMerging(Callback):
         del trainer
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         found = [(n, m) for n, m in pl_module.named_modules() if isinstance(m, kinds)]
-        chosen = [
-            layer.weight
+        chosen = {
+            name: layer
             for name, layer in found[self.skip :]
             if self.layers is None or re.search(self.layers, name)
-        ]
+        }
         if not chosen:
             raise ConfigError(
                 f"InModelMerging: of {len(found)} convolutions none is left behind the first "
                 f"{self.skip}" + (f" with '{self.layers}' in its name" if self.layers else "")
             )
-        self._weights = chosen
+        for name, layer in chosen.items():
+            if "weight" not in layer._parameters:
+                raise ConfigError(
+                    f"InModelMerging: '{name}' computes its weight (a parametrization, a norm of "
+                    "weights, pruning), so that what is merged would be lost: remove that first, "
+                    "or leave the layer out with `layers`"
+                )
+        self._weights = [layer.weight for layer in chosen.values()]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

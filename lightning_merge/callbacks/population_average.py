@@ -15,14 +15,16 @@ from torch import Tensor
 from lightning_merge.callbacks.in_turn import Population
 from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import ConfigError
+from lightning_merge.tensor_table import check_free, pruning_mask
 
 
 class PopulationAverage(Callback):
     """Every so many steps each member's weights become `(1 - rate) * own + rate * mean`.
 
     The members are either the ranks of a run with `strategy="ddp"`, or fits of one process that
-    are trained in turn by a `Population`. Parameters and floating-point buffers (running
-    statistics) are pulled, counters are not; optimizers keep their states. With `rate` 0, and
+    are trained in turn by a `Population`. Parameters and floating-point or complex buffers
+    (running statistics) are pulled, counters and pruning masks are not, and infinities that all
+    have (a mask's) stay; optimizers keep their states. With `rate` 0, and
     before the first meeting, each member trains as it would alone, bit for bit. What is left to do
     afterwards is a soup of the members, `average` or `GreedySoup`.
 
@@ -42,6 +44,7 @@ class PopulationAverage(Callback):
 
     Raises:
         ConfigError: If a number is out of range, or the strategy is another one.
+        CheckpointError: If a tensor is no free parameter (`average`), when training starts.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class PopulationAverage(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves each rank its own gradients."""
-        del pl_module
+        if self.rate:
+            check_free(pl_module.state_dict())
         strategy = trainer.strategy
         if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
             raise ConfigError(
@@ -107,7 +111,7 @@ class PopulationAverage(Callback):
         if not self.rate:
             return
         for values in zip(*members, strict=True):
-            mean = torch.stack([value.detach().double() for value in values]).mean(dim=0)
+            mean = torch.stack([value.double() for value in values]).mean(dim=0)
             for value in values:
                 _towards(value, mean, self.rate)
 
@@ -121,12 +125,21 @@ class PopulationAverage(Callback):
 
 
 def _weights(module: LightningModule) -> list[Tensor]:
-    return [
+    buffers = dict(module.named_buffers())
+    names = {**module.state_dict(), **buffers}
+    found = [
         *module.parameters(),
-        *(buffer for buffer in module.buffers() if buffer.is_floating_point()),
+        *(buffer for name, buffer in buffers.items() if not pruning_mask(name, names)),
+    ]
+    return [
+        torch.view_as_real(value.detach()) if value.is_complex() else value.detach()
+        for value in found
+        if value.is_floating_point() or value.is_complex()
     ]
 
 
 @torch.no_grad()
 def _towards(value: Tensor, mean: Tensor, rate: float) -> None:
-    value.copy_(value.double().lerp_(mean.to(value.device), rate))
+    own, mean = value.double(), mean.to(value.device)
+    # The way between two equal infinities is no number.
+    value.copy_(torch.where(own == mean, own, own.lerp(mean, rate)))

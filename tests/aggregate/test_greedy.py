@@ -208,6 +208,22 @@ def test_the_soup_shares_no_memory_with_its_ingredients():
     assert states[0]["w"].item() == 1
 
 
+@pytest.mark.parametrize("narrow", [torch.float16, torch.float8_e4m3fn])
+def test_what_is_evaluated_is_what_the_soup_would_be(narrow):
+    # The mean is beyond the range of the first one's type, and not of the second's.
+    states = [{"w": torch.tensor([2.0]).to(narrow)}, {"w": torch.tensor([1e6 + 0.5])}]
+    seen = []
+
+    def evaluate(state):
+        seen.append((state["w"].dtype, state["w"].item()))
+        return seen[-1][1]
+
+    soup, trace = greedy_soup(states, evaluate, [3, 2])
+    assert all(trial.kept for trial in trace)
+    assert seen == [(torch.float32, 500001.25)]
+    assert torch.equal(soup["w"], average(states)["w"])
+
+
 def test_nan_is_never_better():
     soup, trace = greedy_soup(numbers(1, 2), lambda _: math.nan, metrics=[math.nan, 0.5])
     assert soup["w"].item() == 2

@@ -119,6 +119,17 @@ def test_batchnorm_counters_and_types():
     model.load_state_dict(merged)
 
 
+def test_the_widest_type_is_kept_in_whatever_order():
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 4).half(), nn.Linear(6, 4)]
+    states = [layer.state_dict() for layer in layers]
+    grams = [gram_matrices(layer.float(), [torch.randn(40, 6)]) for layer in layers]
+    merged, other = regmean(states, grams), regmean(states[::-1], grams[::-1])
+    for name in states[0]:
+        assert merged[name].dtype == other[name].dtype == torch.float32
+        torch.testing.assert_close(merged[name], other[name])
+
+
 def test_layers_with_a_forward_of_their_own_are_left_out_and_tied_ones_are_not():
     class Standardised(nn.Conv2d):
         def forward(self, x):

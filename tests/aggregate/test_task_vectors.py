@@ -127,11 +127,27 @@ def test_no_variance_is_ever_negative(variances, start, scale):
 def test_types(dtype):
     pretrained = {"w": torch.tensor([1.0, 2.0], dtype=dtype)}
     vectors = [task_vector({"w": torch.tensor([1.5, 1.0], dtype=dtype)}, pretrained)] * 2
-    assert vectors[0]["w"].dtype == dtype
+    assert vectors[0]["w"].dtype == torch.promote_types(dtype, torch.float32)
     merged = task_arithmetic(pretrained, vectors, 0.5)
     assert merged["w"].dtype == dtype
     assert merged["w"].tolist() == [1.5, 1.0]
     assert ties(pretrained, vectors, 1.0, 0.5)["w"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_whole_step_leads_to_the_fine_tuned_network_however_few_bits_it_has(dtype):
+    # Ends near 0 lie between numbers that a step of the start's size and type can be.
+    generator = torch.Generator().manual_seed(4)
+    start = {"w": torch.randn(4000, generator=generator).to(dtype)}
+    end = {"w": (torch.randn(4000, generator=generator) * 0.1).to(dtype)}
+    lossy = (end["w"].float() - start["w"].float()).to(dtype).float() + start["w"].float()
+    # A few of the smallest numbers of float16 are below the last bit of a step in float32.
+    near = {"rtol": 0.002, "atol": 2e-7}
+    assert not torch.allclose(lossy.to(dtype).float(), end["w"].float(), **near)
+    vector = task_vector(end, start)
+    for merged in (task_arithmetic(start, [vector], 1.0), ties(start, [vector] * 3, 1.0, 1.0)):
+        torch.testing.assert_close(merged["w"].float(), end["w"].float(), **near)
+        assert merged["w"].dtype == dtype
 
 
 def test_a_body_is_merged_and_the_head_stays():
