@@ -13,7 +13,13 @@ from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, N
 from lightning_merge.number_types import CODES, SIZES, Raw, type_name
 from lightning_merge.safetensors_file import MOST_AXES
 from lightning_merge.tensor_names import is_batch_counter, matched
-from lightning_merge.tensor_table import Entry, common_entries, must_agree
+from lightning_merge.tensor_table import (
+    Entry,
+    common_entries,
+    must_agree,
+    not_linear,
+    other_factor,
+)
 
 StateDict = dict[str, Tensor]
 _ARRAYS = (np.ndarray, np.generic)
@@ -152,12 +158,21 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
     merged = common_entries(tables, names)
     for key, entry in merged.items():
         why = must_agree(key, entry, merged)
-        if why is None:
-            continue
-        for state, name in zip(states[1:], names[1:], strict=True):
-            if not torch.equal(state[key].cpu(), states[0][key].cpu()):
-                raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
+        if why is not None:
+            for state, name in zip(states[1:], names[1:], strict=True):
+                if not _same(state[key], states[0][key]):
+                    raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
+        other = other_factor(key, merged)
+        if other is not None and not any(
+            all(_same(state[factor], states[0][factor]) for state in states[1:])
+            for factor in (key, other)
+        ):
+            raise not_linear(key, other)
     return merged
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    return torch.equal(value.cpu(), other.cpu())
 
 
 def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:

@@ -182,3 +182,30 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
     if entry.code in ("I8", "U8") and len(entry.shape) > 1:
         return "holds other whole numbers, which have no mean: dequantise the networks first"
     return None
+
+
+# As loralib, peft, torchtune, and diffusers name the matrices of an adapter.
+_FACTOR = re.compile(r"(?<![a-z])(lora(?:_embedding)?_)(A|a|down)(?![a-z])")
+_OTHER = {"A": "B", "a": "b", "down": "up"}
+
+
+def other_factor(name: str, names: Mapping[str, object]) -> str | None:
+    """The tensor that a low-rank adapter multiplies another one with; None for all other tensors.
+
+    The mean of the products is the product of the means only where one factor is the same in all
+    networks.
+    """
+    found = _FACTOR.search(name)
+    if found is None:
+        return None
+    other = name[: found.start(2)] + _OTHER[found[2]] + name[found.end(2) :]
+    return other if other in names else None
+
+
+def not_linear(name: str, other: str) -> CheckpointError:
+    """The error for two factors that both differ between networks."""
+    return CheckpointError(
+        f"'{name}' and '{other}' are the factors of one matrix (a LoRA adapter's), and the mean of "
+        "such matrices is not the product of the factors' means: add the adapters to the weights "
+        "first (peft: merge_and_unload()), and save again"
+    )

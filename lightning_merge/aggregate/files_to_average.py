@@ -14,7 +14,14 @@ from lightning_merge.aggregate.name_weights import NameWeights, Weights, compile
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.number_types import CODES, SIZES, Raw, is_complex, is_fraction
 from lightning_merge.stored_state import StoredState, files_in, open_state
-from lightning_merge.tensor_table import Entry, common_entries, common_names, must_agree
+from lightning_merge.tensor_table import (
+    Entry,
+    common_entries,
+    common_names,
+    must_agree,
+    not_linear,
+    other_factor,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ class FilesToAverage:
         """
         entry = self.entries[name]
         owners = [k for k, own in enumerate(self._own) if name in own]
-        raws = [self.states[k].raw(self._own[k][name]) for k in owners]
+        raws = self._raws(name)
+        self._check(name, entry, raws)
         if not is_fraction(entry.code):
-            self._check_same(name, entry, raws)
             yield lambda: iter([(0, raws[0])])
             return
         codes = [self.states[k].table[self._own[k][name]].code for k in owners]
@@ -56,11 +63,19 @@ class FilesToAverage:
         for start in range(0, mean.size, SPAN):
             yield partial(mean.blocks, start)
 
-    def _check_same(self, name: str, entry: Entry, raws: Sequence[Raw]) -> None:
+    def _check(self, name: str, entry: Entry, raws: Sequence[Raw]) -> None:
         why = must_agree(name, entry, self.entries)
         for raw, file in zip(raws[1:], self.names[1:], strict=False):
             if why and not np.array_equal(raw, raws[0]):
                 raise ArchitectureMismatchError(f"'{name}' of {file} {why}")
+        other = other_factor(name, self.entries)
+        if other is not None and not (_equal(raws) or _equal(self._raws(other))):
+            raise not_linear(name, other)
+
+    def _raws(self, name: str) -> list[Raw]:
+        """The tensor's bytes in every file that has it."""
+        pairs = zip(self.states, self._own, strict=True)
+        return [state.raw(own[name]) for state, own in pairs if name in own]
 
     def read_of(self, name: str) -> int:
         """How many bytes of the files go into a tensor."""
@@ -132,6 +147,10 @@ def open_files(
             )
     left_out = [name for name in {**states[0].table, **states[0].extra} if not taken(name)]
     return FilesToAverage(states, names, entries, extra, left_out + differing, own, shares)
+
+
+def _equal(raws: Sequence[Raw]) -> bool:
+    return all(np.array_equal(raw, raws[0]) for raw in raws[1:])
 
 
 def _expanded(path: Path) -> list[Path]:

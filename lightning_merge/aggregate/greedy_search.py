@@ -22,7 +22,13 @@ from lightning_merge.state_dicts import (
     is_finite,
     table_of,
 )
-from lightning_merge.tensor_table import common_entries, common_names, must_agree
+from lightning_merge.tensor_table import (
+    common_entries,
+    common_names,
+    must_agree,
+    not_linear,
+    other_factor,
+)
 
 Source = State | Callable[[], Mapping[str, Tensor]]
 """A state dict; or a path, or a function that reads one: then two are in memory at a time."""
@@ -220,6 +226,12 @@ class _RunningMean:
             for key, entry in self.table.items()
             if (why := must_agree(key, entry, self.table))
         }
+        # Of two factors those that have been the same in all so far.
+        self.factors = {
+            (key, other): {key: first[key].clone(), other: first[other].clone()}
+            for key in self.table
+            if (other := other_factor(key, self.table))
+        }
         for key, value in first.items():
             value = value.detach()
             if is_numeric(value):
@@ -242,6 +254,12 @@ class _RunningMean:
         for key, (value, why) in self.fixed.items():
             if not torch.equal(renamed[key].to(value), value):
                 raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
+        for pair, same in self.factors.items():
+            for key in pair:
+                if key in same and not torch.equal(renamed[key].to(same[key]), same[key]):
+                    del same[key]
+            if not same:
+                raise not_linear(*pair)
         for key, value in renamed.items():
             others = [self.masks[key].to(value)] if key in self.masks else []
             check_finite(f"{name}: '{key}'", value, others)

@@ -1,0 +1,112 @@
+"""Adapters of two factors, and pruning masks: merged exactly or refused, from files too."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from lightning_merge.aggregate import (
+    average,
+    fisher_average,
+    greedy_soup,
+    karcher_mean,
+    model_stock,
+    slerp,
+    task_arithmetic,
+    task_vector,
+)
+from lightning_merge.checkpoint import write_safetensors
+from lightning_merge.cli import main
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError
+
+NAMES = [
+    ("q.lora_A.weight", "q.lora_B.weight"),
+    ("base_model.model.q.lora_A.default.weight", "base_model.model.q.lora_B.default.weight"),
+    ("lora_A", "lora_B"),
+    ("e.lora_embedding_A", "e.lora_embedding_B"),
+    ("q.lora_a.weight", "q.lora_b.weight"),
+    ("unet_q.lora_down.weight", "unet_q.lora_up.weight"),
+]
+
+
+def adapter(names, seed, frozen=()):
+    draws = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
+    down, up = (
+        torch.randn(shape, generator=draws[k in frozen]) for k, shape in enumerate([(2, 5), (4, 2)])
+    )
+    return {names[0]: down, names[1]: up, "bias": torch.full((4,), float(seed))}
+
+
+MERGES = {
+    "average": average,
+    "SLERP": lambda states: slerp(states[0], states[1], 0.5),
+    "Karcher": karcher_mean,
+    "Fisher": lambda states: fisher_average(states, [{}, {}]),
+    "greedy": lambda states: greedy_soup(states, lambda state: 3.0, [2.0, 1.0])[0],
+    "Model Stock": lambda states: model_stock(states[0], states),
+    "task vector": lambda states: task_vector(*states),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
+def test_two_factors_that_both_differ_are_refused(merge, names):
+    with pytest.raises(CheckpointError, match="factors of one matrix") as caught:
+        merge([adapter(names, 1), adapter(names, 2)])
+    assert f"'{names[0]}' and '{names[1]}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("names", NAMES)
+def test_with_one_factor_in_common_the_mean_is_that_of_the_products(names, frozen):
+    states = [adapter(names, seed, {frozen}) for seed in (1, 2, 3)]
+    wanted = sum(state[names[1]].double() @ state[names[0]].double() for state in states) / 3
+    better = itertools.count(4)
+    soup, _ = greedy_soup(states, lambda _: float(next(better)), [3, 2, 1])
+    origin = adapter(names, 4, {frozen})
+    vectors = [task_vector(state, origin) for state in states]
+    for merged in (average(states), soup, task_arithmetic(origin, vectors, 1 / 3)):
+        product = merged[names[1]].double() @ merged[names[0]].double()
+        torch.testing.assert_close(product, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_only_sounds_like_a_factor_is_merged():
+    states = [{"flora_A.weight": torch.ones(2), "lora_A": torch.ones(3)}] * 2
+    assert average(states)["lora_A"].tolist() == [1, 1, 1]
+
+
+def pruned(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 4))
+    prune.random_unstructured(net[0], "weight", 0.5)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (pruned, "'0.weight_mask' of .* is another pruning mask"),
+        (lambda seed: adapter(NAMES[0], seed), "factors of one matrix"),
+    ],
+)
+def test_files_are_refused_as_state_dicts_are(tmp_path, capsys, make, message, suffix):
+    paths = [tmp_path / f"{seed}.{suffix}" for seed in (1, 2)]
+    for seed, path in enumerate(paths, start=1):
+        if suffix == "pt":
+            torch.save(make(seed), path)
+        else:
+            write_safetensors(path, make(seed))
+    out = tmp_path / f"out.{suffix}"
+    with pytest.raises(SystemExit) as caught:
+        main(["average", *map(str, paths), "-o", str(out)])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    with pytest.raises((ArchitectureMismatchError, CheckpointError), match=message) as same:
+        average(paths)
+    assert str(same.value) in said
+    assert sorted(tmp_path.iterdir()) == paths
