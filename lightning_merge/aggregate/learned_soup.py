@@ -59,11 +59,16 @@ def combine_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) ->
     Returns:
         `out`.
     """
+    # Shares of sixteen bits would not add up to 1.
+    dtype = torch.promote_types(out.dtype, torch.float32)
     for part in _blocks(out):
-        alphas = torch.softmax(logits[:, part], dim=0).to(out.dtype)
-        torch.mul(alphas[0], ingredients[0][part], out=out[part])
+        alphas = torch.softmax(logits[:, part], dim=0).to(dtype)
+        total = out[part] if out.dtype == dtype else torch.empty_like(alphas[0])
+        torch.mul(alphas[0], ingredients[0][part].to(dtype), out=total)
         for alpha, ingredient in zip(alphas[1:], ingredients[1:], strict=True):
-            out[part].addcmul_(alpha, ingredient[part])
+            total.addcmul_(alpha, ingredient[part].to(dtype))
+        if out.dtype != dtype:
+            out[part] = total
     return out
 
 

@@ -113,7 +113,8 @@ def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     """Compares two networks on the same examples.
 
     McNemar's exact test where each example is right or wrong; where it may be partly right
-    (several labels, means over seeds) a paired t-test over examples. A mean over several tasks is
+    (several labels, means over seeds) a paired t-test over examples, or the exact sign test where
+    all differ by as much, which leaves no deviation. A mean over several tasks is
     compared with those that come about when the two networks' answers to an example are exchanged
     at random (a paired permutation test).
 
@@ -132,9 +133,13 @@ def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     whole = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
     test = "exact McNemar test" if whole else "paired t-test over examples"
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    # Differences of means over seeds are equal but for their last digits.
+    alike = not whole and float(np.ptp(differences)) < 1e-12
+    if alike:
+        test = "exact sign test over examples"
     if better == worse == 0:
         p_value = 1.0
-    elif whole:
+    elif whole or alike:
         p_value = float(binomtest(better, better + worse).pvalue)
     else:
         p_value = float(ttest_rel(first, second).pvalue)

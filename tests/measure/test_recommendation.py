@@ -96,6 +96,16 @@ def test_a_pair_is_tested_by_mcnemar_or_by_t():
     assert (same.p_value, same.low, same.high) == (1.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(("count", "wanted"), [(1, 1.0), (10, 2 / 2**10)])
+def test_differences_that_are_all_alike_have_signs_and_no_deviation(count, wanted):
+    # Means over three seeds, whose differences are equal but for their last digits.
+    first = np.resize([1 / 3, 2 / 3], count)
+    found = paired(first, np.resize([2 / 3, 1.0], count))
+    assert found.p_value == pytest.approx(wanted)
+    assert found.test == "exact sign test over examples"
+    assert found.difference == pytest.approx(-1 / 3)
+
+
 def test_it_is_chosen_by_held_out_data_where_test_data_disagree():
     rows = [
         row("A", "ingredient", 160, 90),

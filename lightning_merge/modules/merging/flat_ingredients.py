@@ -57,9 +57,11 @@ class FlatIngredients:
         count = self.layout.size if self._segments is None else len(self._segments)
         others = len(self.buffers) - 1
         share = 1 / (others + 1) if alpha is None else alpha
+        # Shares of 32 bits add up to no more than their own 1: too few digits for float64.
+        dtype = torch.promote_types(self.layout.dtype, torch.float32)
         if others == 1:
-            return torch.logit(torch.tensor(share)).repeat(count)
-        shares = torch.tensor([share] + [(1 - share) / others] * others)
+            return torch.logit(torch.tensor(share, dtype=dtype)).repeat(count)
+        shares = torch.tensor([share] + [(1 - share) / others] * others, dtype=dtype)
         return (shares / shares[-1]).log()[:, None].repeat(1, count)
 
     def traced(self, logits: Tensor) -> tuple[Tensor, ...]:
