@@ -100,6 +100,25 @@ def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
     return Share(with_batches(drawn, own, seed), copies=1 if divided else count)
 
 
+def examples_of(loader: DataLoader[Any], seed: int = 0) -> Sequence[Any]:
+    """The indices of the examples that one pass over a loader reads, in ascending order.
+
+    Of a data set that is divided by samplers they are this loader's part.
+
+    Args:
+        loader: A loader over an indexed data set; its `drop_last` is ignored.
+        seed: Determines what a sampler draws; no other random generator is used.
+    """
+    sampler, everything = loader.sampler, range(len(loader.dataset))  # type: ignore[arg-type]
+    if loader.batch_sampler is not None and not _is_torchs(loader.batch_sampler):
+        sampler = chain.from_iterable(loader.batch_sampler)
+    elif type(sampler) in (SequentialSampler, RandomSampler) and len(sampler) >= len(everything):  # type: ignore[arg-type]
+        return everything
+    with isolated_randomness(loader):
+        torch.manual_seed(seed)
+        return sorted(sampler)
+
+
 @dataclass
 class AsItComes:
     """Batches that cannot be reshuffled.

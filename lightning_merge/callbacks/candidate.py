@@ -229,10 +229,18 @@ def _divided(loader: Any, limit: float) -> Any:
         and type(loader.batch_sampler) is BatchSampler
         and type(loader.sampler) in _WHOLE
     ):
-        examples: int = len(loader.dataset)  # type: ignore[arg-type]
+        everything: int = len(loader.dataset)  # type: ignore[arg-type]
         size: int = loader.batch_sampler.batch_size
+        examples = everything
+        if type(loader.sampler) is RandomSampler:
+            examples = min(everything, len(loader.sampler))
         examples = int(min(examples, limit * size * count))
-        return with_batches(loader, rank_batches(examples, size))
+        batches = rank_batches(examples, size)
+        if examples < everything and type(loader.sampler) is RandomSampler:
+            # A part drawn at random, the same for all: the first ones may be of one class.
+            drawn = torch.randperm(everything, generator=torch.Generator().manual_seed(0)).tolist()
+            batches = [[drawn[place] for place in batch] for batch in batches]
+        return with_batches(loader, batches)
     if count > 1:
         raise ConfigError(
             "the validation data cannot be divided among the ranks so that each example counts "

@@ -16,6 +16,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.modules.last_layer import last_layer, take_off
+from lightning_merge.orders import examples_of
 from lightning_merge.recipe.counting import counting
 from lightning_merge.reloading import reloaded
 
@@ -42,6 +43,12 @@ def predicted_classes(logits: Tensor) -> Tensor:
         logits = logits.flatten()
         return (logits > 0).long().masked_fill(logits.isnan(), -1)
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs, one for each example, are probabilities, whose signs say nothing."""
+    one = outputs.numel() == len(outputs) > 1
+    return one and bool(0 <= outputs.min() < outputs.max() <= 1)
 
 
 def are_right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -74,24 +81,46 @@ class HeldOut:
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return len(self.loader.dataset)  # type: ignore[arg-type]
+        return len(self._examples)
+
+    @cached_property
+    def _examples(self) -> Sequence[Any]:
+        # A data set may be divided by samplers: its other examples are those of training.
+        if isinstance(self.loader.dataset, IterableDataset):
+            return range(len(self.loader.dataset))  # type: ignore[arg-type]
+        return examples_of(self.loader, self.context.seed)
+
+    def shuffled(self, batch_size: int, drop_last: bool = False) -> DataLoader[Any]:
+        """The examples in batches of another size, in a new order in every pass."""
+        return reloaded(
+            self.loader,
+            indices=self._examples,
+            shuffle_seed=self.context.seed,
+            batch_size=batch_size,
+            drop_last=drop_last,
+        )
 
     @property
     def has_classes(self) -> bool:
-        """Whether examples can be counted as right or wrong: each has one class."""
+        """Whether examples can be counted as right or wrong: each has one class, and logits."""
         if self.loader.batch_size is None or isinstance(self.loader.dataset, IterableDataset):
             return False
         batch = next(iter(self.loader))
         targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-        return isinstance(targets, Tensor) and are_classes(targets)
+        return isinstance(targets, Tensor) and are_classes(targets) and self._gives_logits
+
+    @cached_property
+    def _gives_logits(self) -> bool:
+        outputs, _ = next(self._outputs(copy.deepcopy(self.context.module), None))
+        return not are_probabilities(outputs)
 
     def hits(self, module: LightningModule, order: Tensor | None = None) -> Iterator[Tensor]:
         """Which examples a module classifies correctly.
 
         Args:
             module: The module; its `forward` gives logits `(B, C)`.
-            order: The examples' indices in the order in which to go through them; that of
-                the data set if not given.
+            order: The examples' places among all in the order in which to go through them; that
+                of the data set if not given.
 
         Yields:
             For each batch a boolean tensor `(B,)`. A batch is computed when it is wanted.
@@ -160,7 +189,8 @@ class HeldOut:
             yield output, batch
 
     def _in(self, order: Tensor | None) -> DataLoader[Any]:
-        indices = range(self.size) if order is None else order.tolist()
+        examples = self._examples
+        indices = examples if order is None else [examples[place] for place in order.tolist()]
         return reloaded(self.loader, indices=indices, drop_last=False)
 
 

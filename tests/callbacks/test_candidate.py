@@ -1,7 +1,10 @@
+import pytest
 import torch
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
-from strangers import Stranger, randomise
+from strangers import Stranger, quiet_trainer, randomise
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from lightning_merge.callbacks import GreedySoup
 from lightning_merge.callbacks.candidate import copy_of
 
 
@@ -14,3 +17,54 @@ def test_the_copy_of_a_compiled_module_is_not_compiled_and_uses_its_own_weights(
     assert torch.equal(copied.eval()(images), randomise(Stranger(), 2).eval()(images))
     assert not hasattr(copied.validation_step, "_torchdynamo_orig_callable")
     assert copied.validation_step.__self__ is copied
+
+
+class Noting(Stranger):
+    """Notes the classes of which its validations consist."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes = []
+
+    def on_validation_epoch_start(self):
+        self.classes.append([])
+
+    def validation_step(self, batch, batch_idx):
+        self.classes[-1] += batch[1].tolist()
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "count"),
+    [
+        (lambda data: {"shuffle": True}, 3, 24),
+        (lambda data: {"sampler": RandomSampler(data, num_samples=20)}, 1.0, 20),
+        (lambda data: {"shuffle": True}, 1.0, 80),
+        (lambda data: {}, 3, 24),
+    ],
+)
+def test_a_part_of_the_validation_data_is_drawn_as_the_loader_draws(
+    tmp_path, monkeypatch, options, limit, count
+):
+    # The set is in the order of its classes.
+    images = torch.randn(80, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(images, torch.arange(80) // 20)
+    module, copies = randomise(Noting(), 1), []
+    callback = GreedySoup("acc", dirpath=tmp_path)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback], limit_val_batches=limit)
+    begin = Noting.on_validation_epoch_start
+
+    def noted(self):
+        if self is not module:
+            copies.append(self)
+        begin(self)
+
+    monkeypatch.setattr(Noting, "on_validation_epoch_start", noted)
+    loader = DataLoader(data, batch_size=8, **options(data))
+    trainer.fit(module, DataLoader(data, batch_size=20, shuffle=True), loader)
+    own = [one.classes[-1] for one in copies]
+    assert len(own) > 2
+    assert all(classes == own[0] for classes in own)
+    assert len(own[0]) == count
+    in_order = not options(data)
+    assert len(set(own[0])) == (2 if in_order else 4)

@@ -25,7 +25,7 @@ from lightning_merge.progress import tracked
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.held_out import are_classes, are_right
+from lightning_merge.recipe.held_out import are_classes, are_probabilities, are_right
 from lightning_merge.recipe.recipe import Recipe
 
 
@@ -123,8 +123,18 @@ class WeightScaling(Sweep):
             )
 
     def check_context(self, context: Context) -> None:
-        """Checks that the test examples have one class each."""
-        _classes(next(iter(_test_batches(context))))
+        """Checks that the test examples have one class each, and that there are logits."""
+        batch = next(iter(_test_batches(context)))
+        _classes(batch)
+        module = context.build(context.states[0]).to(context.device).eval()
+        precision = context.trainer().precision_plugin
+        with torch.inference_mode(), precision.forward_context():
+            outputs = precision.convert_module(module)(inputs_of(batch))
+        if are_probabilities(outputs):
+            raise ConfigError(
+                f"magnitudes count outputs above 0, and {type(module).__name__} gives "
+                "probabilities: let its forward give logits, or leave --magnitudes out"
+            )
 
     def settings(
         self, value: Sequence[float], recipes: Sequence[Given], sizes: Sequence[int]

@@ -26,7 +26,6 @@ from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.task_context import TaskContext, TaskData
 from lightning_merge.recipe.task_held_out import TaskHeldOut
-from lightning_merge.reloading import reloaded
 
 _BODY, _HEADS = "body.", "heads."
 
@@ -177,6 +176,5 @@ class _ManyHeads(LightningModule):
 
 def _unlabelled(held_out: HeldOut, batch_size: int, task: TaskData) -> Transferred:
     """A task's validation images in random order, as its network gets them; without labels."""
-    device, seed = held_out.context.device, held_out.context.seed
-    shuffled = reloaded(held_out.loader, shuffle_seed=seed, batch_size=batch_size, drop_last=False)
-    return Transferred(shuffled, task.module, task.data, device, inputs_of)
+    shuffled = held_out.shuffled(batch_size)
+    return Transferred(shuffled, task.module, task.data, held_out.context.device, inputs_of)

@@ -17,7 +17,6 @@ from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.fitting import fit
 from lightning_merge.recipe.held_out import HeldOut
-from lightning_merge.reloading import reloaded
 
 
 @aggregates.register(paper="Wortsman et al. 2022, Model soups", needs="held-out labels")
@@ -123,13 +122,9 @@ def _choice(shares: dict[str, list[float]], scale: float, examples: int) -> Choi
 
 def _trained_on(held_out: HeldOut, batch_size: int) -> LightningDataModule:
     """The data module with its validation data, in random order, in the training data's place."""
-    loader = reloaded(
-        held_out.loader,
-        shuffle_seed=held_out.context.seed,
-        batch_size=batch_size,
-        # BatchNorm cannot train on a batch of one.
-        drop_last=held_out.size > batch_size and held_out.size % batch_size == 1,
-    )
+    # BatchNorm cannot train on a batch of one.
+    single = held_out.size > batch_size and held_out.size % batch_size == 1
+    loader = held_out.shuffled(batch_size, drop_last=single)
     data = copy.copy(held_out.context.data)
     setattr(data, "train_dataloader", lambda: loader)  # noqa: B010
     return data
