@@ -22,6 +22,7 @@ from lightning_merge.aggregate.weight_magnitude import smallest_kept_magnitude
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_complex
 from lightning_merge.state_dicts import StateDict, check_finite, table_of
+from lightning_merge.tensor_table import pruning_mask
 
 # The sums of a piece stay in the processor's cache; a GPU wants fewer and larger pieces.
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 14, 1 << 22
@@ -88,6 +89,7 @@ def ties_vector(
     pre-trained value, as the paper's formulas have it. (Its code takes the sign that is the
     more frequent in the whole network.) Running statistics are not trimmed, nor do they count
     for the density, since their scale says nothing of their importance: they are averaged.
+    Pruning masks do not count either.
 
     Memory: the result, and K times the largest tensor for vectors that are lazy. Each tensor
     is taken from each vector four times (three to find the trim, one to merge), and once if
@@ -157,7 +159,7 @@ def _trim_threshold(vector: Mapping[str, Tensor], density: float) -> float:
 
     def parameters() -> Iterator[Tensor]:
         for name in vector:
-            if not is_running_statistic(name):
+            if not is_running_statistic(name) and not pruning_mask(name, vector):
                 value = vector[name]
                 if value.is_floating_point():
                     yield value

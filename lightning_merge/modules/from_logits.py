@@ -1,6 +1,7 @@
 """What torchmetrics is given in place of a classifier's raw logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ class FromLogits(MetricInputTransformer):
         super().__init__(metric)
         self.transform, self.task = transform, task
 
-    def update(self, logits: Tensor, target: Tensor) -> None:
+    def update(self, *args: Tensor, **kwargs: Any) -> None:
         """Takes logits `(N, C)`, or `(N,)` where the task is binary, and the targets."""
+        logits, target = args
         # Whoever wants no look at targets wants none at logits, for which a GPU waits.
         if getattr(self.wrapped_metric, "validate_args", True):
             logits = _wrong_if_nan(logits, target, self.task)
-        self.wrapped_metric.update(self.transform(logits), target)
+        self.wrapped_metric.update(self.transform(logits), target, **kwargs)
 
 
 def _wrong_if_nan(logits: Tensor, target: Tensor, task: Task) -> Tensor:

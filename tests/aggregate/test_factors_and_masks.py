@@ -16,6 +16,7 @@ from lightning_merge.aggregate import (
     slerp,
     task_arithmetic,
     task_vector,
+    ties,
 )
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.cli import main
@@ -110,3 +111,18 @@ def test_files_are_refused_as_state_dicts_are(tmp_path, capsys, make, message, s
         average(paths)
     assert str(same.value) in said
     assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_masks_are_no_part_of_the_share_that_ties_keeps():
+    start, end = pruned(1), pruned(1)
+    kept = end["0.weight_mask"].bool()
+    end["0.weight_orig"] = end["0.weight_orig"] + torch.arange(16).view(4, 4) * kept / 16
+    end["0.bias"] = end["0.bias"] + 2
+    merged = ties(start, [task_vector(end, start)], 1.0, 0.5)
+    # Half of 16 weights and 4 biases: the biases, and the six largest steps of weights.
+    moved = merged["0.weight_orig"] != start["0.weight_orig"]
+    steps = (end["0.weight_orig"] - start["0.weight_orig"]).flatten()
+    wanted = torch.zeros(16, dtype=torch.bool)
+    wanted[steps.argsort(descending=True)[:6]] = True
+    assert torch.equal(moved.flatten(), wanted)
+    assert torch.equal(merged["0.weight_mask"], start["0.weight_mask"])
