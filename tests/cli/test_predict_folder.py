@@ -10,7 +10,7 @@ from PIL import Image
 from strangers import Stranger, randomise
 from torchvision import transforms
 
-from lightning_merge import ImageClassifier
+from lightning_merge import ImageClassifier, predict_folder
 from lightning_merge.cli import main
 
 NAMES = ["cat", "dog", "owl", "two words"]
@@ -184,6 +184,20 @@ def test_one_logit_and_several_labels(tmp_path, folder):
             chosen = [name for name, one in zip(NAMES, likely, strict=True) if one >= 0.5]
             assert row["predicted"] == ";".join(chosen)
             assert 0 < len(chosen) < 4
+
+
+def test_a_label_is_predicted_where_the_metrics_of_a_test_count_it(tmp_path, folder):
+    path = write_network(tmp_path / "a.ckpt", num_classes=4, task="multilabel")
+    content = torch.load(path, weights_only=True)
+    # A logit of 0 says nothing; the smallest one above it, too small for float32's sigmoid, yes.
+    small = torch.tensor([0.0, 1e-9, -1e-9, 2.0])
+    content["state_dict"] = {
+        name: small if name.endswith("bias") else one * 0
+        for name, one in content["state_dict"].items()
+    }
+    torch.save(content, path)
+    (row,) = predict_folder(folder / "a.png", path, progress=False).rows
+    assert row["predicted"] == "dog;two words"
 
 
 def test_one_number_is_the_mean_and_deviation_of_grey(tmp_path, folder):
