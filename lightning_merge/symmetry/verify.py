@@ -172,18 +172,18 @@ def _deaf(
     given = dict(replay.given)
     for name, leaf in leaves.items():
         given.update(dict.fromkeys(replay.placeholders[name], leaf))
-    with torch.enable_grad():
+    slopes: dict[str, Tensor | None] = {}
+    # A custom operator, or a parameter in the place of a running statistic, may have no
+    # derivative; then only running the network tells.
+    with torch.enable_grad(), suppress(RuntimeError):
         outputs = replay.result(replay.full(given))
         weights = [
             torch.randn(tuple(x.shape), generator=generator, dtype=torch.float64).to(x.device)
             for x in outputs
         ]
         total = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
-        slopes: dict[str, Tensor | None] = {}
-        # A custom operator may have no derivative; then only running the network tells.
-        with suppress(RuntimeError):
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)  # type: ignore[arg-type]
-            slopes = dict(zip(leaves, gradients, strict=True))
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)  # type: ignore[arg-type]
+        slopes = dict(zip(leaves, gradients, strict=True))
     deaf = [group for group in groups if not _heard(group, state, slopes, generator)]
     with torch.no_grad():
         return [group for group in deaf if not _changes(replay, group, state, generator)]

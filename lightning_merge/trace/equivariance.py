@@ -24,9 +24,13 @@ _LINEAR_NAMES = (
     "feature_dropout clone contiguous detach alias to _to_copy type_as float double half "
     "lift_fresh_copy positive neg negative copy linear matmul bmm mm mv einsum addmm baddbmm "
     "scaled_dot_product_attention avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d pad constant_pad_nd mean sum"
+    "adaptive_avg_pool2d pad constant_pad_nd reflection_pad2d replication_pad2d channel_shuffle "
+    "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa mean sum"
 )
-_HOMOGENEOUS_NAMES = "relu leaky_relu abs absolute max_pool1d max_pool2d max_pool3d"
+_HOMOGENEOUS_NAMES = (
+    "relu leaky_relu abs absolute max_pool1d max_pool2d max_pool3d adaptive_max_pool2d"
+)
 _LINEAR = frozenset(_LINEAR_NAMES.split())
 _HOMOGENEOUS = frozenset(_HOMOGENEOUS_NAMES.split())
 _PRODUCTS = frozenset({"mul", "multiply", "div", "divide", "true_divide"})

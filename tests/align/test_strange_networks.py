@@ -85,3 +85,29 @@ def test_regions_of_autocast_and_infinite_bounds_are_seen_through() -> None:
     permuted = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
     assert not torch.equal(permuted["two.weight"], model.two.weight)
     torch.testing.assert_close(torch.func.functional_call(model, permuted, x), model(x))
+
+
+class LearnedStatistics(nn.Module):
+    """Parameters where a BatchNorm has its statistics: there is no derivative for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.mean, self.spread = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.batch_norm(self.one(x), self.mean, self.spread.abs() + 0.1)
+        return self.out(x.relu())
+
+
+def test_an_operator_without_a_derivative_is_verified_by_running_it() -> None:
+    model = randomised(LearnedStatistics()).double().eval()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    spec = PermutationSpec.from_model(model, x)
+    (group,) = spec.groups
+    assert {member.tensor for member in group.members} == {
+        "one.weight", "one.bias", "mean", "spread", "out.weight"
+    }  # fmt: skip
+    permuted = spec.apply(model, {group.name: torch.arange(8).flip(0)})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.functional_call(model, permuted, x), model(x))

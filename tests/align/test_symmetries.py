@@ -90,6 +90,23 @@ class Normed(nn.Module):
         return self.head(torch.relu(self.wide(self.narrow(y)))).mean(1)
 
 
+class Resized(nn.Module):
+    """A pre-norm block whose position embedding is brought to the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.positions = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.randn(1, 8, 2, 2))
+        self.norm, self.last = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.one, self.two, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        positions = nn.functional.interpolate(self.positions, x.shape[2:], mode="bicubic")
+        x = (x + positions).flatten(2).transpose(1, 2)
+        x = x + self.two(torch.relu(self.one(self.norm(x))))
+        return self.head(self.last(x).mean(1))
+
+
 # Network, input, and how many groups have which symmetry: by reading the network.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
     "vit": (
@@ -144,6 +161,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
     "perceptron": (Perceptron, (4, 5), {"scaled": 2, "permutation": 0}),
     "post-norm": (PostNorm, (4, 5), {"orthogonal": 0, "scaled": 1, "permutation": 1}),
     "rms": (RootMeanSquare, (4, 5), {"orthogonal": 1, "scaled": 1}),
+    "resized": (Resized, (2, 3, 6, 6), {"orthogonal": 1, "scaled": 1, "permutation": 0}),
     # Values and the bottleneck; q and k are normed, the units behind it pass a ReLU.
     "normed": (Normed, (2, 6, 5), {"invertible": 2, "scaled": 1}),
 }
