@@ -159,9 +159,26 @@ def find_groups(trace: Trace, deadline: Deadline) -> tuple[list[Found], Ids]:
     for members in buckets.values():
         deadline.check("finding the groups")
         found.extend(_divide(facts, np.array(members, dtype=np.int64), parents))
-    return sorted(found, key=lambda group: (not group.wholes, int(group.columns.min()))), (
-        facts.roots
-    )
+    found.sort(key=lambda group: (not group.wholes, int(group.columns.min())))
+    return _different(found), facts.roots
+
+
+def _different(found: list[Found]) -> list[Found]:
+    """Without groups of blocks that move what an earlier one moves, in the same rows."""
+    kept: list[Found] = []
+    moved: set[tuple[int, frozenset[frozenset[tuple[int, int]]]]] = set()
+    for one in found:
+        if one.wholes:
+            rows = [
+                frozenset((slot, at) for slot, places in one.places for at in places[row].tolist())
+                for row in range(len(one.columns))
+            ]
+            moves = one.blocks, frozenset(rows)
+            if moves in moved:
+                continue
+            moved.add(moves)
+        kept.append(one)
+    return kept
 
 
 def _divide(facts: _Facts, members: Ids, parents: npt.NDArray[np.bool_]) -> list[Found]:

@@ -9,7 +9,15 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec, WeightMatching
+from lightning_merge.align import (
+    ActivationMatching,
+    CCAMatching,
+    CycleConsistentMatching,
+    MergeMany,
+    PermutationSpec,
+    TransportMatching,
+    WeightMatching,
+)
 from lightning_merge.errors import AlignmentError
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
@@ -73,7 +81,17 @@ def test_an_operator_without_a_rule_that_costs_all_groups_is_named() -> None:
         PermutationSpec.from_model(Summed(), X)
 
 
-@pytest.mark.parametrize("matching", [ActivationMatching(), WeightMatching(), CCAMatching(0.1)])
+@pytest.mark.parametrize(
+    "matching",
+    [
+        ActivationMatching(),
+        WeightMatching(),
+        CCAMatching(0.1),
+        MergeMany(symmetries="all"),
+        CycleConsistentMatching(),
+        TransportMatching(),
+    ],
+)
 def test_a_linear_classifier_is_left_as_it_is_and_that_is_no_secret(matching) -> None:
     a, b = nn.Linear(5, 3), nn.Linear(5, 3)
     with warnings.catch_warnings():

@@ -4,10 +4,8 @@ Source: Li et al. 2015, "Convergent learning"; called "Permute" by Jordan et al.
 (REPAIR) and by NP Merge.
 """
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +15,7 @@ from lightning_merge.align.matching.assignment import assign_blocks, assign_whol
 from lightning_merge.align.matching.head_shared_units import carrier, of_matched_heads
 from lightning_merge.align.matching.map_solvers import rotation
 from lightning_merge.align.matching.matching import matchings, nothing_to_align
-from lightning_merge.align.matching.observe import correlations, observe
+from lightning_merge.align.matching.observe import correlations, observe, with_state
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import (
     MapMatching,
@@ -25,6 +23,7 @@ from lightning_merge.align.matching.symmetric_maps import (
     check_symmetries,
 )
 from lightning_merge.align.matching.tie_breaking import break_ties
+from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
@@ -84,7 +83,8 @@ class ActivationMatching(MapMatching):
             progress: Whether to show a progress bar.
 
         Returns:
-            A permutation for every group; groups that can be observed nowhere keep their order.
+            A permutation for every group; those that no layer shows (parameters of an attention
+            that is written without layers) are matched by their weights when the others are.
 
         Raises:
             AlignmentError: There are no batches.
@@ -112,10 +112,13 @@ class ActivationMatching(MapMatching):
             return by_weights(spec, a, b, 0, rotations, progress)
         scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
         found = assign_groups(spec, scores, a, b)
-        # Activations say which units belong together; what mixes them is left to the weights.
-        mixed = [f for f in families(spec) if any(g.symmetry == "invertible" for g in f)]
-        for group in (group for family in mixed for group in family):
-            found.pop(group.name)
+        # Activations say which units belong together; what mixes them is left to the weights, as is
+        # what was observed nowhere.
+        for heads, *inside in families(spec):
+            units = inside or [heads]
+            if any(g.symmetry == "invertible" or g.name not in scores for g in units):
+                for group in (heads, *inside):
+                    found.pop(group.name)
         return by_weights(spec, a, b, 0, found, progress)
 
 
@@ -140,24 +143,13 @@ def rotations_of(
     Raises:
         AlignmentError: There are no batches.
     """
-    one, other = (_in_canonical_form(spec, model) for model in (model_a, model_b))
+    one, other = (with_state(model, spec.canonical(model)) for model in (model_a, model_b))
     found = observe(replace(spec, groups=list(streams)), one, other, batches, progress)
     return {
         group.name: rotation(group, torch.stack([m.products() for m in found[group.name]]).sum(0))
         for group in streams
         if group.name in found
     }
-
-
-def _in_canonical_form(spec: PermutationSpec, model: nn.Module) -> nn.Module:
-    """A copy of a network, folded."""
-    state = spec.canonical(model)
-    network = copy.deepcopy(model)
-    # Not by `load_state_dict`: a module may leave tensors out of its files.
-    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
-        if name in state:
-            tensor.data = state[name]
-    return network
 
 
 def assign_groups(
@@ -171,7 +163,8 @@ def assign_groups(
 
     Args:
         spec: The spec of their architecture.
-        scores: For each group that is to be permuted `(size, size)`, rows a and columns b.
+        scores: For each group that was observed `(size, size)`, rows a and columns b; groups
+            without are matched by their weights in the end.
         state_a: State dict of a.
         state_b: State dict of b.
         unknown: Names of groups that are not permuted but mapped.
@@ -196,4 +189,16 @@ def assign_groups(
                 score = of_matched_heads(score, result[heads_of.name])
             p = result[group.name] = assign_blocks(score, group.blocks)
             placed[group.name] = score[:, p.to(score.device)]
-    return break_ties(spec, result, placed, state_a, state_b, unknown)
+    known = {*placed, *unknown, *(g.parent for g in spec.groups if g.name in placed)}
+    rest = [group for group in spec.groups if group.name not in known]
+    mapped = [*unknown, *(group.name for group in rest)]
+    found = break_ties(spec, result, placed, state_a, state_b, mapped)
+    touched = {m.tensor for g in spec.groups if g.name in unknown for m in g.members}
+    comparable = [
+        replace(group, members=tuple(m for m in group.members if m.tensor not in touched))
+        for group in rest
+    ]
+    part = replace(spec, groups=[group for group in comparable if group.members])
+    if not part.groups:
+        return found
+    return spec.compose(found, WeightMatching().match(part, state_a, spec.apply(state_b, found)))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Directions in which units vary less than this share of their mean variance are noise.
-_RANK = 1e-12
+# Directions in which units vary less than this share of their mean variance are noise, and those
+# in which two networks' units correlate less than this.
+_RANK, _UNRELATED = 1e-12, 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,22 @@ class Spectra:
             one = torch.eye(len(self.s_ab), dtype=torch.float64, device=self.s_ab.device)
             return LinearMap(one, one.clone())
         (root_a, whiten_a), (root_b, whiten_b) = _roots(self.a, gamma), _roots(self.b, gamma)
-        u, _, vt = torch.linalg.svd(whiten_a @ self.s_ab @ whiten_b)
-        rotation = vt.T @ u.T
+        rotation = _rotation(whiten_a @ self.s_ab @ whiten_b)
         return LinearMap(whiten_b @ rotation @ root_a, whiten_a @ rotation.T @ root_b)
+
+
+def _rotation(correlations: Tensor) -> Tensor:
+    """`V U'` of `U s V'`; where `s` is 0, the rotation nearest to none is taken.
+
+    Else units that never vary together would be mixed at random, in equal networks as well.
+    """
+    u, values, vt = torch.linalg.svd(correlations)
+    free = values <= _UNRELATED
+    if free.any():
+        p, _, q = torch.linalg.svd(vt[free] @ u[:, free])
+        vt[free] = q.T @ p.T @ vt[free]
+    rotation: Tensor = vt.T @ u.T
+    return rotation
 
 
 def _roots(spectrum: tuple[Tensor, Tensor], gamma: float) -> tuple[Tensor, Tensor]:

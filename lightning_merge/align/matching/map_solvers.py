@@ -12,6 +12,8 @@ from lightning_merge.symmetry.unit_group import Group
 # Directions of a head that are this much weaker than its strongest one are not balanced, and no
 # heads that are this much weaker than the strongest head.
 _WEAKEST, _EMPTY = 1e-8, 1e-12
+# What is made and not read, or read and not made, is left with this share of what is both.
+_IDLE = 1e-2
 # Groups that share tensors are balanced so often, or until nothing changes by more than this;
 # in float64 where there are not many numbers.
 _SWEEPS, _BALANCED, _SMALL = 300, 1e-10, 20_000_000
@@ -102,20 +104,59 @@ def _squares(group: Group, state: Mapping[str, Tensor], sign: int) -> Tensor:
 
 
 def _balanced(makes: Tensor, reads: Tensor) -> Tensor:
-    """The symmetric `M` for which `M makes M^T = M^-T reads M^-1`, for each block."""
-    root, back = _power(makes, 0.5), _power(makes, -0.5)
-    found = _power(back @ _power(root @ _power(reads, 1.0) @ root, 0.5) @ back, 0.5)
+    """The symmetric `M` for which `M makes M^T = M^-T reads M^-1`, for each block.
+
+    Where units are more than what makes or reads them can tell apart, that holds for the directions
+    in which they are both made and read; the others make no difference and are made small.
+    """
+    found = []
+    for one, other in zip(makes, reads, strict=True):
+        left, right = _half(one), _half(other)
+        u, both, vh = torch.linalg.svd(right.T @ left)
+        rank = int((both > _EMPTY * both.amax().clamp_min(1e-300)).sum()) if both.numel() else 0
+        if not rank:
+            found.append(torch.eye(len(one), dtype=one.dtype))
+            continue
+        root = both[:rank].sqrt()
+        matrix = (u[:, :rank] / root).T @ right.T
+        if rank < len(one):
+            onto, rest = left @ (vh[:rank].T / root), torch.linalg.svd(matrix)[2][rank:].T
+            idle = torch.linalg.inv(torch.cat([onto, rest], 1))[rank:]
+            quiet = _quiet(idle @ left, right.T @ rest, _IDLE * root[0])
+            matrix = torch.cat([matrix, quiet @ idle])
+        _, factors, axes = torch.linalg.svd(matrix)
+        found.append(axes.T * factors @ axes)
+    result = torch.stack(found)
     # Heads of zeros, as padding makes them, have nothing to be balanced.
     sizes = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (makes, reads)]
     empty = torch.stack([size <= _EMPTY * size.max() for size in sizes]).any(0)
-    found[empty] = torch.eye(makes.shape[-1], dtype=found.dtype)
-    return found
+    result[empty] = torch.eye(makes.shape[-1], dtype=result.dtype)
+    return result
 
 
-def _power(matrix: Tensor, power: float) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    values = values.clamp_min(_WEAKEST * values.amax(-1, keepdim=True).clamp_min(1e-300))
-    return (vectors * values.pow(power)[..., None, :]) @ vectors.mT
+def _half(gram: Tensor) -> Tensor:
+    """A matrix `(n, r)` whose Gram matrix this is, in the directions where that is not zero."""
+    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    kept = values > _WEAKEST * values[-1].clamp_min(1e-300)
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def _quiet(made: Tensor, read: Tensor, size: Tensor) -> Tensor:
+    """The map of directions of which `read @ made` is 0 after which both are at most so large.
+
+    Args:
+        made: `(n, r)`.
+        read: `(s, n)`.
+        size: The largest singular value that both may have.
+    """
+    u, values, _ = torch.linalg.svd(made)
+    rank = int((values > 1e-8 * size).sum())
+    factors = torch.ones(len(u), dtype=u.dtype)
+    if rank:
+        factors[:rank] = (size / values[0]).clamp_max(1.0)
+    if rank < len(u):
+        factors[rank:] = (torch.linalg.matrix_norm(read @ u[:, rank:], 2) / size).clamp_min(1.0)
+    return factors[:, None] * u.T
 
 
 def products(

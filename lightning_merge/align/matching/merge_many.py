@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_merge.align.matching.agreement import agreement, states_of, to_first
 from lightning_merge.align.matching.joint_matching import JointMatching
 from lightning_merge.align.matching.map_solvers import balance
-from lightning_merge.align.matching.matching import matchings
+from lightning_merge.align.matching.matching import matchings, nothing_to_align
 from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDescent
 from lightning_merge.align.matching.symmetric_maps import check_symmetries
 from lightning_merge.align.matching.weight import WeightMatching
@@ -70,6 +70,8 @@ class MergeMany(JointMatching):
                 spec has permutations only, and all symmetries are to be used.
         """
         states = states_of(spec, networks)
+        if nothing_to_align(spec):
+            return [spec.identity() for _ in states]
         check_symmetries(spec, self.symmetries)
         if self.symmetries == "permutation":
             return to_first(spec, self._ascend(spec, states, progress))

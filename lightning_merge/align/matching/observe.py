@@ -1,8 +1,10 @@
 """What two networks' units do on the same data: their joint moments, in one pass."""
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,9 +26,13 @@ from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.verify import cycled
 
 # Enough examples to tell a batch from a single one.
 _PROBE = 2
+# From one order of units to another the norms of what passes may differ by so much; so many of a
+# port's positions may differ by more (a few tokens that are parameters).
+_ROUNDING, _MOVED = 1e-2, 0.5
 # What values may take at least, in bytes, on a CPU and on a GPU, which needs larger batches.
 _ROOM = (2**25, 2**30)
 
@@ -123,7 +129,8 @@ class _Observer:
         own: bool,
         cost: float,
     ) -> None:
-        self.model_a, self.model_b, self.own, self.cost = model_a, model_b, own, cost
+        self.spec, self.own, self.cost = spec, own, cost
+        self.model_a, self.model_b = model_a, model_b
         self.sites: dict[Port, list[tuple[str, Site]]] = {}
         found = {group.name: find_sites(group, model_a) for group in spec.groups}
         for group in spec.groups:
@@ -143,6 +150,7 @@ class _Observer:
         """Add one batch of inputs."""
         x = to_device_of(self.model_a, x.clone() if x.is_inference() else x)
         if not self.at_once:
+            self.drop_disordered(x[:_PROBE])
             self.probe(x[:_PROBE])
         parts = math.ceil(len(x) / self.at_once)
         for part in x.split(math.ceil(len(x) / parts)):
@@ -170,6 +178,35 @@ class _Observer:
         """What counts of a value at a site."""
         every = thinning(value, site, self.cost)
         return samples(value, site, every, self.seen % every)
+
+    def drop_disordered(self, x: Tensor) -> None:
+        """Leave out ports at whose positions other units lie, in an order of b's own.
+
+        Where a layer mixes tokens, channels are its positions. They are found by running a with
+        its units in another order, which leaves the norm at every other position as it is.
+        """
+        generator = torch.Generator().manual_seed(0)
+        order = {group.name: cycled(group, generator) for group in self.spec.groups}
+        other = with_state(self.model_a, self.spec.apply(self.model_a, order))
+        before, after = (self.norms(model, x) for model in (self.model_a, other))
+        for port, passed in before.items():
+            one, two = torch.cat(passed), torch.cat(after[port])
+            moved = (one - two).abs() > _ROUNDING * one.amax()
+            if moved.double().mean() > _MOVED:
+                del self.sites[port]
+
+    def norms(self, model: nn.Module, x: Tensor) -> dict[Port, list[Tensor]]:
+        """The norms over all units of what passes each port, at every position."""
+        found: dict[Port, list[Tensor]] = {}
+
+        def receive(port: Port, value: Tensor) -> None:
+            dim = self.sites[port][0][1].dim
+            norm = torch.linalg.vector_norm(value.double(), dim=dim)
+            found.setdefault(port, []).append(norm.reshape(-1))
+
+        with watching(model, self.sites, receive):
+            model(x)
+        return found
 
     def probe(self, x: Tensor) -> None:
         """Find out by a few inputs which values are overwritten or repeated, and their memory."""
@@ -214,3 +251,13 @@ class _Observer:
             self.of_site[key] = Moments(self.own)
             self.moments.setdefault(name, []).append(self.of_site[key])
         return self.of_site[key]
+
+
+def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a network with other weights."""
+    network = copy.deepcopy(model)
+    # Not by `load_state_dict`: a module may leave tensors out of its files.
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if name in state:
+            tensor.data = state[name]
+    return network

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.align.matching.matching import Matching, Score, matchings
+from lightning_merge.align.matching.matching import Matching, Score, matchings, nothing_to_align
 from lightning_merge.align.matching.transport_places import (
     Place,
     carried,
@@ -42,7 +42,8 @@ class TransportMatching(Matching):
     Statistics of BatchNorm are means like weights: estimate them anew after merging.
 
     Heads are carried as wholes, compared by the plans between the units inside each pair of them.
-    Units of grouped convolutions and of grouped queries stay as they are.
+    Units of grouped convolutions, of grouped queries and of normed queries and keys stay as they
+    are, with their heads.
 
     Args:
         epsilon: How soft plans are, relative to the mean distance; 0 for exact plans.
@@ -73,6 +74,7 @@ class TransportMatching(Matching):
         progress: bool = False,
     ) -> dict[str, Tensor]:
         """The state dict of b, its units carried onto a's; `batches` is not read."""
+        nothing_to_align(spec)
         return self.fuse(spec, model_a, model_b, progress=progress)
 
     def fuse(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_merge.align.matching.head_shared_units import carrier
 from lightning_merge.align.matching.soft_permutation import is_interlocked, plan_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.spec import PermutationSpec
@@ -79,8 +80,9 @@ def places_of(spec_a: PermutationSpec, spec_b: PermutationSpec) -> dict[str, lis
 def simple_groups(spec: PermutationSpec) -> list[Group]:
     """The groups whose units one matrix can mix, whatever is done to the others.
 
-    Grouped convolutions tie units along two axes of a tensor, and grouped queries heads in two
-    ways; such groups are left out, and all that share positions with them.
+    Grouped convolutions tie units along two axes of a tensor, grouped queries heads in two ways,
+    and a norm of queries and keys the units of all heads; such groups are left out, and all that
+    share positions with them.
     """
     held: dict[str, set[tuple[object, int]]] = {
         group.name: {(m.place, at) for m in group.members for at in m.index.reshape(-1).tolist()}
@@ -92,6 +94,7 @@ def simple_groups(spec: PermutationSpec) -> list[Group]:
         return (
             several
             or is_interlocked(group)
+            or carrier(spec.groups, group) is not None
             or any(
                 group.blocks > 1 and other.level > group.level and other.name != group.parent
                 for other in spec.groups
