@@ -12,8 +12,9 @@ from lightning_merge.symmetry.unit_group import Group
 # Directions of a head that are this much weaker than its strongest one are not balanced, and no
 # heads that are this much weaker than the strongest head.
 _WEAKEST, _EMPTY = 1e-8, 1e-12
-# What is made and not read, or read and not made, is left with this share of what is both.
-_IDLE = 1e-2
+# What is made and not read, or read and not made, is left with this share of what is both, unless
+# it has much less.
+_IDLE, _FAINT = 1e-2, 1e-4
 # Groups that share tensors are balanced so often, or until nothing changes by more than this;
 # in float64 where there are not many numbers.
 _SWEEPS, _BALANCED, _SMALL = 300, 1e-10, 20_000_000
@@ -142,21 +143,24 @@ def _half(gram: Tensor) -> Tensor:
 
 
 def _quiet(made: Tensor, read: Tensor, size: Tensor) -> Tensor:
-    """The map of directions of which `read @ made` is 0 after which both are at most so large.
+    """A map of directions of which `read @ made` is 0, after which both have one singular value.
+
+    So what does not reach the output is found as well, where two networks agree in it.
 
     Args:
         made: `(n, r)`.
         read: `(s, n)`.
-        size: The largest singular value that both may have.
+        size: That singular value; what is far smaller stays as it is.
     """
     u, values, _ = torch.linalg.svd(made)
-    rank = int((values > 1e-8 * size).sum())
-    factors = torch.ones(len(u), dtype=u.dtype)
-    if rank:
-        factors[:rank] = (size / values[0]).clamp_max(1.0)
-    if rank < len(u):
-        factors[rank:] = (torch.linalg.matrix_norm(read @ u[:, rank:], 2) / size).clamp_min(1.0)
-    return factors[:, None] * u.T
+    values = values[values > _FAINT * torch.maximum(size, values[0])]
+    rest = u[:, len(values) :]
+    _, others, vh = torch.linalg.svd(read @ rest)
+    factors = torch.ones(rest.shape[1], dtype=u.dtype)
+    others = others[others > _FAINT * size]
+    factors[: len(others)] = others / size
+    mine = (size / values)[:, None] * u[:, : len(values)].T
+    return torch.cat([mine, factors[:, None] * (vh @ rest.T)])
 
 
 def products(
