@@ -73,9 +73,10 @@ def _merged(layer: Layer) -> Tensor | None:
     if count == 0:
         return None
     triples = [leading_triples(matrix, count) for matrix in layer]
-    left = polar(torch.cat([one.left for one in triples], dim=1).to(layer.dtype))[0]
-    # A singular value of 0 has no direction of its own, on either side.
-    sides = [one.right * (one.values > 0) for one in triples]
-    right = polar(torch.cat(sides, dim=1).to(layer.dtype))[0]
+    # A singular value of 0 has no direction of its own, on either side: it would push those of
+    # other tasks aside.
+    lefts = [one.left * (one.values > 0) for one in triples]
+    rights = [one.right * (one.values > 0) for one in triples]
+    left, right = (polar(torch.cat(side, dim=1).to(layer.dtype))[0] for side in (lefts, rights))
     values = torch.cat([one.values for one in triples])
     return (left * values).to(layer.dtype) @ right.to(layer.dtype).mT

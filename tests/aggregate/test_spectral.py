@@ -154,6 +154,18 @@ def test_orthogonal_tasks_are_each_kept():
             torch.testing.assert_close(kept, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(12, 9), (9, 14)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_task_of_low_rank_pushes_nothing_aside(shape, rank):
+    # What a task does not move (frozen layers, adapters of low rank) has no directions.
+    one = torch.randn(shape, dtype=torch.float64)
+    (u, s, vh), k = svd(one), min(shape) // 2
+    kept = u[:, :k] @ torch.diag(s[:k]) @ vh[:k]
+    # A second task beside the first one's directions, on both sides.
+    other = rank * torch.outer(u[:, k], vh[k])
+    torch.testing.assert_close(merged_matrix(tsv_merge, [one, other]), kept + other)
+
+
 def test_equal_tasks_give_the_task():
     task = with_values((12, 9), [9.0 - k for k in range(9)])
     start = torch.randn(12, 9, dtype=torch.float64)
