@@ -20,7 +20,8 @@ class InModelMerging(Callback):
     Each kernel, with a probability, draws a partner among the layer's other kernels; where their
     cosine is above a threshold, it becomes `share` of itself and `1 - share` of the partner, as
     both were before. It happens when the first batch of a step starts, so that gradients are those
-    of the merged weights. The paper does so while a trained network is trained on for 10 epochs.
+    of the merged weights. Layers that are frozen are left alone. The paper does so while a trained
+    network is trained on for 10 epochs.
 
     The draws are this callback's own, the same on every rank; no random number that training
     draws is another for it. They go on where a run is resumed from a checkpoint.
@@ -93,7 +94,8 @@ class InModelMerging(Callback):
         del pl_module, batch
         if batch_idx % trainer.accumulate_grad_batches == 0:
             for weight in self._weights:
-                self._merge(weight)
+                if weight.requires_grad:
+                    self._merge(weight)
 
     @torch.no_grad()
     def _merge(self, weight: Tensor) -> None:

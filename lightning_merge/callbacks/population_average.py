@@ -34,7 +34,8 @@ class PopulationAverage(Callback):
     take as many steps. `ModelCheckpoint` writes rank 0's member: `dirpath` writes all of them.
 
     Args:
-        every: After how many optimizer steps the members meet.
+        every: After how many optimizer steps the members meet: at the end of the batch that makes
+            the last one of them.
         rate: How far they go to the mean, in [0, 1]; the paper's alpha is `1 - rate`.
         population: The members that are trained in turn; the ranks if not given.
         dirpath: A folder in which each rank writes its `member{rank}.ckpt` when training ends.
@@ -87,9 +88,10 @@ class PopulationAverage(Callback):
         """Meets, where a step is one of those."""
         del outputs, batch, batch_idx
         step = trainer.global_step
-        if step == self._last or step % self.every:
+        # With several optimizers a batch makes several steps, which may lead past a meeting.
+        last, self._last = self._last, step
+        if step // self.every == last // self.every:
             return
-        self._last = step
         own = _weights(pl_module)
         if self.population is not None:
             self.population.meet(own, self._pull)

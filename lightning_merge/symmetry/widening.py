@@ -152,10 +152,15 @@ def _padded(
                 )
             continue
         old, new = (index.to(like.device) for index in places[axis])
+        if len(old) < value.shape[axis] == like.shape[axis]:
+            # Tokens that are parameters among positions that stay.
+            old, new = (
+                torch.cat([index, _others(index, like.shape[axis])]) for index in (old, new)
+            )
         if len(old) != value.shape[axis]:
             raise AlignmentError(
-                f"{name!r} axis {axis}: only {len(old)} of its {value.shape[axis]} positions are "
-                "units that can be placed"
+                f"{name!r} axis {axis}: not each of its {value.shape[axis]} positions is one unit "
+                "that can be placed"
             )
         shape = [*value.shape[:axis], like.shape[axis], *value.shape[axis + 1 :]]
         filler = torch.ones if name.endswith("running_var") else torch.zeros
@@ -163,6 +168,13 @@ def _padded(
         wider.index_copy_(axis, new, value.index_select(axis, old))
         value = wider
     return value.to(like.dtype).clone()
+
+
+def _others(index: Tensor, size: int) -> Tensor:
+    """The positions that are missing in an index."""
+    rest = torch.ones(size, dtype=torch.bool, device=index.device)
+    rest[index] = False
+    return rest.nonzero()[:, 0]
 
 
 def _check(

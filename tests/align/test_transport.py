@@ -203,6 +203,15 @@ def test_what_cannot_be_carried_is_refused() -> None:
     specs = [PermutationSpec.from_model(network, torch.zeros(2, 5)) for network in networks]
     with pytest.raises(AlignmentError, match=r"2\.(weight|bias)"):
         TransportMatching().fuse(specs[0], networks[0], networks[1], specs[1])
+    pair = [
+        create_model(
+            "vit_tiny_patch16_224", img_size=32, embed_dim=width, depth=1, num_heads=2, qk_norm=True
+        )
+        for width in (16, 24)
+    ]
+    normed = [PermutationSpec.from_model(model, torch.zeros(1, 3, 32, 32)) for model in pair]
+    with pytest.raises(AlignmentError, match="other widths in the two networks where units stay"):
+        TransportMatching().fuse(normed[0], pair[0], pair[1], normed[1])
     other = Perceptron()
     spec = PermutationSpec.from_model(other, torch.zeros(2, 5))
     with pytest.raises(AlignmentError, match="one family"):

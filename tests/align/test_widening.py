@@ -25,7 +25,7 @@ class Wider(PostNorm):
         self.head = nn.Linear(10, 3)
 
 
-def vit(width: int, heads: int) -> nn.Module:
+def vit(width: int, heads: int, **changes: object) -> nn.Module:
     return timm(
         "vit_tiny_patch16_224",
         img_size=32,
@@ -33,6 +33,7 @@ def vit(width: int, heads: int) -> nn.Module:
         depth=2,
         embed_dim=width,
         num_heads=heads,
+        **changes,
     )
 
 
@@ -41,6 +42,11 @@ PAIRS = {
     "resnet": (lambda: ResNet20(2), lambda: ResNet20(4), (2, 3, 16, 16)),
     "more heads": (lambda: vit(16, 2), lambda: vit(32, 4), (2, 3, 32, 32)),
     "wider heads": (lambda: vit(16, 2), lambda: vit(24, 2), (2, 3, 32, 32)),
+    "registers": (
+        lambda: vit(16, 2, reg_tokens=2),
+        lambda: vit(32, 4, reg_tokens=2),
+        (2, 3, 32, 32),
+    ),
     "wider MLP": (PostNorm, Wide, (4, 5)),
 }
 

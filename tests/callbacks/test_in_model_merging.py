@@ -28,8 +28,8 @@ class Convolutional(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
-def fit(callbacks, lr=0.0, **options):
-    module = Convolutional(lr)
+def fit(callbacks, lr=0.0, module=None, **options):
+    module = module or Convolutional(lr)
     images = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(1))
     data = DataLoader(TensorDataset(images), batch_size=2)
     quiet_trainer(max_epochs=1, callbacks=callbacks, **options).fit(module, data)
@@ -100,6 +100,20 @@ def test_draws_go_on_from_a_state():
     assert other.merged == callback.merged
     seen = [fit([one]).seen[-1][2] for one in (callback, other)]
     assert torch.equal(*seen)
+
+
+def test_frozen_layers_stay():
+    class Frozen(Convolutional):
+        def __init__(self, lr=0.0):
+            super().__init__(lr)
+            self.layers[1].requires_grad_(False)
+
+    module = Frozen(0.1)
+    before = module.layers[1].weight.clone()
+    callback = InModelMerging(1.0, -1.0, skip=0)
+    fit([callback], module=module)
+    assert torch.equal(module.layers[1].weight, before)
+    assert callback.merged == 4 * (5 + 40)
 
 
 def test_what_leaves_no_layer_is_refused():

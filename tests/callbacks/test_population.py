@@ -122,6 +122,35 @@ def test_those_that_train_longer_meet_without_the_others():
     assert [first.meetings, second.meetings, third.meetings] == [1, 3, 3]
 
 
+def test_steps_of_several_optimizers_lead_past_no_meeting():
+    class Two(Drawing):
+        """Optimizes manually, by two optimizers."""
+
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in self.net[:2]]
+
+    population, found = Population(), []
+
+    def fit_member():
+        found.append(PopulationAverage(3, 0.5, population))
+        data = DataLoader([(torch.randn(6), torch.tensor(1))] * 40, batch_size=4)
+        quiet_trainer(max_epochs=1, callbacks=[found[-1]]).fit(Two(), data)
+
+    population.train([fit_member, fit_member])
+    # 10 batches make 20 steps: past 3, 6, 9, 12, 15 and 18.
+    assert [one.meetings for one in found] == [6, 6]
+
+
 def test_an_error_of_one_ends_all():
     population = Population()
 

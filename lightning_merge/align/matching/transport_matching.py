@@ -206,6 +206,11 @@ class _Fusion:
                 if units.group in costs:
                     left = one[units.index_a].flatten(1)
                     right = two[units.index_b].flatten(1)
+                    if left.shape[1] != right.shape[1]:
+                        raise AlignmentError(
+                            f"{tensor!r} has other widths in the two networks where units stay as "
+                            "they are, see TransportMatching: give networks that agree there"
+                        )
                     costs[units.group] += torch.cdist(left, right).square()
         if len(family) > 1 or family[0].blocks > 1:
             return self._heads(family, costs)
