@@ -94,6 +94,24 @@ def test_a_checkpoint_is_the_merge_in_the_users_class_and_resumes(tmp_path) -> N
         torch.testing.assert_close(one, other)
 
 
+def test_a_module_that_optimizes_manually_lends_its_network() -> None:
+    class ByHand(Narrow):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("the maps have a step of their own")
+
+    learned = []
+    for kind in (Narrow, ByHand):
+        torch.manual_seed(0)
+        module = LearnedMatchingModule(kind(), ingredients())
+        quiet_trainer(max_epochs=1).fit(module, loader())
+        learned.append(module.merged())
+    assert all(torch.equal(learned[1][name], value) for name, value in learned[0].items())
+
+
 def test_what_does_not_fit_is_refused(tmp_path) -> None:
     a, b = ingredients()
     with pytest.raises(ConfigError, match="two networks, not 3"):

@@ -16,7 +16,7 @@ from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.merging.flat_task_vectors import FlatTaskVectors
 from lightning_merge.modules.merging.learned_weights import LearnedWeights
-from lightning_merge.modules.merging.read_ingredients import read_ingredients
+from lightning_merge.modules.merging.read_ingredients import check_automatic, read_ingredients
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -72,6 +72,7 @@ class AdaMergingModule(LearnedWeights):
     ) -> None:
         check_coefficients(granularity, coefficient)
         read = read_ingredients([pretrained, *checkpoints], module, (keep_a,))
+        check_automatic(module)
         super().__init__(
             module,
             read,

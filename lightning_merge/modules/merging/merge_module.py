@@ -21,7 +21,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.modules.merging.aligned_ingredients import aligned_states
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients
 from lightning_merge.modules.merging.learned_weights import SAVED, LearnedWeights
-from lightning_merge.modules.merging.read_ingredients import read_ingredients
+from lightning_merge.modules.merging.read_ingredients import check_automatic, read_ingredients
 from lightning_merge.modules.module_state import put, tensors_in
 
 Granularity = Literal["model", "layer", "channel", "parameter"]
@@ -117,6 +117,7 @@ class MergeModule(LearnedWeights):
         if alpha is not None and not 0 < alpha < 1:
             raise ConfigError(f"alpha is {alpha}: choose a number between 0 and 1")
         read = read_ingredients(checkpoints, module, (keep_a, keep_b))
+        check_automatic(module)
         flat = FlatIngredients(read.merged, read.states, granularity)
         kind = type(module)
         super().__init__(module, read, flat, alpha, optimizer or _adam, lr_scheduler)

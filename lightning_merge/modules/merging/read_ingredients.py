@@ -60,8 +60,8 @@ def read_ingredients(
         The ingredients.
 
     Raises:
-        ConfigError: If the module is none of Lightning's, optimizes manually, or has nothing to
-            merge; if an expression is none, matches nothing, or what another one keeps.
+        ConfigError: If the module is none of Lightning's, or has nothing to merge; if an expression
+            is none, matches nothing, or what another one keeps.
         MergeError: If a file cannot be read, or what is merged differs in shape or holds NaN.
     """
     _check(module)
@@ -119,6 +119,14 @@ def _check(module: object) -> None:
             f"{type(module).__module__}.{type(module).__name__} is no LightningModule of "
             "lightning.pytorch: hand over one, which has its steps"
         )
+
+
+def check_automatic(module: LightningModule) -> None:
+    """Whether a module whose own steps are to train a merge leaves optimizing to Lightning.
+
+    Raises:
+        ConfigError: It optimizes manually.
+    """
     if not module.automatic_optimization:
         raise ConfigError(
             f"{type(module).__name__} optimizes manually: merging needs a module with "
