@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from lightning_merge.align import (
     ActivationMatching,
     CCAMatching,
+    CycleConsistentMatching,
     Matching,
     MergeMany,
     PermutationSpec,
     TransportMatching,
     WeightMatching,
 )
+from lightning_merge.errors import AlignmentError
 
 State = dict[str, Tensor]
 VIT = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 4}
@@ -137,3 +139,23 @@ def test_equal_networks_are_not_turned_where_the_data_say_nothing() -> None:
     aligned = CCAMatching(gamma=0.1).align(spec, model, copy.deepcopy(model), [x])
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(aligned[name], tensor)
+
+
+@pytest.mark.parametrize("kind", ["permutation", "all"])
+def test_weights_that_are_not_finite_are_refused_by_name(kind) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 3)
+    spec, a, b = twins(Bottleneck(), x, kind)
+    b.two.weight.data[1, 2] = float("nan")
+    matchings = [WeightMatching, MergeMany, ActivationMatching]
+    every: list[Matching] = [matching(symmetries=kind) for matching in matchings]
+    if kind == "permutation":
+        every += [CycleConsistentMatching(), TransportMatching()]
+    for matching in every:
+        with pytest.raises(AlignmentError, match=r"not finite|'two\.weight' of a network is NaN"):
+            matching.align(spec, a, b, [x.double()])
+    spec, a, b = twins(WithoutLayers(), torch.randn(4, 6, 5), "all")
+    b.head.weight.data[0, 0] = float("inf")
+    b.into.weight.data[0, 0] = float("nan")
+    with pytest.raises(AlignmentError, match="'into': the activations are not finite"):
+        ActivationMatching(symmetries="all").align(spec, a, b, [torch.randn(4, 6, 5).double()])

@@ -15,7 +15,7 @@ from lightning_merge.align.matching.assignment import assign_blocks, assign_whol
 from lightning_merge.align.matching.head_shared_units import carrier, of_matched_heads
 from lightning_merge.align.matching.map_solvers import rotation
 from lightning_merge.align.matching.matching import matchings, nothing_to_align
-from lightning_merge.align.matching.observe import correlations, observe, with_state
+from lightning_merge.align.matching.observe import checked_finite, correlations, observe, with_state
 from lightning_merge.align.matching.symmetric_descent import Maps
 from lightning_merge.align.matching.symmetric_maps import (
     MapMatching,
@@ -141,15 +141,16 @@ def rotations_of(
         progress: Whether to show a progress bar.
 
     Raises:
-        AlignmentError: There are no batches.
+        AlignmentError: There are no batches, or activations that are not finite.
     """
     one, other = (with_state(model, spec.canonical(model)) for model in (model_a, model_b))
     found = observe(replace(spec, groups=list(streams)), one, other, batches, progress)
-    return {
-        group.name: rotation(group, torch.stack([m.products() for m in found[group.name]]).sum(0))
-        for group in streams
-        if group.name in found
-    }
+    rotations = {}
+    for group in streams:
+        if group.name in found:
+            products = torch.stack([moments.products() for moments in found[group.name]]).sum(0)
+            rotations[group.name] = rotation(group, checked_finite(group.name, products))
+    return rotations
 
 
 def assign_groups(

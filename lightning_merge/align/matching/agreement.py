@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.align.matching.weight_similarity import moved_parameters
+from lightning_merge.align.matching.weight_similarity import check_finite_weights, moved_parameters
 from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.index_maps import Permutation
@@ -41,8 +41,11 @@ def states_of(spec: PermutationSpec, networks: Sequence[Network]) -> list[Mappin
     """The state dicts of two networks or more.
 
     Raises:
-        AlignmentError: There are fewer than two, or one is of another spec.
+        AlignmentError: There are fewer than two, one is of another spec, or its weights are not
+            finite.
     """
     if len(networks) < 2:
         raise AlignmentError(f"aligning needs two networks or more, there are {len(networks)}")
-    return [spec.state_of(network) for network in networks]
+    states = [spec.state_of(network) for network in networks]
+    check_finite_weights(spec, states)
+    return states

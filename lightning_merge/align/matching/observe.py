@@ -62,7 +62,15 @@ def summed_correlation(name: str, moments: Iterable[Moments]) -> Tensor:
     Raises:
         AlignmentError: Activations were not finite.
     """
-    total = torch.stack([moment.correlation() for moment in moments]).sum(0)
+    return checked_finite(name, torch.stack([moment.correlation() for moment in moments]).sum(0))
+
+
+def checked_finite(name: str, total: Tensor) -> Tensor:
+    """What was summed over a group's activations.
+
+    Raises:
+        AlignmentError: It is not finite.
+    """
     if not torch.isfinite(total).all():
         raise AlignmentError(
             f"group {name!r}: the activations are not finite; check both networks' weights "

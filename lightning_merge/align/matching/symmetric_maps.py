@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_merge.align.matching.map_solvers import balance
 from lightning_merge.align.matching.matching import Matching, Score
 from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDescent
+from lightning_merge.align.matching.weight_similarity import check_finite_weights
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import unfolded
 from lightning_merge.symmetry.linear_maps import compose_maps, inverse_maps
@@ -69,6 +70,7 @@ def maps_between(spec: PermutationSpec, a: State, b: State, find: Find) -> Maps:
         b: The state dict to align.
         find: Finds maps between the balanced canonical forms, permutations and orthogonal ones.
     """
+    check_finite_weights(spec, (a, b))
     one, other = (spec.canonical(state) for state in (a, b))
     gauges = [balance(spec.groups, state) for state in (one, other)]
     one, other = (

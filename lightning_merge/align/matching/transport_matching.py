@@ -19,6 +19,7 @@ from lightning_merge.align.matching.transport_places import (
 )
 from lightning_merge.align.matching.transport_plan import transport_plan
 from lightning_merge.align.matching.weight_descent import families
+from lightning_merge.align.matching.weight_similarity import check_finite_weights
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.spec import Network, PermutationSpec
@@ -129,6 +130,8 @@ class _Fusion:
     ) -> None:
         self.epsilon, self.spec, self.spec_b = epsilon, spec, spec_b
         self.a, self.b = spec.state_of(a), spec_b.state_of(b)
+        check_finite_weights(spec, [self.a])
+        check_finite_weights(spec_b, [self.b])
         self.places = places_of(spec, spec_b)
         moved = {group for places in self.places.values() for p in places for group in p.groups}
         order = {group.name: at for at, group in enumerate(spec.groups)}

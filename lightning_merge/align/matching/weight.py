@@ -14,6 +14,7 @@ from lightning_merge.align.matching.symmetric_maps import (
     check_symmetries,
 )
 from lightning_merge.align.matching.weight_descent import Descent
+from lightning_merge.align.matching.weight_similarity import check_finite_weights
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 
@@ -65,11 +66,12 @@ class WeightMatching(MapMatching):
             progress: Whether to show a progress bar.
 
         Raises:
-            AlignmentError: A network does not belong to the spec.
+            AlignmentError: A network does not belong to the spec, or its weights are not finite.
         """
         state_a, state_b = spec.state_of(a), spec.state_of(b)
         if nothing_to_align(spec):
             return spec.identity()
+        check_finite_weights(spec, (state_a, state_b))
         check_symmetries(spec, self.symmetries)
         if self.symmetries == "all":
             return by_weights(spec, state_a, state_b, self.seed, progress=progress)

@@ -1,8 +1,11 @@
 """How alike the weights of units are: inner products of all that belongs to them."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
+from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Member, in_order
 
@@ -14,6 +17,20 @@ def moved_parameters(spec: PermutationSpec) -> list[str]:
     """The names of the parameters that some group moves, in order."""
     names = dict.fromkeys(m.tensor for g in spec.groups for m in g.members)
     return [name for name in names if name not in spec.buffers]
+
+
+def check_finite_weights(spec: PermutationSpec, states: Iterable[Mapping[str, Tensor]]) -> None:
+    """Whether weights can be compared at all.
+
+    Raises:
+        AlignmentError: One that some group moves is NaN or infinite.
+    """
+    for state in states:
+        for name in moved_parameters(spec):
+            if not bool(torch.isfinite(state[name]).all()):
+                raise AlignmentError(
+                    f"{name!r} of a network is NaN or infinite: train it again, or leave it out"
+                )
 
 
 def inner(a: Tensor, b: Tensor) -> float:
