@@ -17,6 +17,8 @@ from lightning_merge.aggregate.vector_arithmetic import MergedVector
 from lightning_merge.errors import ConfigError
 from lightning_merge.state_dicts import StateDict
 
+_ROUNDING = 1e-6
+
 
 def iso_c(pretrained: State, vectors: Sequence[State], scale: float = 1.0) -> StateDict:
     """`pretrained + scale * (Iso-C of the task vectors)`.
@@ -126,7 +128,8 @@ def _common_and_specific(layer: Layer, common: float) -> Tensor:
         if shared:
             left = parts[0].left
             rest = rest - left @ (left.mT @ rest)
-        parts.append(leading_triples(rest, own))
+        # What is left of a task in the common subspace alone is rounding.
+        parts.append(leading_triples(rest, own).above(_ROUNDING * float(matrix.norm())))
     left = polar(torch.cat([part.left for part in parts], dim=1))[0]
-    right = polar(torch.cat([part.right * (part.values > 0) for part in parts], dim=1))[0]
+    right = polar(torch.cat([part.right for part in parts], dim=1))[0]
     return (left @ right.mT).mul_(torch.cat([part.values for part in parts]).mean())

@@ -28,14 +28,20 @@ class Triples(NamedTuple):
     """The largest k singular values of a matrix `(m, n)`, and their vectors, in float64.
 
     Attributes:
-        left: Left vectors, `(m, k)`; columns of zeros where the singular value is 0.
+        left: Left vectors, `(m, k)`; columns of zeros where the singular value is 0, which has no
+            direction of its own.
         values: Singular values, `(k,)`, the largest first.
-        right: Right vectors, `(n, k)`.
+        right: Right vectors, `(n, k)`, likewise.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
+
+    def above(self, least: float) -> "Triples":
+        """These, without what is below a singular value."""
+        kept = self.values > least
+        return Triples(self.left * kept, self.values * kept, self.right * kept)
 
     def product(self) -> Tensor:
         """The matrix of these triples, `(m, n)`."""
@@ -58,8 +64,7 @@ def leading_triples(matrix: Tensor, count: int) -> Triples:
     length = _length(working)
     if length == 0:
         left = torch.zeros(matrix.shape[0], count, dtype=torch.float64, device=matrix.device)
-        basis = torch.eye(size, count, dtype=torch.float64, device=matrix.device)
-        return Triples(left, left.new_zeros(count), basis)
+        return Triples(left, left.new_zeros(count), left.new_zeros(size, count))
     working = working if length == 1 else working / length
     basis = _largest_eigenvectors(_gram(working), min(count + _MORE, size))
     if narrow:
@@ -70,7 +75,7 @@ def leading_triples(matrix: Tensor, count: int) -> Triples:
     known = squares > _NO_DIRECTION * squares[0]
     values = torch.where(known, squares.clamp(min=0).sqrt(), 0)
     inverse = torch.where(known, 1 / values, 0)
-    return Triples(image @ (turn * inverse), values * length, basis @ turn)
+    return Triples(image @ (turn * inverse), values * length, basis @ (turn * known))
 
 
 def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,10 +73,7 @@ def _merged(layer: Layer) -> Tensor | None:
     if count == 0:
         return None
     triples = [leading_triples(matrix, count) for matrix in layer]
-    # A singular value of 0 has no direction of its own, on either side: it would push those of
-    # other tasks aside.
-    lefts = [one.left * (one.values > 0) for one in triples]
-    rights = [one.right * (one.values > 0) for one in triples]
-    left, right = (polar(torch.cat(side, dim=1).to(layer.dtype))[0] for side in (lefts, rights))
+    left = polar(torch.cat([one.left for one in triples], dim=1).to(layer.dtype))[0]
+    right = polar(torch.cat([one.right for one in triples], dim=1).to(layer.dtype))[0]
     values = torch.cat([one.values for one in triples])
     return (left * values).to(layer.dtype) @ right.to(layer.dtype).mT

@@ -373,3 +373,21 @@ def test_what_cannot_be_is_refused():
         cart([])
     with pytest.raises(ConfigError, match="alpha 0"):
         svc(start, vectors, start, alpha=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_what_a_task_does_not_move_pushes_no_other_task_aside(shape):
+    start = {"w": torch.zeros(shape, dtype=torch.float64)}
+    moved = {"w": torch.randn(shape, dtype=torch.float64)}
+    values = torch.linalg.svdvals(iso_cts(start, [moved, start])["w"])
+    # Five of six directions are used, all as much.
+    torch.testing.assert_close(values[:5], values[0].expand(5))
+    assert float(values[5]) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_tasks_of_rank_one_may_come_in_any_order(shape):
+    start = {"w": torch.zeros(shape, dtype=torch.float64)}
+    moved = [{"w": with_values(shape, [3.0])} for _ in range(3)]
+    found, other = (iso_cts(start, some)["w"] for some in (moved, moved[::-1]))
+    torch.testing.assert_close(found, other)
