@@ -1,6 +1,5 @@
 """The command line: Lightning's commands for any module, and our own for merging."""
 
-import errno
 import logging
 import os
 import pickle
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.errors import MergeError
+from lightning_merge.files import is_full
 
 _HELP = """usage: python -m lightning_merge COMMAND [options]
 
@@ -58,9 +58,6 @@ OURS = (
 _UNDESCRIBED = ("completion",)
 # They run in one process, whatever has started several.
 _ON_ONE_PROCESS = ("merge", "compare", "study", "tasks")
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OF_FULL_DISKS = ("file write failed", "PytorchStreamWriter", "unexpected pos", "iostream error")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -144,8 +141,7 @@ def _of_disk(error: BaseException) -> MergeError | None:
     _, failed, why = str(error).partition("open file failed with strerror: ")
     if failed:
         return MergeError(f"the output cannot be written ({why}); choose another --output")
-    full = any(mark in str(error) for mark in _OF_FULL_DISKS)
-    if full or (isinstance(error, OSError) and error.errno in _FULL):
+    if is_full(error):
         name = getattr(error, "filename", None)
         where = f"{name}: " if name else ""
         return MergeError(

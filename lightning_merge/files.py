@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import itertools
@@ -12,7 +13,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,18 @@ _PARTIAL = re.compile(r"\.(\d+)-(?:m([0-9a-f]{8})-)?.*\.partial(\..*)?$")
 _writing: set[str] = set()
 # Seconds after which another machine's temporary file counts as left behind.
 _LONG = 24 * 3600
+# Files that wait for their names (`written_together`): the temporary one of each.
+_waiting: ContextVar[dict[Path, Path] | None] = ContextVar("_waiting", default=None)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_FULL_DISKS = ("file write failed", "PytorchStreamWriter", "unexpected pos", "iostream error")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a file did not fit: of the file system, or of torch's writer."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(mark in str(error) for mark in _OF_FULL_DISKS)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -58,23 +73,61 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     name = f".{os.getpid()}-{_machine()}-{next(_numbers)}.partial{place.suffix[:32]}"
     partial = place.with_name(name)
-    _writing.add(name)
-    try:
-        write(partial)
-        if mode is not None:
-            partial.chmod(mode)
-        _to_disk(partial)
-        os.replace(partial, place)
-        for folder in (place.parent, *(one.parent for one in made)):
-            _to_disk(folder)
-    except OSError as error:
-        if error.filename == str(partial):
-            error.filename = str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-        _writing.discard(name)
+    with written_together() as waiting:
+        _writing.add(name)
+        _forget(waiting.pop(place, None))
+        waiting[place] = partial
+        try:
+            write(partial)
+            if mode is not None:
+                partial.chmod(mode)
+            _to_disk(partial)
+        except BaseException as error:
+            _forget(waiting.pop(place))
+            if isinstance(error, OSError) and error.errno is not None:
+                if error.filename in (None, str(partial)):
+                    error.filename = str(path)
+            elif isinstance(error, RuntimeError) and is_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+    for folder in (one.parent for one in made):
+        _to_disk(folder)
     return path
+
+
+@contextmanager
+def written_together() -> Iterator[dict[Path, Path]]:
+    """Files that this thread writes meanwhile get their names together at the end, or none does.
+
+    Yields:
+        The temporary file of each, by the path that it will have, links resolved.
+    """
+    outer = _waiting.get()
+    if outer is not None:
+        yield outer
+        return
+    waiting: dict[Path, Path] = {}
+    token = _waiting.set(waiting)
+    try:
+        yield waiting
+        for place, partial in waiting.items():
+            try:
+                os.replace(partial, place)
+            except OSError as error:
+                error.filename = str(place)
+                raise
+        for folder in {place.parent for place in waiting}:
+            _to_disk(folder)
+    finally:
+        _waiting.reset(token)
+        for partial in waiting.values():
+            _forget(partial)
+
+
+def _forget(partial: Path | None) -> None:
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+        _writing.discard(partial.name)
 
 
 def _to_disk(path: Path) -> None:

@@ -13,7 +13,7 @@ from lightning_merge.checkpoint import (
     write_safetensors,
 )
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
-from lightning_merge.files import claim_folder, write_json, write_text
+from lightning_merge.files import claim_folder, write_json, write_text, written_together
 from lightning_merge.model_card import model_card
 from lightning_merge.network_programs import check_installed, example_images, write_program
 from lightning_merge.preprocessing import preprocessing_of
@@ -78,14 +78,15 @@ def export(
     # Everything is read and checked before anything is written.
     files = (*_FILES, *(f"model.{ending}" for ending in programs))
     folder = claim_folder(output, files, overwrite)
-    if network is None:
-        write_safetensors(folder / "model.safetensors", read.state_dict)
-    else:
-        write_safetensors(folder / "model.safetensors", network.state_dict())
-        write_json(folder / "config.json", _timm_config(network, read))
-    for ending in programs:
-        write_program(network, images, folder / f"model.{ending}")
-    write_text(folder / "README.md", card)
+    with written_together():
+        if network is None:
+            write_safetensors(folder / "model.safetensors", read.state_dict)
+        else:
+            write_safetensors(folder / "model.safetensors", network.state_dict())
+            write_json(folder / "config.json", _timm_config(network, read))
+        for ending in programs:
+            write_program(network, images, folder / f"model.{ending}")
+        write_text(folder / "README.md", card)
     return folder
 
 

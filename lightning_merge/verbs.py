@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.checkpoint import StateDict, write_checkpoint
 from lightning_merge.errors import ConfigError
-from lightning_merge.files import check_claim, claim_folder, write_json
+from lightning_merge.files import check_claim, claim_folder, write_json, written_together
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.one_batch import check_one_batch
@@ -70,10 +70,11 @@ class Merge(Comparison):
         path = claim_folder(folder, _MERGE_FILES, overwrite)
         assert self.outcome is not None
         assert self.outcome.content is not None
-        write_checkpoint(path / "merged.ckpt", self.outcome.content)
         known = {name: self.details[name] for name in ("config", "ingredients", "split_hash")}
         measured = {"measurement": self.rows[0].row(), "choices": self.outcome.choices}
-        write_json(path / "result.json", {**self.made_by, **known, **measured})
+        with written_together():
+            write_checkpoint(path / "merged.ckpt", self.outcome.content)
+            write_json(path / "result.json", {**self.made_by, **known, **measured})
         return path
 
 

@@ -15,7 +15,7 @@ from threading import Event
 import numpy as np
 
 from lightning_merge.aggregate.files_to_average import FilesToAverage
-from lightning_merge.files import write_json, write_whole
+from lightning_merge.files import write_json, write_whole, written_together
 from lightning_merge.number_types import Raw
 from lightning_merge.safetensors_file import layout
 from lightning_merge.stored_state import INDEX
@@ -52,11 +52,12 @@ def write_average(
     shards: dict[str, list[str]] = {}
     for name, file in _shard_names(files, output).items():
         shards.setdefault(file, []).append(name)
-    for file, names in shards.items():
-        _write_one(files, names, output.parent / file, metadata, advance)
     total = sum(map(files.bytes_of, files.entries))
     weight_map = {name: file for file, names in shards.items() for name in names}
-    write_json(output, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    with written_together():
+        for file, names in shards.items():
+            _write_one(files, names, output.parent / file, metadata, advance)
+        write_json(output, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def shard_files(files: FilesToAverage, output: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from lightning_merge.aggregate.on_disk import StateOnDisk
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
-from lightning_merge.files import claim_folder, read_json, write_json
+from lightning_merge.files import claim_folder, read_json, write_json, written_together
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.state_dicts import StateDict, prefixed, table_of
 
@@ -84,11 +84,12 @@ def write_masked(
             bits = np.packbits(kept.flatten().cpu().numpy())
             masks[f"{name}/{key}"] = torch.from_numpy(bits)
     made = claim_folder(folder, _FILES, overwrite)
-    write_safetensors(made / _MERGED, merged)
-    write_safetensors(made / _START, {key: value.detach() for key, value in start.items()})
-    write_safetensors(made / _MASKS, masks)
-    write_safetensors(made / _OWN, own)
-    write_json(made / _LIST, {"tasks": list(tasks), "threshold": threshold})
+    with written_together():
+        write_safetensors(made / _MERGED, merged)
+        write_safetensors(made / _START, {key: value.detach() for key, value in start.items()})
+        write_safetensors(made / _MASKS, masks)
+        write_safetensors(made / _OWN, own)
+        write_json(made / _LIST, {"tasks": list(tasks), "threshold": threshold})
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_merge.errors import ConfigError
-from lightning_merge.files import read_json, write_csv, write_text
+from lightning_merge.files import read_json, write_csv, write_text, written_together
 from lightning_merge.plots.figure import SIZE
 from lightning_merge.report.summary import markdown_lines
 
@@ -130,11 +130,12 @@ class LeaderTable:
         from lightning_merge.plots.style import save
 
         rows = [{**vars(row), "studies": " ".join(row.studies)} for row in self.rows]
-        return [
-            write_text(folder / FILES[0], self.markdown),
-            write_csv(folder / FILES[1], rows),
-            *save(self.figure(), folder / "leaders"),
-        ]
+        with written_together():
+            return [
+                write_text(folder / FILES[0], self.markdown),
+                write_csv(folder / FILES[1], rows),
+                *save(self.figure(), folder / "leaders"),
+            ]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_merge.files import write_csv, write_json, write_text
+from lightning_merge.files import write_csv, write_json, write_text, written_together
 from lightning_merge.loggers import log_figure, log_table
 
 if TYPE_CHECKING:
@@ -46,21 +46,23 @@ def publish(
     from lightning_merge.plots import save
     from lightning_merge.plots.style import files
 
-    written = [
-        write_csv(folder / "results.csv", rows),
-        write_json(folder / "results.json", results),
-    ]
+    before = drawn_in(folder)
+    with written_together() as waiting:
+        written = [
+            write_csv(folder / "results.csv", rows),
+            write_json(folder / "results.json", results),
+        ]
+        svgs = {}
+        for name, figure in figures.items():
+            drawn = save(figure, folder / name)
+            written += drawn
+            svgs[name] = waiting[drawn[-1].resolve()].read_text(encoding="utf-8")
+        written.append(write_text(folder / "report.md", report))
+        written.append(write_text(folder / "report.html", page.html(svgs)))
     # A figure of earlier results would be mistaken for one of these.
-    for name in set(drawn_in(folder)) - set(figures):
+    for name in set(before) - set(figures):
         for file in files(folder / name):
             file.unlink(missing_ok=True)
-    svgs = {}
-    for name, figure in figures.items():
-        drawn = save(figure, folder / name)
-        written += drawn
-        svgs[name] = drawn[-1].read_text(encoding="utf-8")
-    written.append(write_text(folder / "report.md", report))
-    written.append(write_text(folder / "report.html", page.html(svgs)))
     for logger in loggers:
         for name, table in tables.items():
             log_table(logger, name, table)
