@@ -68,10 +68,35 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 2 for errors that the user can fix (one line on standard
-            error), 0 after `--help`, 130 after an interrupt.
+            error), 0 after `--help`, 130 after an interrupt, 1 if nobody reads its output.
     """
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
+    try:
+        _run(command, words, args is not None)
+        print(end="", flush=True)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning's Trainer turns an interrupt into a SystemExit.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(
+            error.__context__, KeyboardInterrupt
+        ):
+            raise
+        more = "; the same command goes on" if command in ("study", "tasks") else ""
+        print(f"lightning_merge {command}: interrupted{more}", file=sys.stderr)
+        raise SystemExit(130) from error
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            # Such as `head`, which has what it wants; Python itself writes at the end once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from error
+        mendable = _mendable(error) or _of_disk(error) or _of_trainer(error)
+        if mendable is None:
+            raise
+        print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _run(command: str, words: list[str], given: bool) -> None:
     if command in ("-h", "--help"):
         print(_HELP, end="")
         return
@@ -88,38 +113,31 @@ def main(args: Sequence[str] | None = None) -> None:
         if parser is not None:
             parser.print_help()
             raise SystemExit(0)
-    try:
-        if command == "predict" and _of_folder(words[1:]):
-            from lightning_merge.commands.predict import predict
+    if command == "predict" and _of_folder(words[1:]):
+        from lightning_merge.commands.predict import predict
 
-            predict(words[1:])
-        elif command in LIGHTNING:
-            _lightning(words if args is not None else None)
-        elif command in _ON_ONE_PROCESS and _is_other_rank(command):
-            return
-        elif command in (*OURS, *_UNDESCRIBED):
-            from importlib import import_module
+        predict(words[1:])
+    elif command in LIGHTNING:
+        _lightning(words if given else None)
+    elif command in _ON_ONE_PROCESS and _is_other_rank(command):
+        return
+    elif command in (*OURS, *_UNDESCRIBED):
+        from importlib import import_module
 
-            module = import_module(f"lightning_merge.commands.{command}")
-            getattr(module, command)(words[1:])
-        else:
-            known = ", ".join((*LIGHTNING, *OURS))
-            raise MergeError(f"'{command}' is no command: choose {known}")
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning's Trainer turns an interrupt into a SystemExit.
-        if not isinstance(error, KeyboardInterrupt) and not isinstance(
-            error.__context__, KeyboardInterrupt
-        ):
-            raise
-        more = "; the same command goes on" if command in ("study", "tasks") else ""
-        print(f"lightning_merge {command}: interrupted{more}", file=sys.stderr)
-        raise SystemExit(130) from error
-    except Exception as error:
-        mendable = _mendable(error) or _of_disk(error) or _of_trainer(error)
-        if mendable is None:
-            raise
-        print(f"lightning_merge {command}: {mendable}", file=sys.stderr)
-        raise SystemExit(2) from error
+        module = import_module(f"lightning_merge.commands.{command}")
+        getattr(module, command)(words[1:])
+    else:
+        known = ", ".join((*LIGHTNING, *OURS))
+        raise MergeError(f"'{command}' is no command: choose {known}")
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe that was closed at its other end."""
+    from select import POLLERR, poll
+
+    output = poll()
+    output.register(1, 0)
+    return any(found & POLLERR for _, found in output.poll(0))
 
 
 def _of_folder(words: Sequence[str]) -> bool:

@@ -5,7 +5,15 @@ import os
 import pytest
 
 from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import claim_folder, read_json, write_csv, write_json, write_whole
+from lightning_merge.files import (
+    claim_folder,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+    write_whole,
+    written_together,
+)
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -29,6 +37,30 @@ def test_an_error_of_the_disk_names_the_file_that_was_to_be_written(tmp_path):
     with pytest.raises(PermissionError) as error:
         write_whole(tmp_path / "kept.txt", refused)
     assert error.value.filename == str(tmp_path / "kept.txt")
+
+
+def test_files_that_belong_together_are_there_together_or_not_at_all(tmp_path):
+    old, new, link = tmp_path / "old", tmp_path / "deep" / "new", tmp_path / "link"
+    old.write_text("before")
+    link.symlink_to(old)
+
+    def write(last):
+        with written_together() as waiting:
+            write_text(new, "1")
+            write_text(link, "2")
+            write_text(new, "3")
+            assert not new.exists()
+            assert old.read_text() == "before"
+            assert waiting[old].read_text() == "2"
+            last()
+
+    with pytest.raises(ZeroDivisionError):
+        write(lambda: 1 / 0)
+    assert old.read_text() == "before"
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {old, link}
+    write(lambda: None)
+    assert (new.read_text(), old.read_text(), link.is_symlink()) == ("3", "2", True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {old, new, link}
 
 
 def test_the_temporary_file_keeps_the_ending(tmp_path):
