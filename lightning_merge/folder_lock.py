@@ -149,8 +149,9 @@ def _locked(folder: Path, shared: bool) -> IO[str] | None:
     os.register_at_fork(after_in_child=file.close)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300]
     line = [os.getpid(), platform.node(), time.strftime("%F %T"), command]
-    file.write(json.dumps(line) + "\n")
-    file.flush()
+    # It is read where the folder is in use, and not needed: the disk may be full.
+    with contextlib.suppress(OSError):
+        os.write(file.fileno(), (json.dumps(line) + "\n").encode())
     return file
 
 

@@ -93,6 +93,11 @@ class Claims:
                 json.dump([*here(), os.getpid(), begun(os.getpid()), time.monotonic_ns()], file)
         except FileExistsError:
             return None
+        except OSError as error:
+            # The disk is full: an empty claim would be taken for one that is just being made.
+            self._path(key, turn).unlink(missing_ok=True)
+            error.filename = str(self._path(key, turn))
+            raise
         # Meanwhile the dead one's successor may have ended, and another have begun anew.
         later = any(other > turn for other in self._turns(key))
         before = None if found is None else self._owner(key, found.turn)
@@ -109,7 +114,7 @@ class Claims:
             return None
         try:
             # Opening a file makes a network file system ask for its present state.
-            with self._path(key, turn).open(encoding="utf-8") as file:
+            with self._path(key, turn).open(encoding="utf-8", errors="replace") as file:
                 owner, beat = file.read(), os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return self._look(key)
@@ -123,14 +128,14 @@ class Claims:
             return True
         try:
             machine, space, process, start, _ = json.loads(found.owner)
-        except ValueError:
-            # Just made, and not written yet.
+            return [machine, space] == here() and begun(process) != start
+        except (ValueError, TypeError, RecursionError):
+            # Just made and not written yet, or damaged.
             return False
-        return [machine, space] == here() and begun(process) != start
 
     def _owner(self, key: str, turn: int) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            return self._path(key, turn).read_text(encoding="utf-8")
+            return self._path(key, turn).read_text(encoding="utf-8", errors="replace")
         return None
 
     def _turns(self, key: str) -> list[int]:

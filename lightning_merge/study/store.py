@@ -1,5 +1,6 @@
 """Where a study keeps finished work, so that it can be stopped and resumed."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -151,7 +152,11 @@ class Store:
         write_whole(path, lambda partial: shutil.copyfile(self.weights(key), partial))
 
     def _stamp(self, key: str) -> tuple[int, ...]:
-        stats = [path.stat() for path in sorted((self.folder / key).iterdir())]
+        stats = []
+        for path in sorted((self.folder / key).iterdir()):
+            # Another process's temporary file, or a link to nowhere.
+            with contextlib.suppress(FileNotFoundError):
+                stats.append(path.stat())
         return tuple(number for one in stats for number in (one.st_size, one.st_mtime_ns))
 
 

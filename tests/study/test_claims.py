@@ -1,5 +1,6 @@
 """Claims: one process at a time, whoever dies, whatever the clocks say."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -170,3 +171,23 @@ def test_what_dead_processes_left_is_swept_and_nothing_else(tmp_path):
         (tmp_path / name).write_text(json.dumps(owner))
     Claims(tmp_path).sweep()
     assert {path.name for path in tmp_path.iterdir()} == {*others, "a.claim"}
+
+
+def test_a_claim_that_does_not_fit_the_disk_is_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match=r"a\.0\.claim"):
+        ours(Claims(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"5", b"[1, 2]", b'[[], "", "x", null, 0]'])
+def test_a_damaged_claim_is_waited_for_and_taken_over(content, tmp_path):
+    (tmp_path / "a.0.claim").write_bytes(content)
+    claims = Claims(tmp_path, patience=0.01)
+    assert not ours(claims)
+    time.sleep(0.02)
+    assert ours(claims)
+    assert list(tmp_path.iterdir()) == []

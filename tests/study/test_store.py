@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from fresh_process import kept, same
@@ -60,6 +61,11 @@ DAMAGE = {
     ),
     "no byte of the weights": ("weights.ckpt", lambda path: path.write_bytes(b""), "was changed"),
     "the weights": ("weights.ckpt", lambda path: path.unlink(), "is missing"),
+    "where the weights are": (
+        "weights.ckpt",
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        "is missing",
+    ),
     "all of the result": ("result.json", lambda path: path.write_text("{}"), "cannot be read"),
     "the result's object": ("result.json", lambda path: path.write_text("null"), "cannot be read"),
     "the result's end": (
@@ -126,6 +132,13 @@ def test_a_piece_that_may_not_be_read_is_not_taken_for_a_damaged_one(folder, mon
     monkeypatch.setattr("lightning_merge.study.store.read_json", denied)
     with pytest.raises(PermissionError, match=r"result\.json"):
         Store(folder).damage(MERGE.key)
+
+
+def test_what_another_process_is_writing_may_vanish(folder, monkeypatch):
+    vanished = folder / MERGE.key / ".1-m0-0.partial.ckpt"
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), vanished])
+    assert Store(folder).damage(MERGE.key) == ""
 
 
 def test_what_is_whole_is_done_once_and_read_without_a_word(folder, recwarn):
