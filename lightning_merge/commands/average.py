@@ -15,6 +15,7 @@ from lightning_merge.aggregate.averaged_files import (
 from lightning_merge.aggregate.files_to_average import FilesToAverage, open_files, same
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError, OutputExistsError, printable
+from lightning_merge.files import sweep
 from lightning_merge.stored_state import INDEX
 
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", INDEX)
@@ -46,6 +47,7 @@ def average(words: list[str]) -> None:
         chosen.exclude,
     )
     start = time.monotonic()
+    sweep(chosen.output.parent)
     with _Bar() as bar:
         left_out = files.left_out + _write(files, chosen, bar)
     size = sum(file.stat().st_size for file in _written(files, chosen.output)) / 1e6

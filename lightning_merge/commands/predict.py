@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_merge.commands import options
 from lightning_merge.errors import ConfigError, OutputExistsError
-from lightning_merge.files import write_csv
+from lightning_merge.files import sweep, write_csv
 from lightning_merge.measure.folder_predictions import predict_folder
 
 
@@ -35,6 +35,7 @@ def predict(words: list[str]) -> None:
         num_workers=config["num_workers"],
         device=config["device"],
     )
+    sweep(output.parent)
     write_csv(output, found.rows)
     readable = len(found.rows) - found.unreadable
     wrong = f"; {found.unreadable} could not be read, see `error`" if found.unreadable else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_merge.errors import OutputExistsError
-from lightning_merge.files import written_together
+from lightning_merge.files import sweep, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +35,7 @@ def write_figures(figures: Figures, path: Path, overwrite: bool) -> None:
     for file in (file for target in named for file in files(target)):
         if file.exists() and not overwrite:
             raise OutputExistsError(f"{file} exists: choose another --output, or add --overwrite")
+    sweep(path.parent)
     with written_together():
         written = [file for target, figure in named.items() for file in save(figure, target)]
     print(*written, sep="\n")

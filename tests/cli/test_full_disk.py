@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +91,14 @@ def test_nobody_reads_the_output():
     done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("name", ["mean.pt", "mean.index.json"])
+def test_what_a_killed_command_left_goes(networks, name, monkeypatch):
+    monkeypatch.chdir(networks)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for whose in (dead.pid, os.getppid()):
+        Path(f".{whose}-0.partial.safetensors").touch()
+    main([*COMMANDS[name][0], "--output", name])
+    assert [path.name for path in Path().glob(".*")] == [f".{os.getppid()}-0.partial.safetensors"]
