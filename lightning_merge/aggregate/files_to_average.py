@@ -118,7 +118,7 @@ def open_files(
     Raises:
         MergeError: If a file cannot be read, or they do not fit each other.
     """
-    files = [file for path in paths for file in _expanded(Path(path))]
+    files = given_files(paths)
     if len(files) < 2:
         only = f": there is only {files[0]}" if files else ""
         raise CheckpointError(f"merging needs at least two checkpoints{only}; add another")
@@ -153,12 +153,21 @@ def _equal(raws: Sequence[Raw]) -> bool:
     return all(np.array_equal(raw, raws[0]) for raw in raws[1:])
 
 
-def _expanded(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = files_in(path)
-    if not files:
-        raise CheckpointError(f"{path} is a folder with no checkpoint; give the path of one")
+def given_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The networks' files, in order, where folders are given among them.
+
+    Raises:
+        CheckpointError: If a path is empty, or that of a folder without any.
+    """
+    files: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if not str(given):
+            raise CheckpointError("a path is empty, not that of a checkpoint; leave it out")
+        found = files_in(path) if path.is_dir() else [path]
+        if not found:
+            raise CheckpointError(f"{path} is a folder with no checkpoint; give the path of one")
+        files += found
     return files
 
 

@@ -12,7 +12,12 @@ from lightning_merge.aggregate.averaged_files import (
     shard_files,
     write_average,
 )
-from lightning_merge.aggregate.files_to_average import FilesToAverage, open_files, same
+from lightning_merge.aggregate.files_to_average import (
+    FilesToAverage,
+    given_files,
+    open_files,
+    same,
+)
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError, OutputExistsError, printable
 from lightning_merge.files import sweep
@@ -39,9 +44,10 @@ def average(words: list[str]) -> None:
     if not chosen.output.name.endswith(_ENDINGS):
         raise ConfigError(f"{chosen.output}: choose a name that ends in {', '.join(_ENDINGS)}")
     _check_absent(chosen, chosen.output)
+    given = given_files(chosen.checkpoints)
     files = open_files(
-        chosen.checkpoints,
-        _weights(chosen),
+        given,
+        _weights(chosen, len(given)),
         chosen.dtype,
         chosen.include,
         chosen.exclude,
@@ -109,14 +115,13 @@ def _check_absent(chosen: Namespace, file: Path) -> None:
         raise OutputExistsError(f"{file} exists: choose another --output, or add --overwrite")
 
 
-def _weights(chosen: Namespace) -> list[float] | None:
+def _weights(chosen: Namespace, count: int) -> list[float] | None:
     if chosen.exponential is None:
         given: list[float] | None = chosen.weights
         return given
     if not 0 < chosen.exponential <= 1:
         raise ConfigError(f"--exponential {chosen.exponential}: choose a decay in (0, 1]")
-    last = len(chosen.checkpoints) - 1
-    return [chosen.exponential ** (last - index) for index in range(last + 1)]
+    return [chosen.exponential**later for later in reversed(range(count))]
 
 
 def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list[str]:

@@ -93,6 +93,11 @@ def test_exponential_weights_favour_the_last(files, tmp_path):
     paths, states = files
     main(["average", *paths, "-o", str(tmp_path / "o.pt"), "--exponential", "0.5"])
     assert same(torch.load(tmp_path / "o.pt"), average(states, [0.25, 0.5, 1]))
+    # In a folder there may be several.
+    words = ["average", str(tmp_path), "-o", str(tmp_path / "deep" / "o.pt")]
+    (tmp_path / "o.pt").unlink()
+    main([*words, "--exponential", "0.5"])
+    assert same(torch.load(tmp_path / "deep" / "o.pt"), average(states, [0.25, 0.5, 1]))
 
 
 def test_types_and_choices_of_tensors(files, tmp_path, capsys):
@@ -301,9 +306,10 @@ def test_what_cannot_be_averaged_is_one_line(files, tmp_path, capsys):
         (["--exclude", "("], "no regular expression"),
         (["--weights", "1", "2"], "2 weights"),
         (["--weights", "1", "-2", "1"], "sum 0"),
+        (["", "--overwrite"], "a path is empty"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            main(["average", *paths, *output, *words])
+            main(["average", *paths, *words, *output])
         assert stopped.value.code == 2
         said = capsys.readouterr().err
         assert match in said
