@@ -128,12 +128,16 @@ def layout(
         The header's bytes, each tensor's offset, and the file's size.
 
     Raises:
-        CheckpointError: If the format does not support a type.
+        CheckpointError: If the format does not support a type or a name.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places, reached = {}, 0
     for name in in_order(table):
         entry = table[name]
+        if name == "__metadata__" or name.encode(errors="replace").decode() != name:
+            raise CheckpointError(
+                f"'{name}' is no name of a tensor in safetensors; write a .pt file"
+            )
         if entry.code in ("C32", "C128"):
             raise CheckpointError(
                 f"'{name}' is {type_name(entry.code)}, which safetensors cannot hold; write a "

@@ -318,3 +318,14 @@ def test_what_cannot_be_averaged_is_one_line(files, tmp_path, capsys):
         torch.save({"w": torch.zeros(1), "_extra_state": [index]}, tmp_path / f"{index}.pt")
     with pytest.raises(MergeError, match="_extra_state' differs"):
         open_files([tmp_path / "0.pt", tmp_path / "1.pt"])
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "a\ud800"])
+def test_names_that_safetensors_cannot_hold(name, tmp_path, capsys):
+    state, paths = {name: torch.ones(1), "w": torch.zeros(2)}, [str(tmp_path / "a.pt")] * 2
+    torch.save(state, paths[0])
+    with pytest.raises(SystemExit):
+        main(["average", *paths, "-o", str(tmp_path / "o.safetensors")])
+    assert "write a .pt file" in capsys.readouterr().err
+    main(["average", *paths, "-o", str(tmp_path / "o.pt")])
+    assert same(torch.load(tmp_path / "o.pt"), state)
