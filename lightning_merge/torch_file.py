@@ -50,7 +50,10 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
         with warnings.catch_warnings():
             # These warnings are about how the file was made, which its reader cannot change.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mapped and archive
+            )
+        return _without_attributes(content)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
         if name:
@@ -62,6 +65,24 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
     except Exception as error:
         # A file that is not a pickle can fail anywhere in the unpickler, with any error.
         raise _broken(path) from error
+
+
+def _without_attributes(content: Any) -> Any:
+    """Removes what a file has set on its dicts and tensors: `items` or `numel`, for example."""
+    from torch import Tensor
+
+    left, seen = [content], set()
+    while left:
+        item = left.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if type(item) is not dict and isinstance(item, dict | Tensor):
+            vars(item).clear()
+        if isinstance(item, dict | list | tuple | set):
+            inner = dict.values(item) if isinstance(item, dict) else item
+            left.extend(one for one in inner if isinstance(one, dict | list | tuple | set | Tensor))
+    return content
 
 
 def check_bounded(path: Path) -> bool:
@@ -111,6 +132,8 @@ def _check_archive(path: Path) -> None:
     except Exception as error:
         raise _broken(path) from error
     names = [part.filename for part in parts]
+    # torch finds them in capital letters, too.
+    pickles = [part for part in parts if part.filename.lower().endswith(".pkl")]
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
             f"{path} is a TorchScript archive, a program: save its weights alone, "
@@ -127,12 +150,26 @@ def _check_archive(path: Path) -> None:
         raise _broken(path)
     if len(parts) > MOST_TENSORS:
         raise CheckpointError(f"{path} holds more than {MOST_TENSORS} tensors: split it")
-    described = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+    described = sum(part.file_size for part in pickles)
     if described > _LONGEST_PICKLE + size // 16:
         raise CheckpointError(
             f"{path} holds {described >> 20} MiB of Python objects beside its tensors; save its "
             "state dict alone, torch.save(model.state_dict(), ...)"
         )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            made = any(b"\nbytearray\n" in archive.read(part) for part in pickles)
+    except Exception as error:
+        raise _broken(path) from error
+    if made:
+        raise _of_any_size(path)
+
+
+def _of_any_size(path: Path) -> CheckpointError:
+    # A number is enough to make one of gigabytes.
+    return CheckpointError(
+        f"{path} holds a bytearray; save its state dict alone, torch.save(model.state_dict(), ...)"
+    )
 
 
 def _check_pickles(path: Path) -> None:
@@ -142,10 +179,14 @@ def _check_pickles(path: Path) -> None:
         with path.open("rb") as file:
             # A magic number, the protocol, the machine, the content, the storages' keys.
             for _ in range(5):
-                for _operation in pickletools.genops(file):
+                for operation, given, _ in pickletools.genops(file):
+                    if operation.name == "GLOBAL" and str(given).endswith(" bytearray"):
+                        raise _of_any_size(path)
                     left -= 1
                     if not left:
                         raise _TooLongError
+    except CheckpointError:
+        raise
     except _TooLongError as error:
         raise CheckpointError(
             f"{path} holds too many Python objects; save its state dict alone, with a torch "

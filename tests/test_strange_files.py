@@ -60,6 +60,31 @@ def test_more_objects_than_weights(tmp_path):
     assert torch.equal(read_checkpoint(path).state_dict["w"], fine["w"])
 
 
+def archived(path, pickled, name="data.pkl"):
+    """A pickle that is written by hand, as `torch.save` would store it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"archive/{name}", pickled)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def test_a_number_does_not_become_gigabytes(tmp_path):
+    bomb = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\xff\xff\xff\xff\x00\x85R."
+    for name in ("data.pkl", "DATA.PKL"):
+        refused(archived(tmp_path / "a.pt", bomb, name), "holds a bytearray")
+    (tmp_path / "b.pt").write_bytes(bomb)
+    refused(tmp_path / "b.pt", "holds a bytearray")
+
+
+def test_attributes_do_not_hide_methods(tmp_path):
+    state = {"w": torch.zeros(2)}
+    state["w"].numel = state["w"].dim = 1
+    found = read_checkpoint(saved(tmp_path / "a.pt", state)).state_dict
+    assert (found["w"].numel(), found["w"].dim()) == (2, 1)
+    nothing = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."
+    refused(archived(tmp_path / "b.pt", nothing), "holds no tensors")
+
+
 @pytest.mark.parametrize(
     ("tensor", "word"),
     [
