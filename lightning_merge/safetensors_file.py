@@ -53,7 +53,9 @@ class SafetensorsFile:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
                     raise ValueError("the header is longer than the file")
-                header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+                header = json.loads(
+                    file.read(length).decode(), object_pairs_hook=_without_duplicates
+                )
                 # Private pages: writable, as tensors must be, without changing the file.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             metadata = header.pop("__metadata__", {})

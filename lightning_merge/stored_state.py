@@ -102,7 +102,11 @@ def is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
-        begin = file.read(9)
+        try:
+            begin = file.read(9)
+        except OSError as error:
+            error.filename = str(path)
+            raise
     return begin[8:] == b"{" and begin[4:8] == bytes(4)
 
 

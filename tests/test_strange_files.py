@@ -156,6 +156,7 @@ def test_a_torchscript_archive(tmp_path):
         '{"w":{"dtype":"F32","shape":["1"],"data_offsets":[0,4]}}',
         '{"w":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}',
         '{"w":3}',
+        '\ufeff{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         "[" * 100_000,
         '{"w":{"dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]}}',
         '{"w":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}',
@@ -166,6 +167,12 @@ def test_headers_that_lie(tmp_path, header):
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
     refused(path, "not a safetensors file")
+
+
+def test_a_file_that_the_system_cannot_read_is_named():
+    for read in (read_checkpoint, open_state):
+        with pytest.raises(OSError, match="/proc/self/mem"):
+            read("/proc/self/mem")
 
 
 def test_safetensors_that_tie_weights(tmp_path):

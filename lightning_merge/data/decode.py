@@ -1,6 +1,7 @@
 """One image file as a viewer shows it, in 8 bits, cut and resized."""
 
 import os
+import stat
 import warnings
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
@@ -86,6 +87,9 @@ def decode(
 
     shown = printable(name)
     try:
+        # A pipe would be waited for.
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("no regular file")
         with Image.open(file) as opened:
             # Pillow would have another program run it.
             if opened.format == "EPS":

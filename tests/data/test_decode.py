@@ -1,6 +1,7 @@
 """Images as other programs write them are read as a viewer shows them."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -235,3 +236,9 @@ def test_what_is_not_a_number_and_what_is_a_program_are_refused():
     assert "PostScript" in refused(lambda: read(drawn, 3))
     double = tiff(RAMP, bits=64, sample=3)
     assert "no image that Pillow knows" in refused(lambda: read(double))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert "no regular file" in refused(lambda: read(str(tmp_path / "a.png")))
+    assert "is missing" in refused(lambda: read(str(tmp_path / "b.png")))
