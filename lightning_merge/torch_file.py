@@ -9,11 +9,16 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_merge.errors import CheckpointError
 from lightning_merge.safetensors_file import MOST_TENSORS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Python objects need up to 64 times the bytes that describe them.
 _LONGEST_PICKLE = 2 << 20
@@ -53,7 +58,7 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=mapped and archive
             )
-        return _without_attributes(content)
+        tensors = _without_attributes(content)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
         if name:
@@ -65,13 +70,35 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
     except Exception as error:
         # A file that is not a pickle can fail anywhere in the unpickler, with any error.
         raise _broken(path) from error
+    if mapped and archive:
+        _check_records(path, tensors)
+    return content
 
 
-def _without_attributes(content: Any) -> Any:
-    """Removes what a file has set on its dicts and tensors: `items` or `numel`, for example."""
+def _check_records(path: Path, tensors: Sequence["Tensor"]) -> None:
+    """Checks that each tensor has a record of its size: torch maps beyond one that is shorter."""
+    import torch
+
+    with zipfile.ZipFile(path) as file:
+        records = Counter(part.file_size for part in file.infolist())
+    storages = {}
+    for tensor in tensors:
+        if tensor.layout == torch.strided and tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    if Counter(size for size in storages.values() if size) - records:
+        raise _broken(path)
+
+
+def _without_attributes(content: Any) -> list["Tensor"]:
+    """Removes what a file has set on its dicts and tensors: `items` or `numel`, for example.
+
+    Returns:
+        All tensors.
+    """
     from torch import Tensor
 
-    left, seen = [content], set()
+    left, seen, tensors = [content], set(), []
     while left:
         item = left.pop()
         if id(item) in seen:
@@ -79,10 +106,12 @@ def _without_attributes(content: Any) -> Any:
         seen.add(id(item))
         if type(item) is not dict and isinstance(item, dict | Tensor):
             vars(item).clear()
-        if isinstance(item, dict | list | tuple | set):
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif isinstance(item, dict | list | tuple | set):
             inner = dict.values(item) if isinstance(item, dict) else item
             left.extend(one for one in inner if isinstance(one, dict | list | tuple | set | Tensor))
-    return content
+    return tensors
 
 
 def check_bounded(path: Path) -> bool:

@@ -219,3 +219,13 @@ def test_files_without_batch_counters_and_with_extra_states():
         fit_names({k: v for k, v in old.items() if k != "weight"}, norm.state_dict(), "old")
     part = {k: v for k, v in old.items() if k != "weight"}
     assert torch.equal(fit_names(part, norm.state_dict(), "x", strict=False)["weight"], norm.weight)
+
+
+def test_a_tensor_does_not_reach_into_the_next_ones_record(tmp_path):
+    whole = saved(tmp_path / "whole.pt", {"w": torch.arange(1000.0), "v": torch.ones(1000)})
+    short = tmp_path / "short.pt"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(short, "w") as new:
+        for part in old.infolist():
+            end = 400 if part.filename.endswith("data/0") else None
+            new.writestr(part.filename, old.read(part)[:end])
+    refused(short, r"short\.pt is not a checkpoint, or is truncated")
