@@ -93,6 +93,12 @@ def raw_of(tensor: Tensor) -> Raw:
     return raw
 
 
+def torch_type(code: str) -> torch.dtype:
+    """The type of torch that a code stands for: `torch.float16` of `F16`."""
+    dtype: torch.dtype = getattr(torch, type_name(code))
+    return dtype
+
+
 def tensor_of(raw: Raw, entry: Entry) -> Tensor:
     """A tensor from its bytes, sharing their memory if they are aligned.
 
@@ -103,7 +109,7 @@ def tensor_of(raw: Raw, entry: Entry) -> Tensor:
         raise CheckpointError(
             f"a tensor is of the packed type {entry.code}: convert it to one of single numbers"
         )
-    dtype: torch.dtype = getattr(torch, type_name(entry.code))
+    dtype = torch_type(entry.code)
     if not raw.size:
         return torch.empty(entry.shape, dtype=dtype)
     if raw.ctypes.data % SIZES[entry.code]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate.inputs import State, is_numeric, opened, wide
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
-from lightning_merge.number_types import common_type, type_name
+from lightning_merge.number_types import common_type
 from lightning_merge.state_dicts import (
     StateDict,
     check_alike,
@@ -21,6 +21,7 @@ from lightning_merge.state_dicts import (
     entry_of,
     is_finite,
     table_of,
+    torch_type,
 )
 from lightning_merge.tensor_table import (
     common_entries,
@@ -271,7 +272,7 @@ class _RunningMean:
             if is_numeric(total):
                 total = (total + state[name].to(total)).div_(self.count + 1)
                 # As it would be in the soup: a narrower type may not hold it.
-                merged[name] = total.to(_dtype(self._type_with(name, state[name])))
+                merged[name] = total.to(torch_type(self._type_with(name, state[name])))
             else:
                 merged[name] = total.clone()
         return merged
@@ -285,7 +286,7 @@ class _RunningMean:
 
     def mean(self) -> StateDict:
         return {
-            name: (total / self.count).to(_dtype(self.types[name]))
+            name: (total / self.count).to(torch_type(self.types[name]))
             if is_numeric(total)
             else total.clone()
             for name, total in self.sums.items()
@@ -293,8 +294,3 @@ class _RunningMean:
 
     def _type_with(self, name: str, value: Tensor) -> str:
         return common_type([self.types[name], entry_of(name, value).code])
-
-
-def _dtype(code: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, type_name(code))
-    return dtype

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
-from lightning_merge.number_types import is_complex, is_fraction, type_name
-from lightning_merge.state_dicts import StateDict, check_alike, check_finite, is_finite, table_of
+from lightning_merge.number_types import is_complex, is_fraction
+from lightning_merge.state_dicts import (
+    StateDict,
+    check_alike,
+    check_finite,
+    is_finite,
+    table_of,
+    torch_type,
+)
 
 
 def task_vector(finetuned: State, pretrained: State) -> StateDict:
@@ -66,7 +73,7 @@ class LazyTaskVector(Mapping[str, Tensor]):
             raise KeyError(name)
         start = self._pretrained[name].detach()
         end = self._finetuned[name].detach().to(start.device)
-        dtype: torch.dtype = getattr(torch, type_name(self.table[name].code))
+        dtype = torch_type(self.table[name].code)
         if end.dtype == start.dtype == dtype:
             step = end - start
         else:

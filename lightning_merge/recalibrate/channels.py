@@ -1,7 +1,8 @@
 """The layers that REPAIR corrects, and the statistics of their channels."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +55,7 @@ def measure(
         NonFiniteError: If an output is NaN or infinite.
     """
     pools: dict[str, Pooled] = {}
-    handles = []
+    hooks = {}
     for name in (*layers, *([""] if added_up else [])):
         layer = model.get_submodule(name)
         dim = -1 if isinstance(layer, nn.Linear) else 1
@@ -69,17 +70,11 @@ def measure(
             if stop:
                 raise _Stop
 
-        handles.append(layer.register_forward_hook(hook))
-    try:
-        with torch.no_grad():
-            for x in inputs:
-                try:
-                    model(to_device_of(model, x))
-                except _Stop:
-                    continue
-    finally:
-        for handle in handles:
-            handle.remove()
+        hooks[name] = hook
+    with _hooked(model, hooks):
+        for x in inputs:
+            with suppress(_Stop):
+                model(to_device_of(model, x))
     if shared:
         pool_over_ranks(list(pools.values()))
     found = {name: _statistics(pool, name) for name, pool in pools.items()}
@@ -87,6 +82,20 @@ def measure(
         std = found.pop("").std
         found = {name: Statistics(one.mean, std) for name, one in found.items()}
     return found
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Runs without gradients, and with a forward hook on each of these layers."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()
+    ]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _statistics(pool: Pooled, name: str) -> Statistics:
@@ -129,7 +138,7 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
     called: list[str] = []
     makers: dict[int, str] = {}
     kept: list[Tensor] = []
-    handles = []
+    hooks = {}
     for name, layer in model.named_modules():
         own = layer._parameters.get("weight")
         if not isinstance(layer, _LAYERS):
@@ -148,14 +157,10 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
             if plain:
                 called.append(name)
 
-        handles.append(layer.register_forward_hook(hook))
+        hooks[name] = hook
     x = to_device_of(model, x)
-    try:
-        with torch.no_grad():
-            result = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _hooked(model, hooks):
+        result = model(x)
     found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
     once = [name for name, count in Counter(called).items() if count == 1]
     classifiers = found - {None}
@@ -177,16 +182,8 @@ def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) 
     """Whether twice the outputs of these layers give twice the network's."""
     if not heads:
         return False
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: 2 * output)
-        for name in heads
-    ]
-    try:
-        with torch.no_grad():
-            twice = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _hooked(model, dict.fromkeys(heads, lambda _module, _inputs, output: 2 * output)):
+        twice = model(x)
     return torch.allclose(twice, 2 * result, rtol=1e-3, atol=1e-6 * float(result.abs().max()))
 
 
