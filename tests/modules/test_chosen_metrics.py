@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from computed_metrics import computed
 from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score
 
 from lightning_merge.modules.metrics import classification_metrics
@@ -10,12 +11,8 @@ from lightning_merge.modules.metrics import classification_metrics
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves out")
 
 
-def computed(task, classes, chosen, logits, targets, size):
-    named = {name: {"class_path": path, "name": name} for name, path in chosen.items()}
-    metrics = classification_metrics(task, classes, list(named.values()))
-    for batch, truth in zip(logits.split(size), targets.split(size), strict=True):
-        metrics.update(batch, truth)
-    return {name: float(value) for name, value in metrics.compute().items()}
+def by_class(chosen):
+    return [{"class_path": path, "name": name} for name, path in chosen.items()]
 
 
 @pytest.mark.parametrize("size", [1, 10, 90])
@@ -31,10 +28,8 @@ def test_metrics_that_agree_on_the_first_example_stay_apart(size):
         }
         for k in (2, 5)
     ]
-    metrics = classification_metrics("multiclass", 8, ["accuracy", *chosen])
-    for batch, truth in zip(logits.split(size), targets.split(size), strict=True):
-        metrics.update(batch, truth)
-    found = {name: round(float(value) * 90) for name, value in metrics.compute().items()}
+    values = computed("multiclass", 8, ["accuracy", *chosen], logits, targets, size)
+    found = {name: round(value * 90) for name, value in values.items()}
     assert found == {"accuracy": 12, "top2": 24, "top5": 57}
 
 
@@ -52,7 +47,7 @@ def test_a_class_that_no_example_has_is_left_out(size):
         "f1": "MulticlassF1Score",
         "precision": "MulticlassPrecision",
     }
-    found = computed("multiclass", 4, chosen, logits, targets, size)
+    found = computed("multiclass", 4, by_class(chosen), logits, targets, size)
     recalls = [np.mean(predicted[truth == c] == c) for c in range(3)]
     assert found["recall"] == pytest.approx(np.mean(recalls), abs=1e-6)
     assert found["balanced"] == pytest.approx(np.mean(recalls), abs=1e-6)
@@ -87,13 +82,13 @@ def test_ranks_are_those_of_the_logits(size, shift):
     # Sixteen bits: many are equal, and a probability would be 0 or 1.
     logits = (clean + shift).bfloat16()
     chosen = {"area": "BinaryAUROC", "precision": "BinaryAveragePrecision"}
-    found = computed("binary", 1, chosen, logits, targets, size)
+    found = computed("binary", 1, by_class(chosen), logits, targets, size)
     right = logits.double().numpy()
     assert found["area"] == pytest.approx(roc_auc_score(targets, right), abs=1e-6)
     assert found["precision"] == pytest.approx(average_precision_score(targets, right), abs=1e-6)
     several = torch.stack([logits, logits.flip(0), logits], 1)
     truth = torch.stack([targets, targets.flip(0), targets * 0], 1)
-    found = computed("multilabel", 3, {"area": "MultilabelAUROC"}, several, truth, size)
+    found = computed("multilabel", 3, by_class({"area": "MultilabelAUROC"}), several, truth, size)
     assert found["area"] == pytest.approx(roc_auc_score(targets, right), abs=1e-6)
 
 
@@ -115,7 +110,7 @@ def test_ranks_of_an_examples_labels_are_those_of_its_logits(size, scale):
         "precision": "MultilabelRankingAveragePrecision",
         "coverage": "MultilabelCoverageError",
     }
-    found = computed("multilabel", 5, chosen, logits, targets, size)
+    found = computed("multilabel", 5, by_class(chosen), logits, targets, size)
     wanted = {
         "loss": label_ranking_loss(targets, logits),
         "precision": label_ranking_average_precision_score(targets, logits),
@@ -131,7 +126,7 @@ def test_each_label_is_right_or_wrong_for_every_example(size):
     targets = (logits + torch.randn(70, 3, generator=generator) > 0).long()
     targets[:, 0], targets[:, 1] = 0, 1
     chosen = {"right": "MultilabelAccuracy", "wrong": "MultilabelHammingDistance"}
-    found = computed("multilabel", 3, chosen, logits, targets, size)
+    found = computed("multilabel", 3, by_class(chosen), logits, targets, size)
     right = float(((logits > 0) == targets).double().mean())
     assert found == pytest.approx({"right": right, "wrong": 1 - right}, abs=1e-6)
 
