@@ -150,7 +150,7 @@ class _Prober:
         for name, most in vars(whole).items():
             each[name] = self._slope(work, few, name, first if name == "steps" else again, most)
             total += (most - vars(few)[name]) * each[name]
-        further = _epochs(work, whole.train) - 1
+        further = _epochs(work, max(1, whole.train)) - 1
         if further:
             longer = self._execute(work, few, epochs=2)
             # What an epoch has beside its batches, such as a validation.
@@ -215,7 +215,7 @@ def _lengths(config: Plain, tested: bool) -> tuple[int, int, int]:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    train = data.train_dataloader()
+    train = data.train_dataloader() or []
     others = []
     if tested:
         others.append(data.test_dataloader())
@@ -226,7 +226,8 @@ def _lengths(config: Plain, tested: bool) -> tuple[int, int, int]:
         examples = len(train) * (getattr(train, "batch_size", None) or 0)
     except ConfigError:
         examples = 0
-    return len(train), max((len(loader) for loader in others if loader), default=0), examples
+    tests = max((len(loader) for loader in others if loader), default=0)
+    return len(train), tests, examples
 
 
 def _shortened(work: Work, amounts: _Amounts, epochs: int) -> Work:
