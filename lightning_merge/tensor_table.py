@@ -75,7 +75,8 @@ def _name_that_differs(first: Table, other: Table, here: str, there: str) -> Non
 
 
 _ADVICE = (
-    "merge networks of one architecture, or (merge, compare) of different tasks with --heads first"
+    "merge networks of one architecture, or (merge, compare) of different tasks with "
+    "--heads first, of different widths with --widen true"
 )
 
 

@@ -88,6 +88,7 @@ def merge(
     trainer: Mapping[str, Any] | None = None,
     seed: int = 0,
     heads: str | None = None,
+    widen: bool = False,
     statistics_examples: int | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -110,6 +111,8 @@ def merge(
             head; a regular expression gives them the first one's tensors of matching names.
             `join` makes one network for all classes: bodies merged, heads side by side in the
             networks' order.
+        widen: Whether networks of one family may differ in width: narrower ones are brought to the
+            shapes of the widest (`lightning_merge.align.widened`), and compute what they did.
         statistics_examples: How many training examples to use for statistics; None for all.
         output: A folder to save the result in; None to save nothing.
         overwrite: Whether an existing result in the folder may be overwritten.
@@ -132,8 +135,14 @@ def merge(
         )
     if output is not None:
         check_claim(output, _MERGE_FILES, overwrite)
-    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
-    context, _ = _opened(networks, data, trainer, model, heads, settings)
+    settings = {
+        "heads": heads,
+        "widen": widen,
+        "seed": seed,
+        "statistics_examples": statistics_examples,
+        "progress": progress,
+    }
+    context, _ = _opened(networks, data, trainer, model, settings)
     if on_context is not None:
         on_context(context)
     built.check_context(context)
@@ -165,6 +174,7 @@ def compare(
     trainer: Mapping[str, Any] | None = None,
     seed: int = 0,
     heads: str | None = None,
+    widen: bool = False,
     statistics_examples: int | None = None,
     pool_sizes: Sequence[int] = (),
     title: str = "Comparison",
@@ -187,6 +197,7 @@ def compare(
         trainer: As for `merge`.
         seed: As for `merge`.
         heads: As for `merge`.
+        widen: As for `merge`.
         statistics_examples: As for `merge`.
         pool_sizes: For each number n, run every recipe on the first n networks; on all networks
             if not given.
@@ -218,8 +229,14 @@ def compare(
         sweep.check(value, len(networks))
     if output is not None:
         check_claim(output, WRITTEN, overwrite)
-    settings = {"seed": seed, "statistics_examples": statistics_examples, "progress": progress}
-    context, loggers = _opened(networks, data, trainer, model, heads, settings)
+    settings = {
+        "heads": heads,
+        "widen": widen,
+        "seed": seed,
+        "statistics_examples": statistics_examples,
+        "progress": progress,
+    }
+    context, loggers = _opened(networks, data, trainer, model, settings)
     if on_context is not None:
         on_context(context)
     for size in sizes:
@@ -293,14 +310,13 @@ def _opened(
     data: Data,
     trainer: Mapping[str, Any] | None,
     model: Model | None,
-    heads: str | None,
     settings: Plain,
 ) -> tuple[Context, list[Any]]:
     """The networks' context, after trying one batch, and the Trainer's loggers."""
     arguments = instantiate_trainer(trainer or {})
     loggers = arguments.pop("loggers")
     made = trainer_maker(arguments, settings["progress"])
-    context = open_context(networks, data, made, model, heads, **settings)
+    context = open_context(networks, data, made, model, **settings)
     check_one_batch(context)
     return context, loggers
 

@@ -33,7 +33,7 @@ load_parts()
 Printed = str | float
 Paper = dict[str, Printed | dict[str, Printed | dict[str, Printed]]]
 
-OF_CONTEXT = ("model", "trainer", "seed", "heads", "statistics_examples")
+OF_CONTEXT = ("model", "trainer", "seed", "heads", "widen", "statistics_examples")
 """The options of `merge` and `compare` that their functions have under the same names."""
 
 RECIPES = (
@@ -111,7 +111,7 @@ def add_trainer(to: ArgumentParser) -> None:
 
 
 def add_checkpoints_and_model(to: ArgumentParser) -> None:
-    """Adds `--checkpoints`, `--model`, `--seed` and `--heads`."""
+    """Adds `--checkpoints`, `--model`, `--seed`, `--heads` and `--widen`."""
     to.add_argument(
         "--checkpoints",
         type=list[str],
@@ -134,6 +134,13 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         help="for ingredients of different tasks: `first` gives all of them the first one's head "
         "(the layer whose shapes differ), a regular expression the tensors whose names it matches; "
         "`join` gives the merge the heads of all, side by side in the ingredients' order",
+    )
+    to.add_argument(
+        "--widen",
+        type=bool,
+        default=False,
+        help="for ingredients of one family whose widths differ: narrower ones are brought to the "
+        "shapes of the widest, and compute what they did",
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -20,10 +21,12 @@ from lightning_merge.checkpoint import (
 )
 from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.described_module import module_of
+from lightning_merge.recipe.other_widths import of_widest
 from lightning_merge.short_names import short_names
 
 Network = str | Path | Mapping[str, Tensor] | nn.Module
@@ -36,6 +39,7 @@ def open_context(
     trainer: Callable[..., Trainer],
     model: LightningModule | Mapping[str, Any] | None = None,
     heads: str | None = None,
+    widen: bool = False,
     **settings: Any,
 ) -> Context:
     """The context of some ingredients and their data.
@@ -48,6 +52,7 @@ def open_context(
             what the first network is, or its checkpoint describes.
         heads: Which tensors are the first ingredient's in all of them (`share_head`); `join` for
             the heads of all side by side (`pad_heads`); None for none.
+        widen: Whether narrower ingredients are brought to the shapes of the widest.
         **settings: `seed`, `statistics_examples` and `progress` of `Context`.
 
     Raises:
@@ -55,19 +60,28 @@ def open_context(
     """
     read = [_read(network, number) for number, network in enumerate(networks, start=1)]
     names = [str(one.path) for one in read]
+    short = short_names(names)
+    data = data if isinstance(data, LightningDataModule) else build_data(data)
+    given = [one.state_dict for one in read]
+    if widen:
+        modules = [
+            _module([network], [one], None) for network, one in zip(networks, read, strict=True)
+        ]
+        data.prepare_data()
+        data.setup("fit")
+        batches = statistics_batches_of(data, modules[0], torch.device("cpu"))
+        model, given = of_widest(modules, given, short, example_inputs(batches, "cpu"))
     joins = heads == "join"
     described = joins and model is None and read
     module = _of_all_classes(read) if described else _module(networks, read, model)
     expected = module.state_dict()
-    own = [prefixed(one.state_dict, expected) for one in read]
+    own = [prefixed(state, expected) for state in given]
     if joins:
         shared, kept = pad_heads(own, names, expected)
     else:
         shared, kept = share_head(own, names, heads) if heads else (own, [])
     check_ingredients(shared, names)
     states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
-    data = data if isinstance(data, LightningDataModule) else build_data(data)
-    short = short_names(names)
     warn_of_other_divisions(short, [one.content for one in read], data)
     return Context(
         module,
@@ -77,8 +91,8 @@ def open_context(
         trainer,
         heads=kept,
         joins_heads=joins,
-        # Of the files as they are, not of what sharing a head made of them.
-        given_digests=[digest(state) for state in own],
+        # Of the files as they are, not of what sharing a head or widening made of them.
+        given_digests=[digest(prefixed(one.state_dict, expected)) for one in read],
         **settings,
     )
 

@@ -75,14 +75,17 @@ def centred(group: Group, folds: Folds) -> list[Member]:
     """The members whose mean over the units does not matter."""
     if group.symmetry != "orthogonal" or not group.keeps_ones:
         return []
-    norms = {n.weight: n for n in folds.norms if n.takes_mean and n.takes_bias}
+    norms = {norm.weight: norm for norm in folds.norms if norm.takes_mean}
     readers = {reader.weight for norm in norms.values() for reader in norm.readers}
+    # Behind a norm that keeps its bias, what reads sees that bias's mean.
+    blind = {reader.weight for n in norms.values() if n.takes_bias for reader in n.readers}
     biases = {norm.bias for norm in norms.values()}
     if any(m.repeat > 1 for m in group.members if m.tensor in norms):
         return []
     if any(m.variance < 0 and m.tensor not in readers for m in group.members):
         return []
-    return [m for m in group.members if m.variance and m.tensor not in biases]
+    writers = [m for m in group.members if m.variance > 0 and m.tensor not in biases]
+    return writers + [m for m in group.members if m.variance < 0 and m.tensor in blind]
 
 
 def _working(state: State, groups: Sequence[Group], folds: Folds) -> State:

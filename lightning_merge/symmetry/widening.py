@@ -1,8 +1,10 @@
-"""Narrow networks in the coordinates of wide ones: units are padded, the function stays.
+"""Narrow networks in the coordinates of wide ones: units are padded or copied, the function stays.
 
 A network of the same family but of smaller width becomes a state dict of the wide one's shapes,
 in which its own units come first, heads among heads and units inside their heads, and zeros read
-all others. It can then be aligned to the wide one and merged with it.
+all others. Where a norm counts its units and nothing can make up for zeros, as behind depthwise
+kernels, each unit is there several times instead (Net2WiderNet, Chen et al. 2016). The result can
+then be aligned to the wide network and merged with it.
 """
 
 import copy
@@ -18,6 +20,8 @@ from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group
 
 _TOLERANCE = 1e-6
+# Axes of a grouped convolution's inputs, counted as `(groups, outputs, inputs, ...)`.
+_GROUPED_INPUTS = (0, 2)
 
 
 def widened(
@@ -27,7 +31,9 @@ def widened(
 
     Streams behind norms are written larger by `sqrt(wide / narrow)`, which the norms' weights
     take back, so that a norm over more units gives the same; queries are larger likewise where
-    heads are wider. The result is checked on random numbers of the inputs' kind in float64.
+    heads are wider. If that does not keep the function, the streams that it does not suit are
+    filled with copies of their units, as often as the wide network is wider, each read with as
+    small a share. The result is checked on random numbers of the inputs' kind in float64.
 
     Args:
         narrow: The network to be padded; neither network is changed.
@@ -44,26 +50,47 @@ def widened(
         PermutationSpec.from_model(model, example_inputs, symmetries="all")
         for model in (narrow, wide)
     ]
-    source = specs[0].canonical(narrow)
-    _enlarge(source, *specs)
-    places = _positions(*specs)
+    changes = []
+    for copied in (False, True):
+        state = _laid_out(narrow, wide, specs[0], specs[1], copied)
+        changes.append(_change(narrow, wide, state, example_inputs))
+        # A state dict in half or single precision has rounded the scales already.
+        dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+        if changes[-1] <= max(_TOLERANCE, 100 * torch.finfo(dtype).eps):
+            return state
+    raise AlignmentError(
+        f"{type(narrow).__name__} cannot be padded: its output would change by {min(changes):.1e}; "
+        "a norm that cannot be passed counts its units (see spec.frozen): the wide network needs "
+        "a multiple of them"
+    )
+
+
+def _laid_out(
+    narrow: nn.Module,
+    wide: nn.Module,
+    here: PermutationSpec,
+    there: PermutationSpec,
+    copied: bool,
+) -> dict[str, Tensor]:
+    """The narrow network's tensors among the wide one's, units of some streams copied or not."""
+    source = here.canonical(narrow)
+    _enlarge(source, here, there)
+    places = _positions(source, here, there, copied)
     result = {}
     for name, like in wide.state_dict().items():
         if name not in source or source[name].ndim != like.ndim:
             raise AlignmentError(f"the narrow network has no {name!r} of {like.ndim} dimensions")
         result[name] = _padded(source[name], like, name, places.get(name, {}))
-    _check(narrow, wide, result, example_inputs)
     return result
 
 
 def _enlarge(source: dict[str, Tensor], narrow: PermutationSpec, wide: PermutationSpec) -> None:
     """Make up for norms over more units, and for a softmax over products of wider heads."""
+    biases = {norm.bias for norm in narrow.folds.norms}
     for group in narrow.groups:
         other = _same(wide, group)
         ratio = (other.size / other.blocks) / (group.size / group.blocks)
-        normed = group.symmetry == "orthogonal" and (
-            not group.keeps_ones or bool(centred(group, narrow.folds))
-        )
+        normed = _is_normed(group, narrow)
         if normed:
             # A norm over more units gives as many times larger values, whatever it reads.
             moved = {member.tensor for member in group.members}
@@ -71,12 +98,19 @@ def _enlarge(source: dict[str, Tensor], narrow: PermutationSpec, wide: Permutati
                 source[weight] = source[weight] / math.sqrt(ratio)
         multiplied = group.symmetry == "invertible" and group.name.endswith(".qk")
         for member in group.members:
-            if member.variance <= 0 or not (normed or multiplied):
+            if member.variance <= 0 or member.tensor in biases or not (normed or multiplied):
                 continue
             tensor = source[member.tensor].clone()
             rows = tensor.movedim(member.axis, 0)
             rows[member.index.reshape(-1)] *= math.sqrt(ratio)
             source[member.tensor] = tensor
+
+
+def _is_normed(group: Group, spec: PermutationSpec) -> bool:
+    """Whether only norms read the units, to which the mean over the units does not matter."""
+    return group.symmetry == "orthogonal" and (
+        not group.keeps_ones or bool(centred(group, spec.folds))
+    )
 
 
 def _same(wide: PermutationSpec, group: Group) -> Group:
@@ -96,21 +130,21 @@ def _same(wide: PermutationSpec, group: Group) -> Group:
 
 
 def _positions(
-    narrow: PermutationSpec, wide: PermutationSpec
+    source: dict[str, Tensor], narrow: PermutationSpec, wide: PermutationSpec, copied: bool
 ) -> dict[str, dict[int, tuple[Tensor, Tensor]]]:
-    """By tensor and axis, the narrow network's positions and where they come to lie."""
+    """By tensor and axis, the narrow network's positions and where they come to lie.
+
+    Of units that come to lie at several places, what reads them in `source` is divided by as many.
+    """
     found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     # Units inside heads say more than heads as wholes, whose positions may not be as many.
     for group in sorted(narrow.groups, key=lambda g: g.level):
         other = _same(wide, group)
+        rows = _rows(group, other, copied and _may_be_copied(group, other, narrow))
         theirs = {(m.place[0], m.axes): [] for m in other.members}  # type: ignore[var-annotated]
         for member in other.members:
             theirs[member.tensor, member.axes].append(member)
         for member in group.members:
-            if len(member.axes) > 1:
-                raise AlignmentError(
-                    f"{member.tensor!r}: a grouped convolution cannot be padded by this"
-                )
             match = next(
                 (
                     one
@@ -119,23 +153,44 @@ def _positions(
                 ),
                 None,
             )
-            axes = found.setdefault(member.tensor, {})
-            old, new = axes.get(member.axis, (torch.zeros(0).long(), torch.zeros(0).long()))
-            if match is None or bool(torch.isin(member.index, old).all()):
+            if match is None:
                 continue
-            rows = _rows(group, other)
-            axes[member.axis] = (
-                torch.cat([old, member.index.reshape(-1)]),
-                torch.cat([new, match.index[rows].reshape(-1)]),
+            axis, here, there = member.axis, member.index, match.index[rows]
+            if member.axes == _GROUPED_INPUTS:
+                # The same inputs of each of a convolution's groups, which its outputs place.
+                if member.repeat > 1:
+                    continue
+                width = group.size // group.blocks
+                axis, here, there = 1, here[:width] % width, there[:width] % match.shape[2]
+            axes = found.setdefault(member.tensor, {})
+            old, new = axes.get(axis, (torch.zeros(0).long(), torch.zeros(0).long()))
+            # Those of heads as wholes that units inside them have placed stay there.
+            left = ~torch.isin(here, old)[:, None].expand(there.shape)
+            axes[axis] = (
+                torch.cat([old, here[:, None].expand(there.shape)[left]]),
+                torch.cat([new, there[left]]),
             )
+            if rows.shape[1] > 1 and member.role == "reads":
+                source[member.tensor] = source[member.tensor].clone()
+                read = source[member.tensor].movedim(axis, 0)
+                read[here.reshape(-1)] /= rows.shape[1]
     return found
 
 
-def _rows(group: Group, other: Group) -> Tensor:
-    """Which of the wide group's units each of the narrow group's becomes, `(size,)`."""
+def _may_be_copied(group: Group, other: Group, narrow: PermutationSpec) -> bool:
+    """Whether a norm may count the units, and the wide network has a multiple of them."""
+    if group.symmetry == "invertible" or group.inside(narrow.groups) or _is_normed(group, narrow):
+        return False
+    return (other.size // other.blocks) % (group.size // group.blocks) == 0
+
+
+def _rows(group: Group, other: Group, copied: bool) -> Tensor:
+    """Which of the wide group's units each of the narrow group's becomes, `(size, copies)`."""
     width, room = group.size // group.blocks, other.size // other.blocks
+    copies = room // width if copied else 1
     unit = torch.arange(group.size)
-    return unit // width * room + unit % width
+    first = unit // width * room + unit % width * copies
+    return first[:, None] + torch.arange(copies)
 
 
 def _padded(
@@ -157,7 +212,7 @@ def _padded(
             old, new = (
                 torch.cat([index, _others(index, like.shape[axis])]) for index in (old, new)
             )
-        if len(old) != value.shape[axis]:
+        if len(old.unique()) != value.shape[axis]:
             raise AlignmentError(
                 f"{name!r} axis {axis}: not each of its {value.shape[axis]} positions is one unit "
                 "that can be placed"
@@ -177,17 +232,13 @@ def _others(index: Tensor, size: int) -> Tensor:
     return rest.nonzero()[:, 0]
 
 
-def _check(
+def _change(
     narrow: nn.Module,
     wide: nn.Module,
     state: dict[str, Tensor],
     example_inputs: Tensor | Sequence[Tensor],
-) -> None:
-    """Whether both give the same.
-
-    Raises:
-        AlignmentError: They do not.
-    """
+) -> float:
+    """How far the outputs are apart, as a share of the narrow network's."""
     single = isinstance(example_inputs, Tensor)
     inputs = (example_inputs,) if single else tuple(example_inputs)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -198,11 +249,5 @@ def _check(
         with torch.no_grad():
             found = twin(*inputs)
         outputs.append(found[0] if isinstance(found, tuple) else found)
-    error = float((outputs[1] - outputs[0]).norm() / outputs[0].norm().clamp_min(1e-300))
-    # A state dict in half or single precision has rounded the scales already.
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-    if not error <= max(_TOLERANCE, 100 * torch.finfo(dtype).eps):
-        raise AlignmentError(
-            f"{type(narrow).__name__} cannot be padded: its output would change by {error:.1e}; a "
-            "norm that cannot be passed counts its units, see spec.frozen"
-        )
+    change = float((outputs[1] - outputs[0]).norm() / outputs[0].norm().clamp_min(1e-300))
+    return math.inf if math.isnan(change) else change

@@ -1,5 +1,7 @@
 """A narrow network among the units of a wide one computes the same."""
 
+from typing import Any
+
 import pytest
 import torch
 from networks import Flattened, Perceptron, ResNet20
@@ -37,6 +39,33 @@ def vit(width: int, heads: int, **changes: object) -> nn.Module:
     )
 
 
+SHORT: dict[str, Any] = {"img_size": 32, "num_classes": 4, "depth": 2}
+EVA: dict[str, Any] = {"img_size": 28, "num_classes": 4, "depth": 2}
+STAGES: dict[str, Any] = {"layers": (1, 1, 1, 1), "num_classes": 4}
+
+
+def resnext(groups: int, width: int) -> nn.Module:
+    return timm(
+        "resnext50_32x4d", **STAGES, channels=(16,) * 4, cardinality=groups, base_width=width
+    )
+
+
+def groupnorm(width: int) -> nn.Module:
+    return timm("resnet50_gn", **STAGES, channels=(width,) * 4)
+
+
+def swin(width: int) -> nn.Module:
+    return timm(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=2,
+        depths=(1, 1),
+        num_heads=(width // 4, width // 2),
+        embed_dim=width,
+        num_classes=4,
+    )
+
+
 PAIRS = {
     "perceptron": (lambda: Perceptron(4), lambda: Perceptron(9), (6, 5)),
     "resnet": (lambda: ResNet20(2), lambda: ResNet20(4), (2, 3, 16, 16)),
@@ -48,6 +77,36 @@ PAIRS = {
         (2, 3, 32, 32),
     ),
     "wider MLP": (PostNorm, Wide, (4, 5)),
+    "fixed places for queries": (
+        lambda: vit(16, 2, qk_norm=True, init_values=0.1),
+        lambda: vit(32, 4, qk_norm=True, init_values=0.1),
+        (2, 3, 32, 32),
+    ),
+    "rotary positions": (
+        lambda: timm("eva02_tiny_patch14_224", **EVA, embed_dim=16, num_heads=2),
+        lambda: timm("eva02_tiny_patch14_224", **EVA, embed_dim=24, num_heads=3),
+        (2, 3, 28, 28),
+    ),
+    "norms that keep their bias": (
+        lambda: timm("beit_base_patch16_224", **SHORT, embed_dim=16, num_heads=2),
+        lambda: timm("beit_base_patch16_224", **SHORT, embed_dim=24, num_heads=2),
+        (2, 3, 32, 32),
+    ),
+    "conv groups, more": (lambda: resnext(4, 16), lambda: resnext(8, 16), (2, 3, 32, 32)),
+    "conv groups, wider": (lambda: resnext(4, 16), lambda: resnext(4, 24), (2, 3, 32, 32)),
+    # Norms that count the units of a stream which cannot be centred: copies.
+    "norm before the blocks": (
+        lambda: timm("vit_base_patch32_clip_224", **SHORT, embed_dim=16, num_heads=2),
+        lambda: timm("vit_base_patch32_clip_224", **SHORT, embed_dim=32, num_heads=4),
+        (2, 3, 32, 32),
+    ),
+    "depthwise kernels before norms": (
+        lambda: timm("convnextv2_atto", depths=(1, 1, 1, 1), dims=(4, 6, 8, 10), num_classes=4),
+        lambda: timm("convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 18, 16, 30), num_classes=4),
+        (2, 3, 64, 64),
+    ),
+    "windows and merged patches": (lambda: swin(8), lambda: swin(16), (2, 3, 64, 64)),
+    "norms of groups": (lambda: groupnorm(64), lambda: groupnorm(128), (2, 3, 32, 32)),
 }
 
 
