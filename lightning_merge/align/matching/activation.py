@@ -4,7 +4,7 @@ Source: Li et al. 2015, "Convergent learning"; called "Permute" by Jordan et al.
 (REPAIR) and by NP Merge.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,6 +28,9 @@ from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 from lightning_merge.symmetry.unit_group import Group
+
+# How often register tokens are brought into another order before activations are compared again.
+_TOKEN_ORDERS = 3
 
 
 @matchings.register(paper="Li et al. 2015; NP Merge's Permute", needs="unlabelled training images")
@@ -78,8 +81,9 @@ class ActivationMatching(MapMatching):
             spec: The spec of their architecture.
             model_a: The network that stays as it is.
             model_b: The network whose permutation is sought.
-            batches: Read once; tensors, tuples that begin with the input, or dicts with
-                `image`, `x` or `input`.
+            batches: Read once, and again where register tokens turn out to be in another order
+                (unless they are an iterator); tensors, tuples that begin with the input, or dicts
+                with `image`, `x` or `input`.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -92,6 +96,31 @@ class ActivationMatching(MapMatching):
         if nothing_to_align(spec):
             return spec.identity()
         check_symmetries(spec, self.symmetries)
+        found = self._match(spec, model_a, model_b, batches, progress)
+        tokens = [g for g in spec.groups if all(m.role == "scales" for m in g.members)]
+        if isinstance(batches, Iterator):
+            # They have been read, and are gone.
+            return found
+        order = spec.identity()
+        for _ in range(_TOKEN_ORDERS):
+            moved = {group.name: found[group.name] for group in tokens}
+            if all(torch.equal(moved[group.name], group.identity()) for group in tokens):
+                break
+            # Activations were compared at tokens that are not each other's: once more in the order
+            # that was found.
+            order = spec.compose(order, {**spec.identity(), **moved})
+            other = with_state(model_b, spec.apply(model_b.state_dict(), order))
+            found = self._match(spec, model_a, other, batches, progress)
+        return spec.compose(order, found)
+
+    def _match(
+        self,
+        spec: PermutationSpec,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        batches: Iterable[Any],
+        progress: bool,
+    ) -> Maps:
         if self.symmetries == "all":
             return self._maps(spec, model_a, model_b, batches, progress)
         scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
