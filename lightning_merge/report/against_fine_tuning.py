@@ -105,7 +105,8 @@ def duels(rows: Sequence[Measurement], recipes: Sequence[Plain]) -> list[Duel]:
         recipes: The recipes, as plain configuration.
     """
     merges = [one for one in recipes if _is_np_merge(one)]
-    tuned = [one for one in recipes if _kind(one) == "FineTune"]
+    # With weights of its own it may start from one network, which is no merge.
+    tuned = [r for r in recipes if _kind(r) == "FineTune" and not _arguments(r).get("weights")]
     sizes = list(dict.fromkeys(row.pool_size for row in rows if row.kind == "merge"))
     found = [
         _duel(rows, merge, other, size)

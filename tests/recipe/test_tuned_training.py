@@ -92,6 +92,14 @@ def test_without_candidates_training_is_what_the_optimizer_says():
         torch.testing.assert_close(found[name], value)
 
 
+def test_weights_say_where_fine_tuning_starts():
+    context = context_of()
+    start = FineTune(1, weights=[1, 0]).untrained(context.states, context).state_dict()
+    assert all(torch.equal(start[name], value) for name, value in context.states[0].items())
+    with pytest.raises(ConfigError, match="FineTune: "):
+        Recipe("one", FineTune(weights=[1, 0, 0])).check_context(context)
+
+
 def test_what_cannot_be_chosen_is_refused():
     for rates, schedules in (([0.1, -1.0], None), ([], None), ([0.1], [])):
         with pytest.raises(ConfigError, match="NPMerge: learning_rates"):

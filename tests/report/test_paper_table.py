@@ -145,7 +145,7 @@ def test_np_merge_is_compared_with_fine_tuning_of_the_same_alignment():
     rng = np.random.default_rng(0)
     rights = {
         name: [rng.random(200) < share for _ in range(3)]
-        for name, share in {"NP": 0.6, "FT": 0.75, "WM": 0.5}.items()
+        for name, share in {"NP": 0.6, "FT": 0.75, "WM": 0.5, "One": 0.55}.items()
     }
     rows = [
         row(name, seed, float(right.mean()), right=right.astype(int))
@@ -156,6 +156,7 @@ def test_np_merge_is_compared_with_fine_tuning_of_the_same_alignment():
         recipe("NP", "NPMerge", max_epochs=10),
         recipe("FT", "FineTune", max_epochs=10, learning_rates=[0.1, 0.01]),
         recipe("WM", "FineTune", align="WeightMatching"),
+        recipe("One", "FineTune", weights=[1, 0]),
         recipe("Soup", "NPMerge", granularity="layer"),
     ]
     (found,) = duels(rows, recipes)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 
 from lightning_merge.aggregate import average
+from lightning_merge.aggregate.name_weights import NameWeights
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.modules import Granularity, MergeModule
 from lightning_merge.recipe.aggregate import aggregates
@@ -25,6 +26,8 @@ class FineTune(TunedTraining):
         learning_rates: Learning rates of which one is chosen on held-out data, each after a
             training of its own; that of the optimizer if not given.
         schedules: The same for the schedule, `constant` or `cosine`; constant if not given.
+        weights: One number for each ingredient, as for `Average`; `[1, 0]` trains the first of two
+            further. Equal if not given.
     """
 
     def __init__(
@@ -33,13 +36,23 @@ class FineTune(TunedTraining):
         optimizer: OptimizerCallable = torch.optim.Adam,
         learning_rates: list[float] | None = None,
         schedules: list[Schedule] | None = None,
+        weights: list[float] | None = None,
     ) -> None:
         super().__init__(max_epochs, learning_rates, schedules)
-        self.optimizer = optimizer
+        self.optimizer, self.weights = optimizer, weights
+
+    def check_count(self, count: int) -> None:
+        """Checks that there is a weight for each ingredient."""
+        NameWeights(self.weights, count, "FineTune").check_means()
+
+    @property
+    def fits_any_count(self) -> bool:
+        """Whether no weights were given."""
+        return self.weights is None
 
     def untrained(self, states: Sequence[StateDict], context: Context) -> LightningModule:
         """The average."""
-        return context.build(average(states))
+        return context.build(average(states, self.weights))
 
     def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
         """The optimizer of all weights."""
