@@ -64,6 +64,12 @@ def open_context(
     data = data if isinstance(data, LightningDataModule) else build_data(data)
     given = [one.state_dict for one in read]
     if widen:
+        if model is not None:
+            raise ConfigError(
+                "with --widen each network is made as its own checkpoint describes it, and --model "
+                "is one for all: leave --model out, or bring them to one width beforehand "
+                "(lightning_merge.align.widened)"
+            )
         modules = [
             _module([network], [one], None) for network, one in zip(networks, read, strict=True)
         ]

@@ -18,7 +18,7 @@ from lightning_merge import (
 )
 from lightning_merge.align import widened
 from lightning_merge.cli import main
-from lightning_merge.errors import AlignmentError, ArchitectureMismatchError
+from lightning_merge.errors import AlignmentError, ArchitectureMismatchError, ConfigError
 from lightning_merge.recipe.opening import open_context
 
 ALIGNED = Recipe("Aligned", Average(), WeightMatching())
@@ -79,6 +79,18 @@ def test_another_family_is_refused(files, tmp_path):
     other = write_ingredient(tmp_path / "other.ckpt", 3, model="test_resnet")
     with pytest.raises(AlignmentError, match=r" beside (one|other): "):
         merge([files[0], other], ALIGNED, DigitsDataModule(), widen=True, progress=False)
+
+
+def test_one_model_for_all_is_refused(files):
+    with pytest.raises(ConfigError, match="leave --model out"):
+        merge(
+            files[:2],
+            ALIGNED,
+            DigitsDataModule(),
+            model=network(files[1]),
+            widen=True,
+            progress=False,
+        )
 
 
 def test_without_being_asked_for_widths_may_not_differ(files):
