@@ -59,7 +59,7 @@ def comparison_report(
     for entry in sweeps:
         found = swept.get(entry.value.key)
         if found:
-            parts += [_markdown(table) for table in entry.value().tables(found)]
+            parts += map(markdown_lines, entry.value().tables(found))
     parts += [f"![{name}]({name}.png)\n" for name in figures]
     return "\n".join(parts)
 
@@ -108,11 +108,6 @@ def intervals_line(summary: Sequence[Row], of: str = "") -> str:
         "Wilson": "by Wilson's formula from accuracy and number of test examples",
     }
     return f"95% intervals {of}are {' or '.join(words[one] for one in how)}. "
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    header, *lines = table
-    return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
 
 
 def choices(rows: Sequence[Row]) -> list[str]:

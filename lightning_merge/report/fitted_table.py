@@ -92,11 +92,12 @@ class FittedTable:
             box=box,
             padding=(0, 1 if box else 2, 0, 0),
         )
-        table.add_column(_spaced(self.header[0]), width=first, overflow="fold")
+        # As text: in a plain cell the brackets of a name would be read as markup.
+        table.add_column(Text(_spaced(self.header[0])), width=first, overflow="fold")
         for place, width in block.items():
             words = self.header[place] in self.words
             table.add_column(
-                _spaced(self.header[place]),
+                Text(_spaced(self.header[place])),
                 justify="left" if words else "right",
                 width=width,
                 overflow="fold",
@@ -104,7 +105,7 @@ class FittedTable:
         for index, line in enumerate(self.lines):
             if index in self.sections:
                 table.add_section()
-            cells = [line[0], *(line[place] for place in block)]
+            cells = [Text(line[place]) for place in (0, *block)]
             table.add_row(*cells, style=self.styles.get(index))
         return table
 

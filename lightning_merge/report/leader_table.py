@@ -85,10 +85,7 @@ class LeaderTable:
             f"cited by their id. Little data: at most {LITTLE} labelled examples of a class.\n"
         )
         for situation in dict.fromkeys(row.situation for row in self.rows):
-            lines = [
-                ["id", "merge", *_COLUMNS, "studies"],
-                ["---", "---", *["---:"] * len(_COLUMNS), "---"],
-            ]
+            lines = [["id", "merge", *_COLUMNS, "studies"]]
             lines += [
                 [
                     row.id,
@@ -105,7 +102,7 @@ class LeaderTable:
                 for row in self.rows
                 if row.situation == situation
             ]
-            text += f"\n## {situation}\n\n{markdown_lines(lines)}"
+            text += f"\n## {situation}\n\n{markdown_lines(lines, ('merge', 'studies'))}"
         return (
             text
             + "\n## Studies\n\n"

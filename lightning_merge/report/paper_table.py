@@ -78,7 +78,7 @@ class PaperTable:
             for method, cells in self.rows.items()
         ]
         text = f"{self.table} of *{self.title}*.\n\n"
-        text += markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
+        text += markdown_lines([header, *lines])
         text += (
             "\nFigures in italics are the paper's own, as printed there; the others were measured "
             f"in this study: {self._seeds}.\n"

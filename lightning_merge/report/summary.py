@@ -1,7 +1,7 @@
 """Tables of measurements, summarised over seeds: for the terminal and for Markdown."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -153,8 +153,7 @@ def table_cells(summary: Sequence[Row], columns: Sequence[str] = ()) -> list[lis
 
 def markdown_table(summary: Sequence[Row], columns: Sequence[str] = ()) -> str:
     """The summary as a Markdown table."""
-    header, *lines = table_cells(summary, columns)
-    return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
+    return markdown_lines(table_cells(summary, columns))
 
 
 def pool_table(summary: Sequence[Row]) -> str:
@@ -162,16 +161,24 @@ def pool_table(summary: Sequence[Row]) -> str:
     made = [row for row in summary if row["kind"] != "ingredient" or row["method"] == AVERAGE]
     sizes = pool_sizes(summary)
     lines = [["accuracy", *(f"{size} models" for size in sizes)]]
-    lines.append(["---", *["---:"] * len(sizes)])
     for method in dict.fromkeys(row["method"] for row in made):
         of = {row.get(SIZE): _number(row, "accuracy") for row in made if row["method"] == method}
         lines.append([method, *(of.get(size, "-") for size in sizes)])
     return markdown_lines(lines)
 
 
-def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
-    """Cells as a Markdown table; the second line sets the alignment of columns."""
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+def markdown_lines(cells: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
+    """Cells as a Markdown table, headings first.
+
+    Args:
+        cells: The cells of each line.
+        words: The columns, by heading, that are not numbers; the first one never is.
+    """
+    header, *lines = cells
+    sides = ["---", *("---" if name in words else "---:" for name in header[1:])]
+    # The bar of a name would begin another cell.
+    shown = [[cell.replace("|", "\\|") for cell in line] for line in (header, sides, *lines)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in shown)
 
 
 def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:

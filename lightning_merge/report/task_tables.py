@@ -107,8 +107,7 @@ def joined_tables(rows: Sequence[Row], seeds: int) -> list[dict[str, Any]]:
 
 def markdown(table: Sequence[Row], summary: Sequence[Row] = (), last: Row | None = None) -> str:
     """A table as Markdown; the arguments are those of `cells`."""
-    header, *lines = cells(table, summary, last)
-    return markdown_lines([header, ["---", *["---:"] * (len(header) - 1)], *lines])
+    return markdown_lines(cells(table, summary, last))
 
 
 def cells(

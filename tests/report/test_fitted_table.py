@@ -99,3 +99,10 @@ def test_a_comparison_over_seeds_is_whole_on_a_narrow_terminal(width):
         assert f"{0.75 + 0.01 * number:.4f} ± 0.0707" in text
     for cell in ("0.8000 ± 0.0000", "1234.5", "11,173,962", "1,813.6"):
         assert text.count(cell) == 3
+
+
+@pytest.mark.parametrize("name", ["Average [reset]", "[bold]", "a [/b]"])
+def test_brackets_of_a_name_are_shown(name):
+    text = printed(FittedTable(["method", "[loud]"], [[name, "1"]]), 60)
+    assert name in text
+    assert "[loud]" in text

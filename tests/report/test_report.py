@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lightning_merge.report.summary import AVERAGE, markdown_table, summarise, terminal_table
+from lightning_merge.report.summary import (
+    AVERAGE,
+    markdown_lines,
+    markdown_table,
+    summarise,
+    terminal_table,
+)
 
 
 def row(method, kind, seed, accuracy, seconds=1.0, loss=None, parameters=1234567):
@@ -76,3 +82,8 @@ def test_the_tables_say_the_same():
 def test_a_metric_that_nobody_has_gets_no_column():
     rows = [{**entry, "accuracy": None} for entry in ROWS]
     assert "accuracy" not in markdown_table(summarise(rows))
+
+
+def test_a_bar_in_a_name_begins_no_cell():
+    text = markdown_lines([["method", "n", "of"], ["a | b", "1", "x"]], ["of"])
+    assert text == "| method | n | of |\n| --- | ---: | --- |\n| a \\| b | 1 | x |\n"
