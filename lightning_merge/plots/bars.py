@@ -24,10 +24,7 @@ _WRITTEN = 60
 )
 def bars(stored: Stored) -> Figures:
     """The accuracies of several runs (architectures) as groups of bars."""
-    tables = {
-        label: one.get("summary") or []
-        for label, one in zip(stored.labels, stored.results, strict=True)
-    }
+    tables = stored.tables
     return {"bars": plot_bars(tables, stored.title)} if all(tables.values()) else {}
 
 

@@ -43,6 +43,14 @@ class Stored:
         """The summary table of the first run."""
         return list(self.first.get("summary") or [])
 
+    @property
+    def tables(self) -> dict[str, list[Mapping[str, Any]]]:
+        """The summary of each run by its label, without the methods whose accuracy is not known."""
+        return {
+            label: [row for row in one.get("summary") or [] if row.get("accuracy") is not None]
+            for label, one in zip(self.labels, self.results, strict=True)
+        }
+
     def heading(self, what: str) -> str:
         """The heading: for a report the title with `what`, otherwise the title alone."""
         return f"{self.title}: {what}" if self.in_report else self.title

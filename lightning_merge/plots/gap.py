@@ -24,10 +24,7 @@ Tables = Mapping[str, Sequence[Row]]
 )
 def gap(stored: Stored) -> Figures:
     """By how much merges fall short of the ensemble, of one run or several."""
-    tables = {
-        label: one.get("summary") or []
-        for label, one in zip(stored.labels, stored.results, strict=True)
-    }
+    tables = stored.tables
     if not all(tables.values()):
         return {}
     ensembles = [ensemble_of(one) for one in stored.results]
@@ -42,7 +39,10 @@ def gap(stored: Stored) -> Figures:
                 f"{label or 'the run'} holds no ensemble{other} for merges to be held against: "
                 "give results whose recipes have the same LogitsEnsemble"
             )
-    return {"gap": plot_gap(tables, str(ensembles[0]), stored.heading("gap to the ensemble"))}
+    ensemble = str(ensembles[0])
+    if not any(_gaps(table, ensemble) for table in tables.values()):
+        return {}
+    return {"gap": plot_gap(tables, ensemble, stored.heading("gap to the ensemble"))}
 
 
 def ensemble_of(results: Mapping[str, Any]) -> str | None:

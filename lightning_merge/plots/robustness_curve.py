@@ -39,7 +39,8 @@ def plot_robustness(found: Sequence[Mapping[str, Any]], title: str = "") -> Figu
         left, right = figure.subplots(1, 2)
         for index, name in enumerate(names):
             own = [one for one in found if one["name"] == name]
-            clean = np.mean([one["accuracy"]["clean"] for one in own], axis=0)
+            # An accuracy that is no number is stored as null: a gap.
+            clean = np.asarray([one["accuracy"]["clean"] for one in own], float).mean(0)
             # (seeds, corruptions, P)
             away = np.asarray(
                 [[v for k, v in one["accuracy"].items() if k != "clean"] for one in own], float

@@ -35,8 +35,11 @@ def magnitude(stored: Stored) -> Figures:
     if has_pair(curves):
         what = heading("soup minus ensemble by weight magnitude")
         drawn["magnitude-gap"] = plot_magnitude_gap(curves, what)
+    # A soup whose tensors have shares of their own is stored without its batches.
+    batched = [curve for curve in curves if curve.get("by_batch")]
+    if has_pair(batched):
         what = heading("soup and ensemble, batch by batch")
-        drawn["magnitude-scatter"] = plot_magnitude_scatter(curves, what)
+        drawn["magnitude-scatter"] = plot_magnitude_scatter(batched, what)
     return drawn
 
 

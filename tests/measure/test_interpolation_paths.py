@@ -216,3 +216,17 @@ def test_a_triangle_is_drawn_for_each_name_with_its_corners():
     contours = panels[2].collections[0]
     assert contours.norm.vmin == pytest.approx(0.1)
     assert contours.norm.vmax == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("points", "cell"), [(2, "-"), (3, "0.5000"), (4, "-"), (5, "0.5000")])
+def test_the_accuracy_in_the_middle_is_that_at_one_half(points, cell):
+    alpha = [index / (points - 1) for index in range(points)]
+    path = {"name": "x", "alpha": alpha, "accuracy": alpha, "barrier": 0.25}
+    assert sweep_of("barrier").tables([path])[0][1] == ["x", "0.2500", cell]
+
+
+def test_an_accuracy_that_is_no_number_leaves_no_lowest_one():
+    # As it is stored, and as it was measured.
+    for lost in (None, math.nan):
+        found = [{"name": "x", "accuracy": [0.5, lost, 0.25], "barrier": 1.0}]
+        assert sweep_of("triangle").tables(found)[0][1] == ["x", "1.0000", "-"]

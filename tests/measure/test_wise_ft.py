@@ -1,5 +1,6 @@
 """WiSE-FT curves against networks that are interpolated and tested by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -76,3 +77,17 @@ def test_curves_are_those_of_networks_interpolated_by_hand(tmp_path):
 def test_settings_that_cannot_be_are_refused(value, message):
     with pytest.raises(ConfigError, match=message):
         sweep_of("wise_ft").check(value, 2)
+
+
+def test_accuracies_that_are_no_numbers_leave_a_gap():
+    accuracy = {"clean": [0.5, None], "contrast": [None, 0.25], "fog": [0.5, 0.75]}
+    found = [{"name": "a", "coefficient": [0.0, 1.0], "accuracy": accuracy}]
+    assert sweep_of("wise_ft").tables(found)[0][1:] == [
+        ["a", "0", "0.5000", "-"],
+        ["a", "1", "-", "0.5000"],
+    ]
+    left, _ = figures.get("wise_ft").value.draw(Stored([{"wise_ft": found}]))["wise_ft"].axes
+    assert [one.get_ydata().tolist() for one in left.lines] == [
+        pytest.approx([0.5, math.nan], nan_ok=True),
+        pytest.approx([math.nan, 0.5], nan_ok=True),
+    ]

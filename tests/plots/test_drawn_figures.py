@@ -16,6 +16,7 @@ from lightning_merge.plots import (
     plot_templates,
     save,
 )
+from lightning_merge.plots.figure import Stored, figures
 from lightning_merge.plots.scaling_curves import has_pair
 from lightning_merge.plots.style import looks
 from lightning_merge.plots.templates import to_pixels
@@ -338,3 +339,22 @@ def test_cost_is_in_that_of_the_cheapest_network():
     # Without operations it is parameters.
     rows = [{**one, "flops": None, "parameters": 7} for one in rows]
     assert {line.get_xdata()[0] for line in plot_cost(rows).axes[0].lines} == {1}
+
+
+def test_tables_without_accuracies_have_no_bars_and_no_gap():
+    nobody = [{**one, "accuracy": None} for one in summary()]
+    ensembles = [
+        {**one, "accuracy": None} if one["kind"] == "ensemble" else one for one in summary()
+    ]
+    for name, table in (("bars", nobody), ("gap", nobody), ("gap", ensembles)):
+        for in_report in (False, True):
+            stored = Stored([{"summary": table}], in_report=in_report)
+            assert figures.get(name).value.draw(stored) == {}
+
+
+def test_a_soup_without_batches_has_a_gap_and_no_scatter():
+    found = [{**one, "by_batch": []} if one["name"] == "soup" else one for one in curves()]
+    drawn = figures.get("magnitude").value.draw(Stored([{"magnitudes": found}]))
+    assert list(drawn) == ["magnitude", "magnitude-gap"]
+    whole = figures.get("magnitude").value.draw(Stored([{"magnitudes": curves()}]))
+    assert list(whole) == ["magnitude", "magnitude-gap", "magnitude-scatter"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from lightning_merge.aggregate import average
@@ -171,7 +172,10 @@ class InterpolationPath(_Interpolation):
         """The barrier, and the accuracy in the middle, of each path."""
         lines = [["line from B to A", "loss barrier", "accuracy at α = 0.5"]]
         for name, same in by_name(found).items():
-            middle = [line["accuracy"][len(line["accuracy"]) // 2] for line in same]
+            # An even number of points has none in the middle.
+            middle = [
+                dict(zip(one["alpha"], one["accuracy"], strict=True)).get(0.5) for one in same
+            ]
             barrier = mean_cell([line["barrier"] for line in same])
             lines.append([name, barrier, mean_cell(middle)])
         return [lines]
@@ -201,7 +205,8 @@ class InterpolationTriangle(_Interpolation):
         """The barrier, and the lowest accuracy, of each triangle."""
         lines = [["triangle A, B, C", "loss barrier", "lowest accuracy"]]
         for name, same in by_name(found).items():
-            lowest = mean_cell([min(triangle["accuracy"]) for triangle in same])
+            # An accuracy that is no number is stored as null.
+            lowest = mean_cell([float(np.asarray(one["accuracy"], float).min()) for one in same])
             lines.append([name, mean_cell([one["barrier"] for one in same]), lowest])
         return [lines]
 

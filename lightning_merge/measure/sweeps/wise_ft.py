@@ -4,9 +4,10 @@ Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models" (arXiv 2109.01903
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.checkpoint import StateDict
@@ -123,4 +124,6 @@ class WiSEFT(Sweep):
 def shifted(one: Mapping[str, Any]) -> list[float]:
     """The mean accuracy over the corruptions at each coefficient."""
     columns = [values for name, values in one["accuracy"].items() if name != "clean"]
-    return [statistics.fmean(values) for values in zip(*columns, strict=True)]
+    # An accuracy that is no number is stored as null.
+    mean: list[float] = np.asarray(columns, dtype=float).mean(0).tolist()
+    return mean
