@@ -123,3 +123,26 @@ def test_a_step_that_the_scale_does_not_reach_is_refused():
     context = context_of(2, kind=Inside)
     with pytest.raises(ConfigError, match=r"call self\(inputs\)"):
         LearnedSoup(max_epochs=1)(context.states, context)
+
+
+class Tempered(Learner):
+    """A network with a parameter that is one number."""
+
+    def __init__(self, norm=False):
+        super().__init__(norm=norm)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return super().forward(x) * self.temperature
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+def test_a_parameter_that_is_one_number_has_a_share_like_the_others(count, granularity):
+    names = [f"n{number}" for number in range(count)]
+    states = [Tempered().state_dict() for _ in names]
+    context = Context(Tempered(), states, names, OnlyHeldOut(), quiet_trainer, progress=False)
+    (choice,) = LearnedSoup(granularity, max_epochs=1)(states, context).choices
+    shares = torch.tensor(list(choice.details["shares"].values()))
+    assert shares.shape == (count, 1 if granularity == "model" else len(states[0]))
+    torch.testing.assert_close(shares.sum(0), torch.ones(shares.shape[1]))

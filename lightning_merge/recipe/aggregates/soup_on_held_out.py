@@ -138,7 +138,7 @@ def _shares(module: MergeModule, count: int, granularity: str) -> list[list[floa
     if count == 2:
         alphas = [torch.stack([alpha, 1 - alpha]) for alpha in alphas]
     # A tensor's elements share one alpha.
-    return torch.stack([alpha.flatten(1)[:, 0] for alpha in alphas], dim=1).tolist()
+    return torch.stack([alpha.reshape(len(alpha), -1)[:, 0] for alpha in alphas], dim=1).tolist()
 
 
 def _not_scaled(context: Context) -> ConfigError:
