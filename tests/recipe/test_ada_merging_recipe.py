@@ -1,7 +1,10 @@
 """AdaMerging of tasks: by the entropy of all heads' predictions, on images without labels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from strangers import quiet_trainer
 from tiny_contexts import made_context as context_of_one_task
 from tiny_tasks import Points, made_bodies, made_context, network, without_head
 from torch.utils.data import DataLoader, TensorDataset
@@ -112,3 +115,20 @@ def test_what_it_cannot_do_is_refused(bodies):
         AdaMerging(max_steps=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         AdaMerging(coefficient=1.5)
+
+
+def test_so_many_steps_are_made_however_short_epochs_are(bodies):
+    steps = []
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append(1)
+            return super().step(closure)
+
+    context = replace(
+        made_context(bodies),
+        trainer=lambda **own: quiet_trainer(**{"limit_train_batches": 1, **own}),
+    )
+    aggregate = AdaMerging(max_steps=7, batch_size=10, optimizer=lambda c: Counted(c, lr=0.01))
+    Recipe("ada", aggregate)(context)
+    assert len(steps) == 7

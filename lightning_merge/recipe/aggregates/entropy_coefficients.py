@@ -1,7 +1,6 @@
 """AdaMerging as a recipe's aggregate: coefficients fitted to all tasks' unlabelled images."""
 
 import copy
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -116,12 +115,7 @@ class AdaMerging(Aggregate):
             str(number): _unlabelled(held_out.parts[task.name], self.batch_size, task)
             for number, task in enumerate(context.seen)
         }
-        longest = max(len(loader) for loader in loaders.values())
-        trainer = context.trainer(
-            max_steps=self.max_steps,
-            max_epochs=math.ceil(self.max_steps / longest),
-            limit_val_batches=0,
-        )
+        trainer = context.trainer(max_steps=self.max_steps, max_epochs=-1, limit_val_batches=0)
         with warnings.catch_warnings():
             # Lightning warns of the evaluation mode, which is meant.
             warnings.filterwarnings("ignore", "Found .* module.* in eval mode")
