@@ -130,7 +130,7 @@ class AnswerRecorder(Callback):
             self._whole = False
             return
         if are_classes(targets):
-            found = predicted_classes(found) if found.is_floating_point() else found
+            found = predicted_classes(found) if found.is_floating_point() else found.flatten()
         else:
             # A logit that is no number is wrong about its label.
             found = torch.where(found.isnan(), targets < 1, found > 0)

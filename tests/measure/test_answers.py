@@ -35,6 +35,13 @@ class Returning(Perceptron):
         return {"preds": logits.argmax(1)}
 
 
+class InColumns(Returning):
+    """Returns a column of classes."""
+
+    def test_step(self, batch, batch_idx):
+        return {"preds": super().test_step(batch, batch_idx)["preds"][:, None]}
+
+
 class Generous(Perceptron):
     """Counts the second guess as well."""
 
@@ -69,7 +76,7 @@ def of(points, module):
         return y.numpy(), module(x).argmax(1).numpy()
 
 
-@pytest.mark.parametrize("kind", [Perceptron, PartOnly, Returning])
+@pytest.mark.parametrize("kind", [Perceptron, PartOnly, Returning, InColumns])
 def test_answers_are_those_of_the_network(kind):
     module, data = with_weights(kind), CountedPoints()
     truth, predicted = of(data._points(3, 80), module)
