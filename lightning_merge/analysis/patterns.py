@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_merge.aggregate.kernel import Numbers, as_numbers
 from lightning_merge.analysis.similarity import similarities
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_of, targets_of
 from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.loaders import Transferred
 from lightning_merge.progress import tracked
@@ -65,9 +65,9 @@ def class_averages(batches: Transferred, classes: int, progress: bool = True) ->
     total: Tensor | None = None
     counts = torch.zeros(classes, dtype=torch.float64)
     for batch in tracked(batches, "Class averages", progress):
-        if isinstance(batch, Tensor | Mapping) or len(batch) < 2:
+        images, targets = inputs_of(batch), targets_of(batch)
+        if targets is None:
             raise DataError("a batch without targets has no classes: give (image, target)")
-        images, targets = inputs_of(batch), batch[1]
         if targets.numel() == len(targets):
             if int(targets.max()) >= classes:
                 raise DataError(

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_of, targets_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, ordered_batches_of
@@ -68,8 +68,13 @@ def linear_probe(
 def _features(body: LightningModule, batches: Transferred) -> tuple[Tensor, Tensor]:
     features, targets = [], []
     for batch in batches:
+        found = targets_of(batch)
+        if found is None:
+            raise ConfigError(
+                "a head cannot be fitted to batches without classes: give the task a checkpoint"
+            )
         features.append(body(inputs_of(batch)).flatten(1).float().cpu())
-        targets.append(batch[1].cpu())
+        targets.append(found.cpu())
     return torch.cat(features), torch.cat(targets)
 
 

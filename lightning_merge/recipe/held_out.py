@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -71,10 +72,10 @@ class HeldOut:
     def __init__(self, context: "Context") -> None:
         self.context = context
         loader = context.data.val_dataloader()
-        if not isinstance(loader, DataLoader) or not len(loader):
+        if not isinstance(loader, DataLoader) or not sized_len(loader):
             raise ConfigError(
                 f"candidates are compared on held-out examples, and {type(context.data).__name__} "
-                "has no validation data in one loader: set its held_out"
+                "has no validation data in one loader of known length: set its held_out"
             )
         self.loader: DataLoader[Any] = loader
 

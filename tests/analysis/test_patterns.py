@@ -44,6 +44,8 @@ def test_averages_by_class_against_a_loop(labels):
         torch.testing.assert_close(found[number], images[chosen].mean(0))
     if not labels:
         assert bool(found[4].isnan().all())
+    named = class_averages([{"image": images, "label": targets}], 5 - labels)
+    torch.testing.assert_close(named, found, equal_nan=True)
 
 
 def test_cosines_against_numpy():

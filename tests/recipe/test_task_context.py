@@ -253,3 +253,17 @@ def test_what_does_not_fit_is_refused(bodies):
         made_context((start, broken))
     with pytest.raises(MergeError, match=r"net\.0\.weight"):
         made_context(({**start, "net.0.weight": torch.zeros(3, 3)}, states))
+
+
+def test_a_head_is_fitted_to_batches_that_are_dicts():
+    class InDicts(Points):
+        def train_dataloader(self):
+            x, y = super().train_dataloader().dataset.tensors
+            rows = [{"x": one, "label": label} for one, label in zip(x, y, strict=True)]
+            return DataLoader(rows, batch_size=40)
+
+    module, device = network("d").eval(), torch.device("cpu")
+    wanted, count = linear_probe(module, Points("d"), device)
+    found, same = linear_probe(module, InDicts("d"), device)
+    assert same == count == 100
+    torch.testing.assert_close(found, wanted)

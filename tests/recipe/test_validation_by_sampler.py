@@ -7,12 +7,14 @@ from tiny_contexts import CLASSES, Perceptron, Points, trained
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
 )
 
+from lightning_merge.errors import ConfigError
 from lightning_merge.orders import examples_of
 from lightning_merge.recipe.aggregates import GreedySoup, LearnedSoup
 from lightning_merge.recipe.context import Context
@@ -112,3 +114,15 @@ def test_a_part_that_is_drawn_is_drawn_by_the_seed(count):
     assert first == again == sorted(first)
     assert len(first) == min(count, 100)
     assert (list(examples_of(loaders[0], 2)) == first) == (count >= 100)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(9))
+
+
+def test_a_stream_of_unknown_length_is_refused_in_a_line(monkeypatch):
+    made = context("examples")
+    monkeypatch.setattr(made.data, "val_dataloader", lambda: DataLoader(Stream()), raising=False)
+    with pytest.raises(ConfigError, match="of known length"):
+        Recipe("greedy", GreedySoup()).check_context(made)
