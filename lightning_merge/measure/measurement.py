@@ -42,7 +42,7 @@ class Measurement:
             cannot be called with its input alone.
         pool_size: How many ingredients it was made of; None for an ingredient.
         metrics: Every metric that the module reports, without the prefix `test_`.
-        chosen: What was chosen on held-out data, in words.
+        chosen: What was chosen on held-out data, in words; or what was drawn.
         held_out: The accuracy, by the module's own test, on the data module's validation data,
             by which methods may be chosen; None where there are none.
         held_out_examples: How many held-out examples that are: 0 where nothing was held out, None
@@ -53,8 +53,9 @@ class Measurement:
         accuracy_high: The upper end.
         interval: How the interval was made: `bootstrap`, or `Wilson` where it is not known which
             examples are right.
-        answers: What was answered for each test example; None if that is not known. It is no
-            column of a table (`stored` keeps it).
+        chose: Whether held-out data were looked at to make it. It is no column of a table
+            (`stored` keeps it).
+        answers: What was answered for each test example; None if that is not known. Likewise.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Measurement:
     accuracy_low: float | None = None
     accuracy_high: float | None = None
     interval: str = ""
+    chose: bool = False
     answers: Answers | None = field(default=None, repr=False)
 
     @property
@@ -91,18 +93,20 @@ class Measurement:
         """The measurement as in CSV and JSON, with one column for each metric."""
         row = asdict(replace(self, answers=None))
         metrics, chosen = row.pop("metrics"), row.pop("chosen")
-        del row["answers"]
+        del row["answers"], row["chose"]
         row |= {name: value for name, value in metrics.items() if name != "accuracy"}
         return {**row, "chosen": chosen} if chosen else row
 
     def stored(self) -> dict[str, Any]:
-        """The row with the answers, if they are known, as `of_row` reads it again."""
-        return self.row() | ({} if self.answers is None else {"answers": self.answers.plain()})
+        """The row with what is no column of a table, as `of_row` reads it again."""
+        answers = {} if self.answers is None else {"answers": self.answers.plain()}
+        return {**self.row(), "chose": self.chose, **answers}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Measurement":
         """The measurement of a stored row."""
         known, metrics = split_row(cls, row)
+        known.setdefault("chose", bool(known.get("chosen")))
         if known.get("accuracy") is not None:
             metrics["accuracy"] = known["accuracy"]
         if known.get("answers") is not None:

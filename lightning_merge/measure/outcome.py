@@ -79,6 +79,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Outcome:
     )
     measurement.pool_size = len(context.states)
     measurement.chosen = "; ".join(dict.fromkeys(str(choice) for choice in made.choices))
+    measurement.chose = any(choice.looked for choice in made.choices)
     choices = [choice.details for choice in made.choices]
     content = None if is_ensemble else merged_content(made, recipe, context)
     return Outcome(measurement, made.module, content, choices, made.for_tasks)

@@ -304,7 +304,7 @@ def _standing(rows: Sequence[Measurement]) -> Standing:
         accuracy_high=interval.high if interval else None,
         test_examples=first.test_examples,
         cost=first.flops or first.parameters,
-        chose=any(row.chosen for row in rows),
+        chose=any(row.chose for row in rows),
     )
 
 

@@ -35,6 +35,15 @@ class Merged:
     seconds: float = 0.0
     for_tasks: Mapping[str, LightningModule] = field(default_factory=dict)
 
+    def labelled_with(self, held_out: int) -> int:
+        """How many labelled examples it was made with, those held out included.
+
+        Args:
+            held_out: How many of them a step in front of it has looked at, too.
+        """
+        counted = any(choice.looked for choice in self.choices)
+        return max(self.labelled_examples, held_out + (0 if counted else self.labelled_examples))
+
 
 class Aggregate(ABC):
     """Makes a module from aligned ingredients; changes neither them nor the context.
@@ -46,6 +55,7 @@ class Aggregate(ABC):
             from: they are then in its order, and not to be aligned.
         is_ensemble: Whether the result is several networks at inference, whose weights cannot be
             stored as one.
+        corrects_tasks: Whether tasks have networks of their own beside the merged body.
         combines: What an ensemble of whole networks averages, `logits` or `features` (before
             the last layer); None for anything else. Such an aggregate has `members`.
     """
@@ -54,6 +64,7 @@ class Aggregate(ABC):
     learns: ClassVar[bool] = False
     from_pretrained: ClassVar[bool] = False
     is_ensemble: ClassVar[bool] = False
+    corrects_tasks: ClassVar[bool] = False
     combines: ClassVar[Literal["logits", "features"] | None] = None
 
     def __init_subclass__(cls) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice on held-out data, made where the alternatives are known.
+    """A choice on held-out data, made where the alternatives are known; or what was drawn.
 
     Attributes:
         text: What a person reads of it.
@@ -16,6 +16,11 @@ class Choice:
 
     text: str
     details: dict[str, Any]
+
+    @property
+    def looked(self) -> bool:
+        """Whether held-out examples were looked at for it."""
+        return "examples" in self.details
 
     def __str__(self) -> str:
         return self.text

@@ -10,7 +10,7 @@ from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import Aggregate, Merged
-from lightning_merge.recipe.aligning import align
+from lightning_merge.recipe.aligning import Alignment, align
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recalibration import (
     Recalibration,
@@ -108,20 +108,29 @@ class Recipe:
         """
         self.check_context(context)
         context = context.recalibrated_by(self.recalibration, self.name)
-        alignment = align(self.align, context)
+        alignment = self.aligned(context)
         seed_everything(context.seed, verbose=False)
         start = time.perf_counter()
-        states = alignment.states
-        if self.aggregate.combines != "logits":
-            # Members of an ensemble of logits answer for their own classes.
-            states = context.under_all_heads(states)
         if self.select is None:
-            made = self._merge(states, context)
+            made = self._merge(alignment.states, context)
         else:
-            made = merge_selected(self, self._merge, states, context)
+            made = merge_selected(self.select, self._merge, alignment.states, context)
         seconds = alignment.seconds + time.perf_counter() - start + made.seconds
-        choices = (*alignment.choices, *made.choices)
-        return replace(made, choices=choices, seconds=seconds)
+        looked = max((choice.details["examples"] for choice in alignment.choices), default=0)
+        return replace(
+            made,
+            choices=(*alignment.choices, *made.choices),
+            labelled_examples=made.labelled_with(looked),
+            seconds=seconds,
+        )
+
+    def aligned(self, context: Context) -> Alignment:
+        """A context's ingredients as they are aggregated."""
+        found = align(self.align, context)
+        if self.aggregate.combines == "logits":
+            # Members of an ensemble of logits answer for their own classes.
+            return found
+        return replace(found, states=context.under_all_heads(found.states))
 
     def _merge(self, states: Sequence[StateDict], context: Context) -> Merged:
         made = self.aggregate(states, context)

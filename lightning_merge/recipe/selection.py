@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import seed_everything
 
@@ -13,9 +13,6 @@ from lightning_merge.recipe.aggregate import Merged
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.registry import Registry
-
-if TYPE_CHECKING:
-    from lightning_merge.recipe.recipe import Recipe
 
 Merge = Callable[[Sequence[StateDict], Context], Merged]
 
@@ -68,12 +65,12 @@ selections: Registry[type[Selection]] = Registry("selections", "lightning_merge.
 
 
 def merge_selected(
-    recipe: "Recipe", merge: Merge, states: Sequence[StateDict], context: Context
+    select: Selection, merge: Merge, states: Sequence[StateDict], context: Context
 ) -> Merged:
-    """Merges the ingredients that a recipe's selection keeps.
+    """Merges the ingredients that a selection keeps.
 
     Args:
-        recipe: Has the selection; whether its aggregate learns from labels matters, too.
+        select: The selection.
         merge: Makes the (recalibrated) module of some ingredients and their context.
         states: The aligned ingredients.
         context: What they came from.
@@ -81,8 +78,6 @@ def merge_selected(
     Returns:
         The module, with the selection first among its choices.
     """
-    select = recipe.select
-    assert select is not None
     held_out = context.held_out()
     proposal = select.propose(states, context)
     several = len(proposal.subsets) > 1
@@ -117,10 +112,9 @@ def merge_selected(
             "examples": held_out.size,
         },
     )
-    learned = made.labelled_examples if recipe.aggregate.learns else 0
     return replace(
         made,
         choices=(choice, *made.choices),
-        labelled_examples=held_out.size + learned,
+        labelled_examples=made.labelled_with(held_out.size),
         seconds=saved,
     )

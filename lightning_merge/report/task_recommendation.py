@@ -155,6 +155,7 @@ def _mean(
         train_examples=made.get("train_examples"),
         pool_size=None if kind == "ingredient" else len(rows),
         chosen=made.get("chosen") or "",
+        chose=any("examples" in choice for choice in made.get("choices") or ()),
         held_out=held_out,
         held_out_examples=None if None in counts else sum(one or 0 for one in counts) * all(counts),
         majority=_fmean([row.majority for row in rows]),

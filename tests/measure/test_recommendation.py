@@ -205,3 +205,15 @@ def test_answers_are_stored_and_read_again():
     labels = Answers(np.array([0.5, 1.0]), "some")
     read = Answers.of_plain(json.loads(json.dumps(labels.plain())))
     np.testing.assert_array_equal(read.right, labels.right)
+
+
+def test_only_what_looked_at_held_out_data_is_called_flattered():
+    rows = [row("A", "ingredient", 150, 70), row("B", "merge", 170, 80, chosen="pairs, drawn")]
+    looked = replace(rows[1], chosen="scale 1, chosen", chose=True)
+    assert "flattering" not in recommend(rows).text
+    assert "B also chose or learned on these" in recommend([rows[0], looked]).text
+    assert Measurement.of_row(looked.stored()).chose
+    assert not Measurement.of_row(rows[1].stored()).chose
+    # Before it was stored apart, whatever was chosen counted.
+    assert Measurement.of_row(rows[1].row()).chose
+    assert "chose" not in looked.row()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from strangers import quiet_trainer
 from tiny_contexts import Points, made_context
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_merge import (
     Average,
@@ -235,3 +235,34 @@ def test_what_is_refused():
     for factors in ([0.0], [-1.0], [1.0, 1.0], [float("nan")], [float("inf")]):
         with pytest.raises(ConfigError, match="positive numbers"):
             scaling.check(factors, 2)
+
+
+class Named(Points):
+    """Batches are dicts."""
+
+    def test_dataloader(self):
+        x, y = super().test_dataloader().dataset.tensors
+        rows = [{"x": one, "y": label} for one, label in zip(x, y, strict=True)]
+        return DataLoader(rows, batch_size=32)
+
+
+class Endless(IterableDataset):
+    """Nobody knows how many examples there are."""
+
+    def __iter__(self):
+        return iter(zip(*Points().test_dataloader().dataset.tensors, strict=True))
+
+
+class Streamed(Points):
+    """Test examples come from a stream."""
+
+    def test_dataloader(self):
+        return DataLoader(Endless(), batch_size=32)
+
+
+@pytest.mark.parametrize("kind", [Named, Streamed])
+def test_batches_of_other_kinds_are_counted_alike(kind):
+    sweep_of("magnitudes").check_context(made_context(2, data=kind()))
+    wanted = measure(made_context(2), RECIPES[:1], FACTORS, [2])
+    found = measure(made_context(2, data=kind()), RECIPES[:1], FACTORS, [2])
+    assert [one.accuracy for one in found] == [one.accuracy for one in wanted]

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_contexts import Points, made_context, trained
+from tiny_contexts import Learner, Points, made_context, trained
 
-from lightning_merge import DPP, Average, Recipe, TaskArithmetic, average
+from lightning_merge import DPP, Average, NPMerge, Recipe, TaskArithmetic, average
 from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.recipe.aggregates import GreedySoup
@@ -163,3 +163,11 @@ def test_a_gain_over_nothing_is_no_gain(context, pretrained, monkeypatch):
     monkeypatch.setattr(HeldOut, "own_score", lambda *_: 0.0)
     with pytest.raises(SelectionError, match="gets nothing right of network 0"):
         Recipe("none", Average(), select=DPP(2, pretrained))(context)
+
+
+@pytest.mark.parametrize("rates", [None, [0.001, 0.002]])
+def test_labels_that_selection_and_training_both_read_are_counted_once(context, pretrained, rates):
+    learner = NPMerge("model", max_epochs=1, learning_rates=rates)
+    context = replace(context, module=Learner())
+    made = Recipe("both", learner, select=DPP(2, pretrained))(context)
+    assert made.labelled_examples == 96 + 70

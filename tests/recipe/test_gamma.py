@@ -10,6 +10,7 @@ from torch import nn
 from lightning_merge import Average, CCAMatching, PermutationSpec, Recipe, average, reset_batchnorm
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
+from lightning_merge.recipe.aggregates import GreedySoup
 from lightning_merge.recipe.aligning import align
 
 CANDIDATES = [1e-3, 0.3, 30.0]
@@ -110,3 +111,9 @@ def test_networks_without_batchnorm_are_chosen_among_after_repair():
     with torch.no_grad():
         accuracy = float((repaired.eval()(x).argmax(1) == y).float().mean())
     assert choice.details["scores"][f"{gamma:g}"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("aggregate", [Average(), GreedySoup()])
+def test_the_labels_that_it_is_chosen_by_are_counted_once(aggregate):
+    recipe = Recipe("CCA", aggregate, CCAMatching(candidates=CANDIDATES), "batchnorm")
+    assert recipe(made_context(norm=True)).labelled_examples == 70

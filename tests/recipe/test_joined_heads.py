@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import (
     ActivationMatching,
     Average,
+    FeaturesEnsemble,
     ImageClassifier,
     LogitsEnsemble,
     NPMerge,
@@ -26,6 +27,7 @@ from lightning_merge import (
 )
 from lightning_merge.aggregate.heads import join_heads, pad_heads
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.measure.sweeps.weight_scaling import measure_scaling
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.opening import open_context
 
@@ -219,3 +221,14 @@ def test_what_cannot_be_joined_is_refused_in_a_line(pair):
     )
     with pytest.raises(ArchitectureMismatchError, match="differ in classes alone"):
         open_context([pair[0], narrow], **opened)
+
+
+def test_a_multiplied_ensemble_of_features_has_the_joined_head_of_its_recipe(pair):
+    context = open_context(pair, AllClasses(), quiet_trainer, heads="join", progress=False)
+    recipe = Recipe("features", FeaturesEnsemble("first"))
+    module = recipe(context).module.eval()
+    x, y = context.data.test_dataloader().dataset.tensors
+    with torch.no_grad():
+        right = (module(x).argmax(1) == y).double().mean()
+    _, found = measure_scaling(context, [recipe], [1.0], [2], lambda name, size: {})
+    assert found.accuracy == [pytest.approx(float(right))]

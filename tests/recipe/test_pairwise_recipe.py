@@ -103,4 +103,5 @@ def test_ingredients_are_those_that_the_recipe_aligned_and_the_choice_is_reporte
         mean = sum(share * states[index][name] for index, share in shares.items())
         torch.testing.assert_close(outcome.module.state_dict()[name], mean, msg=name)
     assert "drawn by seed 0" in outcome.measurement.chosen
+    assert not outcome.measurement.chose
     assert outcome.choices[0]["pairs"][0] == [f"n{one}", f"n{two}"]

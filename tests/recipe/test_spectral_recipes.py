@@ -24,6 +24,7 @@ from lightning_merge import (
     tsv_merge,
 )
 from lightning_merge.errors import ConfigError
+from lightning_merge.recipe.aggregates import Average, RepresentationSurgery
 from lightning_merge.recipe.build import build_recipe
 
 
@@ -90,3 +91,16 @@ def test_what_has_no_pretrained_network_is_refused_unless_it_needs_none(context)
             aggregate.check(bare)
     with pytest.raises(ConfigError, match="several networks"):
         SVC(LogitsEnsemble())
+
+
+class Remembered(Average):
+    """A mean that the cache had, at so many seconds when it was made."""
+
+    def __call__(self, states, context):
+        return replace(super().__call__(states, context), seconds=1000.0)
+
+
+def test_svc_counts_the_time_of_what_it_corrects_and_keeps_no_second_network(context):
+    assert SVC(Remembered())(context.states, context).seconds == 1000.0
+    with pytest.raises(ConfigError, match="RepresentationSurgery gives several networks"):
+        SVC(RepresentationSurgery(Average()))

@@ -10,10 +10,11 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_of, targets_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
@@ -22,7 +23,6 @@ from lightning_merge.measure.path_recipes import Given
 from lightning_merge.measure.sweep import MergedWeights, Plain, Sweep, sweeps
 from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.progress import tracked
-from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import are_classes, are_probabilities, are_right
@@ -179,7 +179,7 @@ class _Tested:
         if not aggregate.is_ensemble:
             method.members = [self._index(weights(recipe.name, size))]
         elif aggregate.combines is not None and _is_plain(recipe):
-            kept = aggregate.members(align(recipe.align, context).states, context)  # type: ignore[attr-defined]
+            kept = aggregate.members(recipe.aligned(context).states, context)  # type: ignore[attr-defined]
             method.members = [self._index(state) for state in kept]
             if aggregate.combines == "features":
                 method.head = self._last_layer(kept, aggregate.head)  # type: ignore[attr-defined]
@@ -293,8 +293,8 @@ def _is_plain(recipe: Recipe) -> bool:
 
 
 def _classes(batch: Any) -> Tensor:
-    targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-    if not isinstance(targets, Tensor) or not are_classes(targets):
+    targets = targets_of(batch)
+    if targets is None or not are_classes(targets):
         raise ConfigError(
             "magnitudes count right outputs, so every test example needs one class: leave "
             "--magnitudes out"
@@ -308,4 +308,7 @@ def _test_batches(context: Context) -> Iterable[Any]:
     loader, limit = context.data.test_dataloader(), trainer.limit_test_batches
     convert = trainer.precision_plugin.convert_input
     batches = Transferred(loader, context.module, context.data, context.device, convert)
-    return islice(batches, limit if isinstance(limit, int) else int(limit * len(loader)))
+    if isinstance(limit, float):
+        size = sized_len(loader)
+        limit = None if size is None else int(limit * size)
+    return islice(batches, limit)

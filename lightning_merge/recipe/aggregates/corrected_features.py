@@ -42,6 +42,7 @@ class RepresentationSurgery(Aggregate):
     """
 
     label = "surgery"
+    corrects_tasks = True
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class RepresentationSurgery(Aggregate):
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         kind = type(aggregate).__name__
-        if aggregate.is_ensemble or isinstance(aggregate, RepresentationSurgery):
+        if aggregate.is_ensemble or aggregate.corrects_tasks:
             raise ConfigError(f"RepresentationSurgery: {kind} makes no one body: choose a merge")
         check_rank(rank, type(self).__name__)
         if max_steps < 1:

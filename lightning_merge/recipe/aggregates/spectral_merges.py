@@ -1,7 +1,7 @@
 """Merges by singular values of task matrices: TSV-M, Iso-C, Iso-CTS, CART, and SVC after any."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -136,7 +136,7 @@ class SVC(Aggregate):
     def __init__(
         self, aggregate: Aggregate, alpha: float = 0.1, pretrained: str | None = None
     ) -> None:
-        if aggregate.is_ensemble:
+        if aggregate.is_ensemble or aggregate.corrects_tasks:
             raise ConfigError(
                 f"SVC: {type(aggregate).__name__} gives several networks; choose a merge into one"
             )
@@ -166,4 +166,4 @@ class SVC(Aggregate):
         (start,) = without(context.heads, [pretrained])
         vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
         state = svc(pretrained, vectors, merged.module.state_dict(), self.alpha)
-        return Merged(context.build(state), merged.choices, merged.labelled_examples)
+        return replace(merged, module=context.build(state))
