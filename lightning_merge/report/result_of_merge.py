@@ -58,7 +58,10 @@ def _row(found: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any] | None
         for row in found["measurements"]
         if row.get("kind") == "merge" and file_name(str(row["method"])) == checkpoint.stem
     ]
-    for part in checkpoint.absolute().parent.parts:
+    parts = checkpoint.absolute().parent.parts
+    # Folders above are named as people like.
+    below = parts[::-1].index("merges") if "merges" in parts else len(parts)
+    for part in parts[len(parts) - below :]:
         for pattern, key in ((r"seed(\d+)", "seed"), (r"(\d+)-networks", "pool_size")):
             match = re.fullmatch(pattern, part)
             if match:
