@@ -23,37 +23,35 @@ class Fitted:
     seconds: float
 
 
-def fit(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> int:
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    start: Path | None = None,
+) -> int:
     """Fits a module without validation: nothing is chosen by it here, and it costs time.
+
+    Args:
+        module: The module.
+        data: The data.
+        trainer: The Trainer.
+        start: A Trainer's checkpoint to go on from.
 
     Returns:
         How many labelled examples an epoch has.
     """
-    return _fit(module, data, trainer, None)
-
-
-def fit_resumably(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer, kept: Path
-) -> Fitted:
-    """As `fit`, from the last epoch whose end is in a file, if one is.
-
-    Args:
-        module: The module, as the training starts from it.
-        data: The data.
-        trainer: The Trainer.
-        kept: The file (`EpochCheckpoint`).
-    """
-    keeper = EpochCheckpoint(kept)
-    trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
-    examples = _fit(module, data, trainer, keeper.found())
-    return Fitted(examples, keeper.seconds)
-
-
-def _fit(
-    module: LightningModule, data: LightningDataModule, trainer: Trainer, start: Path | None
-) -> int:
     trainer.callbacks.append(FirstBatch())  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
     with counting(trainer) as seen:
         trainer.fit(module, datamodule=data, ckpt_path=start)
     return seen.count
+
+
+def fit_resumably(
+    module: LightningModule, data: LightningDataModule, trainer: Trainer, kept: Path
+) -> Fitted:
+    """As `fit`, from the last epoch whose end is in the file `kept` (`EpochCheckpoint`), if any."""
+    keeper = EpochCheckpoint(kept)
+    trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
+    examples = fit(module, data, trainer, keeper.found())
+    return Fitted(examples, keeper.seconds)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lightning_merge.aggregate import LazyTaskVector
 from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.context import Context
@@ -45,8 +46,17 @@ def pretrained_state(pretrained: str | None, context: Context, what: str) -> Sta
         return context.pretrained
     expected = context.module.state_dict()
     state = prefixed(read_checkpoint(pretrained).state_dict, expected)
-    heads = {name: context.under_all_heads(context.states)[0][name] for name in context.heads}
+    first = context.under_all_heads(context.states)[0]
+    heads = {name: first[name] for name in context.heads}
     return fit_names({**state, **heads}, expected, pretrained)
+
+
+def task_vectors(
+    pretrained: StateDict, states: Sequence[StateDict], context: Context
+) -> list[LazyTaskVector]:
+    """What training changed of everything but the heads that all ingredients share."""
+    (start,) = without(context.heads, [pretrained])
+    return [LazyTaskVector(state, start) for state in without(context.heads, states)]
 
 
 def without(names: Iterable[str], states: Sequence[StateDict]) -> list[StateDict]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_merge.aggregate import LazyTaskVector, MergedVector
+from lightning_merge.aggregate import MergedVector
 from lightning_merge.aggregate.name_weights import NameWeights
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
@@ -16,7 +16,7 @@ from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
+from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, task_vectors
 from lightning_merge.recipe.recalibration import recalibrate_with
 
 Scale = float | Literal["search"]
@@ -116,9 +116,7 @@ class OfTaskVectors(ScaledDirection):
     def line(self, states: Sequence[StateDict], context: Context) -> tuple[StateDict, MergedVector]:
         """The pre-trained network, and the merged task vectors of everything but shared heads."""
         pretrained = pretrained_state(self.pretrained, context, type(self).__name__)
-        (start,) = without(context.heads, [pretrained])
-        vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
-        return pretrained, self.direction(vectors, context)
+        return pretrained, self.direction(task_vectors(pretrained, states, context), context)
 
     @abstractmethod
     def direction(self, vectors: Sequence[Mapping[str, Tensor]], context: Context) -> MergedVector:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lightning_merge.aggregate import (
-    LazyTaskVector,
     MergedVector,
     average,
     cart_vector,
@@ -25,7 +24,12 @@ from lightning_merge.recipe.aggregates.scaled_direction import (
     ScaledDirection,
 )
 from lightning_merge.recipe.context import Context
-from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state, without
+from lightning_merge.recipe.pretrained import (
+    check_pretrained,
+    pretrained_state,
+    task_vectors,
+    without,
+)
 
 _SEARCH = "held-out labels where the scale is searched"
 _NEEDS = f"the pre-trained network; {_SEARCH}"
@@ -163,7 +167,6 @@ class SVC(Aggregate):
         """A module with the corrected weights."""
         merged = self.aggregate(states, context)
         pretrained = pretrained_state(self.pretrained, context, "SVC")
-        (start,) = without(context.heads, [pretrained])
-        vectors = [LazyTaskVector(state, start) for state in without(context.heads, states)]
+        vectors = task_vectors(pretrained, states, context)
         state = svc(pretrained, vectors, merged.module.state_dict(), self.alpha)
         return replace(merged, module=context.build(state))
