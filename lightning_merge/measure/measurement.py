@@ -94,7 +94,9 @@ class Measurement:
         row = asdict(replace(self, answers=None))
         metrics, chosen = row.pop("metrics"), row.pop("chosen")
         del row["answers"], row["chose"]
-        row |= {name: value for name, value in metrics.items() if name != "accuracy"}
+        row |= as_cells(
+            type(self), {name: one for name, one in metrics.items() if name != "accuracy"}
+        )
         return {**row, "chosen": chosen} if chosen else row
 
     def stored(self) -> dict[str, Any]:
@@ -112,6 +114,12 @@ class Measurement:
         if known.get("answers") is not None:
             known["answers"] = Answers.of_plain(known["answers"])
         return cls(**known, metrics=metrics)
+
+
+def as_cells(kind: type, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as they stand in a row beside a dataclass's fields: `test_seconds` for `seconds`."""
+    own = {one.name for one in fields(kind)}
+    return {f"test_{name}" if name in own else name: one for name, one in metrics.items()}
 
 
 def split_row(kind: type, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:

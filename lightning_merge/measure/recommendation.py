@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from lightning_merge.measure.answers import mean_right
-from lightning_merge.measure.intervals import Interval, interval_of, paired
+from lightning_merge.measure.intervals import Interval, Paired, interval_of, paired
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.whole_means import whole_mean
 
 _NOTHING_HELD_OUT = (
     "No recommendation: nothing was held out of the training data, and a choice by test accuracy "
@@ -221,9 +222,9 @@ def recommend(
         rows: All measurements of a comparison, of all seeds.
         make: Takes the attributes of a `Recommendation`.
     """
-    groups = _groups(rows)
+    groups = by_method(rows)
     standings = {key: _standing(same) for key, same in groups.items()}
-    majority = _mean([row.majority for row in rows])
+    majority = whole_mean(row.majority for row in rows)
     common: dict[str, Any] = {
         "majority": majority,
         "guessing": tuple(one for one in standings.values() if guesses(one, majority)),
@@ -270,15 +271,25 @@ def guesses(one: Standing, majority: float | None) -> bool:
 
 def interval_over_seeds(rows: Sequence[Measurement]) -> Interval | None:
     """The interval, over test examples, of a mean accuracy over seeds (or networks)."""
-    accuracy = _mean([row.accuracy for row in rows])
+    accuracy = whole_mean(row.accuracy for row in rows)
     sizes = [min(of_task) for of_task in zip(*(row.test_sizes for row in rows), strict=True)]
     return interval_of(mean_right([row.answers for row in rows]), accuracy, *sizes)
+
+
+def paired_answers(one: Sequence[Measurement], other: Sequence[Measurement]) -> Paired | None:
+    """Compares two methods' mean answers over seeds; None unless they are to the same examples."""
+    rights = [mean_right([row.answers for row in rows]) for rows in (one, other)]
+    digests = {row.answers.examples for row in (*one, *other) if row.answers is not None}
+    if rights[0] is None or rights[1] is None or len(digests) > 1:
+        return None
+    return paired(rights[0], rights[1], one[0].test_sizes)
 
 
 _Key = tuple[str, str, int | None]
 
 
-def _groups(rows: Sequence[Measurement]) -> dict[_Key, list[Measurement]]:
+def by_method(rows: Sequence[Measurement]) -> dict[_Key, list[Measurement]]:
+    """The measurements of each method: of a kind, a name and a number of ingredients."""
     groups: dict[_Key, list[Measurement]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.method, row.pool_size), []).append(row)
@@ -296,10 +307,10 @@ def _standing(rows: Sequence[Measurement]) -> Standing:
         method=first.method,
         kind=first.kind,
         pool_size=first.pool_size,
-        held_out=_mean([row.held_out for row in rows]) if len(counts) == 1 else None,
+        held_out=whole_mean(row.held_out for row in rows) if len(counts) == 1 else None,
         held_out_examples=first.held_out_examples or 0,
         held_out_step=first.held_out_step,
-        accuracy=_mean([row.accuracy for row in rows]),
+        accuracy=whole_mean(row.accuracy for row in rows),
         accuracy_low=interval.low if interval else None,
         accuracy_high=interval.high if interval else None,
         test_examples=first.test_examples,
@@ -321,10 +332,8 @@ def _difference(of_use: Sequence[Measurement], of_best: Sequence[Measurement]) -
         "difference": statistics.fmean(differences),
         "better_in": sum(one > 0 for one in differences),
     }
-    rights = [mean_right([row.answers for row in rows]) for rows in (of_use, of_best)]
-    digests = {row.answers.examples for row in (*of_use, *of_best) if row.answers is not None}
-    if rights[0] is not None and rights[1] is not None and len(digests) == 1:
-        pair = paired(rights[0], rights[1], of_use[0].test_sizes)
+    pair = paired_answers(of_use, of_best)
+    if pair is not None:
         found |= {
             "difference_low": pair.low,
             "difference_high": pair.high,
@@ -354,8 +363,3 @@ def _with_interval(one: Standing) -> str:
     if one.accuracy_low is None or one.accuracy_high is None:
         return value
     return f"{value} [{one.accuracy_low:.3f}, {one.accuracy_high:.3f}]"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and value == value]
-    return statistics.fmean(known) if known and len(known) == len(values) else None

@@ -10,7 +10,7 @@ from lightning_merge.data import ClassificationDataModule
 from lightning_merge.data.corruptions import Corruption
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.answers import Answers
-from lightning_merge.measure.measurement import answered_test, on_held_out, split_row
+from lightning_merge.measure.measurement import answered_test, as_cells, on_held_out, split_row
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.task_context import TaskData
 
@@ -114,7 +114,7 @@ class TaskMeasurement:
         row = asdict(replace(self, answers=None))
         metrics = row.pop("metrics")
         del row["answers"]
-        return {**row, **metrics}
+        return {**row, **as_cells(type(self), metrics)}
 
     def stored(self) -> dict[str, Any]:
         """The row with the answers, if they are known, as `of_row` reads it again."""

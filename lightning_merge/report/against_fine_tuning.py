@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_merge.measure.answers import mean_right
-from lightning_merge.measure.intervals import over_seeds, paired
+from lightning_merge.measure.intervals import over_seeds
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.recommendation import paired_answers
+from lightning_merge.report.recipe_words import arguments_of, kind_of
 
 Plain = Mapping[str, Any]
 
@@ -141,9 +142,8 @@ def _duel(rows: Sequence[Measurement], merge: Plain, other: Plain, size: int | N
     differences = [ours[seed].accuracy - theirs[seed].accuracy for seed in seeds]  # type: ignore[operator]
     interval = over_seeds(differences)
     known: dict[str, Any] = {}
-    rights = [mean_right([side[seed].answers for seed in seeds]) for side in sides]
-    if rights[0] is not None and rights[1] is not None and len(rights[0]) == len(rights[1]):
-        pair = paired(rights[0], rights[1])
+    pair = paired_answers(*([side[seed] for seed in seeds] for side in sides))
+    if pair is not None:
         known = {
             "examples_low": pair.low,
             "examples_high": pair.high,
@@ -188,15 +188,11 @@ def _is_np_merge(recipe: Plain) -> bool:
 
 
 def _kind(recipe: Plain) -> str:
-    aggregate = recipe.get("aggregate")
-    name = aggregate.get("class_path", "") if isinstance(aggregate, Mapping) else aggregate
-    return str(name).rpartition(".")[2]
+    return kind_of(recipe.get("aggregate"))
 
 
 def _arguments(recipe: Plain) -> Plain:
-    aggregate = recipe.get("aggregate")
-    given = aggregate.get("init_args") if isinstance(aggregate, Mapping) else None
-    return given or {}
+    return arguments_of(recipe.get("aggregate"))
 
 
 def _before(recipe: Plain) -> str:

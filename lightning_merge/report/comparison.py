@@ -67,7 +67,7 @@ class Comparison(Results):
         """Which network to use, chosen on held-out data; `print(result.recommendation.text)`."""
         return recommend(self.rows)
 
-    @property
+    @cached_property
     def summary(self) -> list[Plain]:
         """One row for each method: mean and deviation over seeds, interval, what is best."""
         rows = self._rows()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lightning_merge.measure.measurement import Measurement
+from lightning_merge.measure.recommendation import by_method
 
 MOST_CLASSES = 50
 
@@ -26,10 +27,7 @@ def confusion_matrices(
     """
     from sklearn.metrics import confusion_matrix
 
-    groups: dict[tuple[str, str, int | None], list[Measurement]] = {}
-    for row in rows:
-        if row.answers is not None and row.answers.targets is not None:
-            groups.setdefault((row.kind, row.method, row.pool_size), []).append(row)
+    groups = by_method([row for row in rows if row.answers and row.answers.targets is not None])
     answers = [row.answers for same in groups.values() for row in same if row.answers]
     if not answers:
         return None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json, write_csv, write_text, written_together
+from lightning_merge.measure.whole_means import whole_mean
 from lightning_merge.plots.figure import SIZE
+from lightning_merge.report.recipe_words import arguments_of, kind_of
 from lightning_merge.report.summary import markdown_lines
 
 if TYPE_CHECKING:
@@ -208,7 +210,7 @@ def situation_of(config: Plain, rows: Sequence[Plain], size: int | None) -> dict
         rows: Its measurements.
         size: The number of ingredients.
     """
-    model, data = (_arguments(config.get(name)) for name in ("model", "data"))
+    model, data = (arguments_of(config.get(name)) for name in ("model", "data"))
     ingredients = config.get("ingredients") or []
     same = config.get("start") is not None or bool(model.get("pretrained"))
     examples = data.get("examples_per_class")
@@ -289,19 +291,14 @@ def _ranked(situation: str, fields: Sequence[_Field]) -> list[Leader]:
                 statistics.fmean(one[recipe][0] for one in places),
                 statistics.fmean(field.size for field in own),
                 statistics.fmean(one[recipe][1] for one in places),
-                _mean(networks),
-                _mean(bests),
+                whole_mean(networks),
+                whole_mean(bests),
                 len(own),
                 sum(one[recipe][0] == top for one, top in zip(places, best, strict=True)),
                 tuple(dict.fromkeys(field.study for field in own)),
             )
         )
     return sorted(rows, key=lambda row: (-row.beaten, row.rank, row.recipe))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _points(fraction: float | None) -> str:
@@ -318,24 +315,15 @@ def _rank(score: float, every: Sequence[float]) -> float:
 def _described(recipe: Plain) -> str:
     """What a recipe does, whatever it is called."""
     aggregate = recipe.get("aggregate")
-    arguments = _arguments(aggregate)
+    arguments = arguments_of(aggregate)
     align = recipe.get("align") or arguments.get("matching")
-    kind = _kind(aggregate)
+    kind = kind_of(aggregate)
     if arguments.get("granularity", "parameter") != "parameter":
         kind += f" ({arguments['granularity']})"
-    after = f" after {_kind(align)}" if align else ""
-    chosen = f" of those chosen by {_kind(recipe['select'])}" if recipe.get("select") else ""
-    then = f", {_kind(recipe['recalibrate'])}" if recipe.get("recalibrate") else ""
+    after = f" after {kind_of(align)}" if align else ""
+    chosen = f" of those chosen by {kind_of(recipe['select'])}" if recipe.get("select") else ""
+    then = f", {kind_of(recipe['recalibrate'])}" if recipe.get("recalibrate") else ""
     return f"{kind}{after}{chosen}{then}"
-
-
-def _kind(part: Any) -> str:
-    name = part.get("class_path", "") if isinstance(part, Mapping) else part
-    return str(name).rpartition(".")[2]
-
-
-def _arguments(part: Any) -> Plain:
-    return (part.get("init_args") or {}) if isinstance(part, Mapping) else {}
 
 
 def _results(folder: Path) -> dict[str, Any]:

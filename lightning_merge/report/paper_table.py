@@ -1,12 +1,12 @@
 """A paper's table as a study repeats it: its own figures, as printed, beside those measured."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.files import write_csv, write_text
+from lightning_merge.measure.whole_means import mean_and_deviation
 from lightning_merge.plots.figure import SIZE
 from lightning_merge.report.summary import markdown_lines
 
@@ -230,13 +230,9 @@ def _at_magnitude(curves: Sequence[Row], magnitude: float) -> list[Row]:
         if magnitude in found:
             key = curve["name"], curve[SIZE]
             groups.setdefault(key, []).append(found[magnitude])
-    return [
-        {
-            "method": name,
-            SIZE: size,
-            "accuracy": statistics.fmean(values),
-            "accuracy_sd": statistics.stdev(values) if len(values) > 1 else None,
-            "seeds": len(values),
-        }
-        for (name, size), values in groups.items()
-    ]
+    rows = []
+    for (name, size), values in groups.items():
+        mean, deviation = mean_and_deviation(values)
+        own = {"accuracy": mean, "accuracy_sd": deviation, "seeds": len(values)}
+        rows.append({"method": name, SIZE: size, **own})
+    return rows

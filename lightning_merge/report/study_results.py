@@ -43,7 +43,7 @@ def study_results(
     stored, alphas, among, class_names = {}, None, 2, None
     for work in merges:
         size = len(work.settings["names"])
-        name = f"{work.name}{f', {size} ingredients' if several else ''}, seed {work.seed}"
+        name = f"{work.name}{_of_size(work, several)}, seed {work.seed}"
         path = Path(f"seed{work.seed}") / merge_file(work.name, size, study.pool_sizes)
         stored[name] = _stored(store, work, path)
         content = read_checkpoint(store.weights(work.key)).content

@@ -1,6 +1,5 @@
 """Tables of measurements, summarised over seeds: for the terminal and for Markdown."""
 
-import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 from lightning_merge.durations import in_seconds
 from lightning_merge.measure.measurement import AVERAGE, Measurement
 from lightning_merge.measure.recommendation import Recommendation, interval_over_seeds
+from lightning_merge.measure.whole_means import mean_and_deviation, whole_mean
 from lightning_merge.plots.figure import SIZE, pool_sizes
 from lightning_merge.report.fitted_table import FittedTable
 
@@ -192,8 +192,7 @@ def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
 def _mean_row(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     row = dict(rows[0])
     for column in ["accuracy", "held_out", "seconds", *columns]:
-        values = [row[column] for row in rows if row.get(column) is not None]
-        row[column] = statistics.fmean(values) if len(values) == len(rows) else None
+        row[column] = whole_mean(one.get(column) for one in rows)
     return row
 
 
@@ -207,11 +206,8 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
         "seeds": len(rows),
     }
     for column in ["accuracy", "held_out", "seconds", *columns]:
-        values = [row[column] for row in rows if row.get(column) is not None]
-        # NaN is stored as null; a mean over the other seeds would hide the failed one.
-        whole = len(values) == len(rows)
-        summary[column] = statistics.fmean(values) if whole else None
-        summary[f"{column}_sd"] = statistics.stdev(values) if whole and len(values) > 1 else None
+        found = mean_and_deviation(row.get(column) for row in rows)
+        summary[column], summary[f"{column}_sd"] = found
     return summary
 
 

@@ -10,6 +10,7 @@ from lightning_merge.measure.answers import Answers
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.recommendation import Recommendation, Standing, recommend
 from lightning_merge.measure.task_conditions import CLEAN, TaskMeasurement
+from lightning_merge.measure.whole_means import whole_mean
 from lightning_merge.study.task_plan import INDIVIDUAL, PRETRAINED
 
 _KINDS = {PRETRAINED: "ingredient", INDIVIDUAL: "ensemble"}
@@ -143,11 +144,11 @@ def _mean(
     kind = _KINDS.get(first.method, "merge")
     counts = [row.held_out_examples for row in rows]
     answers = [row.answers for row in rows if row.answers is not None]
-    held_out = _fmean([row.held_out for row in rows]) if comparable else None
+    held_out = whole_mean(row.held_out for row in rows) if comparable else None
     return MeanOverTasks(
         method=first.method,
         kind=kind,
-        accuracy=_fmean([row.metrics.get("accuracy") for row in rows]),
+        accuracy=whole_mean(row.metrics.get("accuracy") for row in rows),
         seconds=made.get("seconds"),
         parameters=made.get("parameters") or 0,
         seed=first.seed,
@@ -158,13 +159,8 @@ def _mean(
         chose=any("examples" in choice for choice in made.get("choices") or ()),
         held_out=held_out,
         held_out_examples=None if None in counts else sum(one or 0 for one in counts) * all(counts),
-        majority=_fmean([row.majority for row in rows]),
+        majority=whole_mean(row.majority for row in rows),
         answers=Answers.joined(answers) if len(answers) == len(rows) else None,
         tasks={row.task: row.test_examples for row in rows},
         held_out_sizes=[one or 0 for one in counts],
     )
-
-
-def _fmean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None

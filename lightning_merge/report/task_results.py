@@ -76,7 +76,7 @@ class TaskResults(Results):
         """Which body to use, chosen on held-out data; `print(result.recommendation.text)`."""
         return recommend_body(self.rows, self._means)
 
-    @property
+    @cached_property
     def summary(self) -> list[Plain]:
         """One row for each method, of its mean over the seen tasks, as of a comparison."""
         means = self._means

@@ -3,12 +3,12 @@
 Like Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
 """
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lightning_merge.measure.task_conditions import CLEAN
+from lightning_merge.measure.whole_means import mean_and_deviation, whole_mean
 from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.summary import MAJORITY, STYLES, markdown_lines
 
@@ -55,11 +55,7 @@ def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     tasks = _names(row for row in rows if row["condition"] != CLEAN)
     kept = [row for row in rows if row["task"] in tasks]
     means = [
-        {
-            **row,
-            "task": condition,
-            "accuracy": None if None in values else statistics.fmean(values),
-        }
+        {**row, "task": condition, "accuracy": whole_mean(values)}
         for condition in (CLEAN, *names)
         for row, values in _per_repetition(kept, condition, tasks)
     ]
@@ -219,28 +215,21 @@ def _table(
         for column in order:
             tasks = averages.get(column, [column])
             values = [_mean(own, seed, tasks) for seed in dict.fromkeys(row["seed"] for row in own)]
-            known = [value for value in values if value is not None]
-            # A mean over some of the seeds would look like the mean over all.
-            whole = len(known) == len(values)
-            line[column] = statistics.fmean(known) if known and whole else None
-            line[f"{column}_sd"] = statistics.stdev(known) if whole and len(known) > 1 else None
+            line[column], line[f"{column}_sd"] = mean_and_deviation(values)
         table.append(line)
     return table
 
 
 def _mean(rows: Sequence[Row], seed: int, tasks: Sequence[str]) -> float | None:
     found = {row["task"]: row["accuracy"] for row in rows if row["seed"] == seed}
-    if not tasks or any(found.get(task) is None for task in tasks):
-        return None
-    return statistics.fmean(found[task] for task in tasks)
+    return whole_mean(found.get(task) for task in tasks)
 
 
 def _per_repetition(
     rows: Sequence[Row], condition: str, tasks: Sequence[str]
 ) -> list[tuple[Row, list[float]]]:
-    kept = [row for row in rows if row["condition"] == condition]
     found: dict[tuple[str, int], list[Row]] = {}
-    for row in kept:
+    for row in (row for row in rows if row["condition"] == condition):
         found.setdefault((row["method"], row["seed"]), []).append(row)
     return [
         (same[0], [row["accuracy"] for row in same])

@@ -217,3 +217,19 @@ def test_only_what_looked_at_held_out_data_is_called_flattered():
     # Before it was stored apart, whatever was chosen counted.
     assert Measurement.of_row(rows[1].row()).chose
     assert "chose" not in looked.row()
+
+
+def test_a_metric_with_the_name_of_a_column_does_not_take_its_place():
+    metrics = {"accuracy": 0.7, "seconds": 99.0, "answers": 3.0, "auroc": 0.8}
+    one = row("A", "merge", 150, 70, metrics=metrics)
+    stored = one.stored()
+    assert (stored["seconds"], stored["test_seconds"], stored["auroc"]) == (1.0, 99.0, 0.8)
+    again = Measurement.of_row(stored)
+    assert again.seconds == 1.0
+    assert again.metrics == {
+        "accuracy": 0.7,
+        "test_seconds": 99.0,
+        "test_answers": 3.0,
+        "auroc": 0.8,
+    }
+    np.testing.assert_array_equal(again.answers.right, one.answers.right)
