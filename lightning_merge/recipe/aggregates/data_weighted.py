@@ -19,9 +19,9 @@ from lightning_merge.recipe.pretrained import without
 class Fisher(Aggregate):
     """The average in which each entry counts by its diagonal Fisher information.
 
-    Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging". The information is
-    read from the images on which statistics are read (`statistics_examples`), where several
-    tasks are merged from each one's own; labels are drawn from the network's predictions.
+    The information is read from the images on which statistics are read (`statistics_examples`),
+    where several tasks are merged from each one's own; labels are drawn from the network's
+    predictions.
 
     Args:
         labels_per_example: How many labels to draw for each image; None for the exact
@@ -47,8 +47,7 @@ class Fisher(Aggregate):
 class RegMean(Aggregate):
     """The weights whose outputs, layer by layer, are nearest to those of every network.
 
-    Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models". The
-    layers' inputs are read from the same images as for `Fisher`.
+    The layers' inputs are read from the same images as for `Fisher`.
 
     Args:
         scaling: What is left of the off-diagonal entries of the inputs' Gram matrices, in

@@ -28,8 +28,6 @@ _NEEDS = "the pre-trained network; held-out labels where the scale is searched"
 class Breadcrumbs(OfTaskVectors):
     """The sum of task vectors without their largest and their small entries.
 
-    Davari and Belilovsky 2024, "Model Breadcrumbs".
-
     Args:
         density: The share of each tensor's entries that stays, in (0, 1].
         outliers: The share of the largest entries that is dropped.
@@ -51,7 +49,7 @@ class Breadcrumbs(OfTaskVectors):
 class DELLA(OfTaskVectors):
     """Entries dropped at random, the larger ones less often; then signs elected, as in TIES.
 
-    Deep et al. 2024, "DELLA-Merging". The context's seed determines which entries.
+    The context's seed determines which entries.
 
     Args:
         drop: The mean probability with which an entry is dropped.
@@ -76,8 +74,6 @@ class DELLA(OfTaskVectors):
 class SCE(OfTaskVectors):
     """Entries selected by variance, vectors weighted by energy, minorities' signs erased.
 
-    Wan et al. 2024, "FuseChat: Knowledge Fusion of Chat Models".
-
     Args:
         density: The share of entries that is selected by their variance, in (0, 1].
         scale: As for `TaskArithmetic`; 1, the default, is the paper's.
@@ -98,8 +94,6 @@ class SCE(OfTaskVectors):
 @dataclass(eq=False)
 class Consensus(OfTaskVectors):
     """The sum of the task vectors where enough tasks need it, by their TALL masks.
-
-    Wang et al. 2024, "Localizing Task Information for Improved Model Merging and Compression".
 
     Args:
         threshold: How large a task's entry is beside the others' sum for its mask to keep it.

@@ -40,8 +40,6 @@ _NEEDS = f"the pre-trained network; {_SEARCH}"
 class TSVMerge(OfTaskVectors):
     """The leading singular vectors of each task, made orthogonal to those of the others (TSV-M).
 
-    Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging".
-
     Args:
         scale: As for `TaskArithmetic`; 1, the default, is the paper's own choice.
     """
@@ -60,11 +58,7 @@ class TSVMerge(OfTaskVectors):
 @aggregates.register(paper="Marczak et al. 2025, No Task Left Behind", needs=_NEEDS)
 @dataclass(eq=False)
 class IsoC(OfTaskVectors):
-    """The sum of the task vectors with all singular values of a matrix replaced by their mean.
-
-    Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
-    Task-Specific Subspaces".
-    """
+    """The sum of the task vectors with all singular values of a matrix replaced by their mean."""
 
     label = "Iso-C"
     tried = WIDER
@@ -79,9 +73,6 @@ class IsoC(OfTaskVectors):
 @dataclass(eq=False)
 class IsoCTS(IsoC):
     """Iso-C in a common subspace, with directions of each task in the place of the last ones.
-
-    Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
-    Task-Specific Subspaces".
 
     Args:
         common: The share of the rank that is common, in [0, 1].
@@ -102,8 +93,7 @@ class IsoCTS(IsoC):
 class CART(ScaledDirection):
     """The average plus `scale` times the low-rank parts of what distinguishes each from it.
 
-    Choi et al. 2024, "Revisiting Weight Averaging for Model Merging". No pre-trained network is
-    needed: the average is the centre.
+    No pre-trained network is needed: the average is the centre.
 
     Args:
         rank: The share of a matrix' rank that is kept of each difference, in (0, 1].
@@ -126,7 +116,7 @@ class CART(ScaledDirection):
 class SVC(Aggregate):
     """Another merge of task vectors, its singular values corrected for what the tasks share.
 
-    Li et al. 2026, arXiv 2602.05536. A scale that the other aggregate searches is searched before.
+    A scale that the other aggregate searches is searched before.
 
     Args:
         aggregate: The merge of task vectors to be corrected.

@@ -13,8 +13,6 @@ from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
 class ModelStock(Aggregate):
     """Between the pre-trained network and the average, nearer to it the more the angles agree.
 
-    Jang et al. 2024, "Model Stock: All we need is just a few fine-tuned models".
-
     Args:
         pretrained: The checkpoint that the ingredients were fine-tuned from; where several
             tasks are merged, or the study has a `start`, it is known (None, or `start`).

@@ -21,10 +21,7 @@ _NEEDS = "the pre-trained network; held-out labels where the scale is searched"
 @aggregates.register(paper="Ilharco et al. 2023, Editing Models with Task Arithmetic", needs=_NEEDS)
 @dataclass(eq=False)
 class TaskArithmetic(OfWeightedVectors):
-    """The pre-trained network plus `scale` times the sum of the task vectors.
-
-    Ilharco et al. 2023, "Editing Models with Task Arithmetic".
-    """
+    """The pre-trained network plus `scale` times the sum of the task vectors."""
 
     label = "TaskArithmetic"
 
@@ -38,8 +35,6 @@ class TaskArithmetic(OfWeightedVectors):
 @dataclass(eq=False)
 class TIES(OfWeightedVectors):
     """The pre-trained network plus `scale` times the TIES merge of the task vectors.
-
-    Yadav et al. 2023, "TIES-Merging: Resolving Interference When Merging Models".
 
     Args:
         density: The share of each vector that is kept, in (0, 1].
@@ -77,7 +72,7 @@ class TIES(OfWeightedVectors):
 class DARE(OfWeightedVectors):
     """Task vectors of which most entries are dropped at random, then merged.
 
-    Yu et al. 2024, "Language Models are Super Mario". The context's seed determines which entries.
+    The context's seed determines which entries.
 
     Args:
         drop: The probability with which an entry is dropped, in [0, 1).
