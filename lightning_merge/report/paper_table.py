@@ -230,7 +230,7 @@ def _at_magnitude(curves: Sequence[Row], magnitude: float) -> list[Row]:
         if magnitude in found:
             key = curve["name"], curve[SIZE]
             groups.setdefault(key, []).append(found[magnitude])
-    rows = []
+    rows: list[Row] = []
     for (name, size), values in groups.items():
         mean, deviation = mean_and_deviation(values)
         own = {"accuracy": mean, "accuracy_sd": deviation, "seeds": len(values)}

@@ -308,7 +308,7 @@ def _test_batches(context: Context) -> Iterable[Any]:
     loader, limit = context.data.test_dataloader(), trainer.limit_test_batches
     convert = trainer.precision_plugin.convert_input
     batches = Transferred(loader, context.module, context.data, context.device, convert)
-    if isinstance(limit, float):
-        size = sized_len(loader)
-        limit = None if size is None else int(limit * size)
-    return islice(batches, limit)
+    if isinstance(limit, int):
+        return islice(batches, limit)
+    size = sized_len(loader)
+    return batches if size is None else islice(batches, int(limit * size))
