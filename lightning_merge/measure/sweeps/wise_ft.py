@@ -58,11 +58,7 @@ class WiSEFT(Sweep):
             Corruption(corruption, chosen["severity"])
 
     def check_context(self, context: Context) -> None:
-        """Checks that the data can be corrupted.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that the data can be corrupted."""
         if not isinstance(context.data, ClassificationDataModule):
             raise ConfigError(
                 f"wise_ft: {type(context.data).__name__} cannot corrupt its images; leave it out"

@@ -136,11 +136,7 @@ class OfWeightedVectors(OfTaskVectors):
     weights: Shares | None = field(default=None, kw_only=True)
 
     def check_count(self, count: int) -> None:
-        """Checks that there is a weight for each ingredient.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there is a weight for each ingredient."""
         NameWeights(self.weights, count, type(self).__name__)
 
     @property

@@ -60,11 +60,7 @@ class LearnedSoup(Aggregate):
         self.optimizer = optimizer
 
     def check(self, context: Context) -> None:
-        """Checks that there are held-out examples, of one task.
-
-        Raises:
-            ConfigError: If there are none, or of several.
-        """
+        """Checks that there are held-out examples, of one task."""
         if context.several_tasks:
             raise ConfigError(
                 "LearnedSoup learns from one task's labels, and there are several tasks: use "

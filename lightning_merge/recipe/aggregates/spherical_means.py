@@ -25,11 +25,7 @@ class Slerp(Aggregate):
         self.t = t
 
     def check_count(self, count: int) -> None:
-        """Checks that there are two ingredients.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there are two ingredients."""
         if count != 2:
             raise ConfigError(
                 f"Slerp: interpolates two networks, not {count}; use KarcherMean for more"
@@ -60,11 +56,7 @@ class KarcherMean(Aggregate):
         self.weights = weights
 
     def check_count(self, count: int) -> None:
-        """Checks that there is a weight for each ingredient.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there is a weight for each ingredient."""
         if self.weights is not None and len(self.weights) != count:
             raise ConfigError(
                 f"KarcherMean: {len(self.weights)} weights for {count} networks; give one for each"

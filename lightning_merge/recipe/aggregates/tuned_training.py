@@ -98,11 +98,7 @@ class TunedTraining(Aggregate):
         """The optimizer of what is trained in a module that `untrained` made."""
 
     def check(self, context: Context) -> None:
-        """Checks that there are data to choose on, where there is something to choose.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there are data to choose on, where there is something to choose."""
         if len(self.candidates) > 1:
             context.held_out()
 

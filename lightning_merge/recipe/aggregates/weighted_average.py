@@ -23,11 +23,7 @@ class Average(Aggregate):
         self.weights = weights
 
     def check(self, context: Context) -> None:
-        """Checks that weights by regular expression are for tensors that there are.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that weights by regular expression are for tensors that there are."""
         if isinstance(self.weights, dict):
             count = len(context.states)
             NameWeights(self.weights, count, "Average").check_used(context.module.state_dict())

@@ -26,11 +26,7 @@ class _Zip(Aggregate):
         self.alpha, self.beta = alpha, beta
 
     def check(self, context: Context) -> None:
-        """Checks that the networks are not bodies of several tasks.
-
-        Raises:
-            ConfigError: If they are.
-        """
+        """Checks that the networks are not bodies of several tasks."""
         if context.several_tasks:
             raise ConfigError(
                 f"{type(self).__name__}: bodies of several tasks keep the order that their heads "
@@ -38,11 +34,7 @@ class _Zip(Aggregate):
             )
 
     def check_count(self, count: int) -> None:
-        """Checks that there are two ingredients.
-
-        Raises:
-            ConfigError: If not.
-        """
+        """Checks that there are two ingredients."""
         if count != 2:
             raise ConfigError(f"{type(self).__name__}: zips two networks, not {count}")
 
