@@ -15,7 +15,7 @@ from threading import Event
 import numpy as np
 
 from lightning_merge.aggregate.files_to_average import FilesToAverage
-from lightning_merge.files import write_json, write_whole, written_together
+from lightning_merge.files import is_full, write_json, write_whole, written_together
 from lightning_merge.number_types import Raw
 from lightning_merge.safetensors_file import layout
 from lightning_merge.stored_state import INDEX
@@ -122,7 +122,7 @@ def _reserve(target: int, size: int) -> None:
     try:
         os.posix_fallocate(target, 0, size)
     except (AttributeError, OSError) as error:
-        if getattr(error, "errno", None) == 28:
+        if is_full(error):
             raise
         os.truncate(target, size)
 
@@ -193,7 +193,8 @@ def _counter(files: FilesToAverage, progress: Progress | None) -> Callable[[str,
 
     def advance(name: str, written: int) -> None:
         nonlocal done
-        done += read[name] * written / files.bytes_of(name)
+        # Of an empty tensor there is nothing to read.
+        done += read[name] * written / max(1, files.bytes_of(name))
         if progress is not None:
             progress(int(done), total)
 

@@ -38,6 +38,7 @@ def network(seed):
         "body.empty": torch.zeros(0, 3),
         "body.num_batches_tracked": torch.tensor(seed),
         "head.flags": torch.tensor([True, False]),
+        "head.absent": torch.zeros(0, dtype=torch.long),
         "head.weight": torch.randn(4, 3, generator=g),
     }
 
