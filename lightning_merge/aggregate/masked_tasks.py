@@ -4,7 +4,7 @@ Wang et al. 2024, "Localizing Task Information for Improved Model Merging and Co
 2405.07813): the storage that TALL masks make possible.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened, wide
-from lightning_merge.aggregate.on_disk import StateOnDisk
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.files import claim_folder, read_json, write_json, written_together
 from lightning_merge.number_types import is_complex, is_fraction
-from lightning_merge.state_dicts import StateDict, prefixed, table_of
+from lightning_merge.safetensors_file import SafetensorsFile
+from lightning_merge.state_dicts import StateDict, prefixed, table_of, tensor_of
 
 _MERGED, _START, _MASKS, _OWN = (
     f"{name}.safetensors" for name in ("merged", "pretrained", "masks", "own")
@@ -38,8 +38,9 @@ def write_masked(
 
     `merged.safetensors` has the pre-trained network plus the sum of all task vectors,
     `pretrained.safetensors` the pre-trained one, `masks.safetensors` the TALL masks, eight
-    parameters in a byte. What a mask cannot give back (running statistics, integers, and tensors
-    that have other shapes in other tasks: heads) is in `own.safetensors`, for each task as it is.
+    parameters in a byte. What a mask cannot give back (running statistics, integers, tensors that
+    have other shapes in other tasks, and those that the pre-trained network lacks: heads) is in
+    `own.safetensors`, for each task as it is.
 
     Args:
         pretrained: The state dict that all were fine-tuned from, or the path of its file.
@@ -66,7 +67,12 @@ def write_masked(
     networks = {name: _same_names(name, opened(state), start) for name, state in tasks.items()}
     merged: StateDict = {}
     masks: StateDict = {}
-    own: StateDict = {}
+    own: StateDict = {
+        f"{name}/{key}": value.clone()
+        for name, state in networks.items()
+        for key, value in state.items()
+        if key not in start
+    }
     for key in start:
         if not _is_masked(key, start, networks):
             merged[key] = start[key].detach().clone()
@@ -114,20 +120,24 @@ def load_task(folder: str | Path, name: str) -> StateDict:
     known = read_json(path / _LIST)["tasks"]
     if name not in known:
         raise ConfigError(f"{folder} has no task '{name}': choose among {', '.join(known)}")
-    return dict(_of_task(path, name))
-
-
-def _of_task(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
-    merged, start = StateOnDisk(folder / _MERGED), StateOnDisk(folder / _START)
-    masks, own = StateOnDisk(folder / _MASKS), StateOnDisk(folder / _OWN)
-    for key in merged:
-        stored = f"{name}/{key}"
-        if stored in own:
-            yield key, own[stored].clone()
-            continue
+    merged, start, masks, own = (_read(path / one) for one in (_MERGED, _START, _MASKS, _OWN))
+    state = {
+        stored.removeprefix(f"{name}/"): value.clone()
+        for stored, value in own.items()
+        if stored.startswith(f"{name}/")
+    }
+    for key in merged.keys() - state.keys():
         value = merged[key]
-        bits = np.unpackbits(masks[stored].numpy(), count=value.numel()).astype(bool)
-        yield key, torch.where(torch.from_numpy(bits).view(value.shape), value, start[key])
+        bits = np.unpackbits(masks[f"{name}/{key}"].numpy(), count=value.numel()).astype(bool)
+        state[key] = torch.where(torch.from_numpy(bits).view(value.shape), value, start[key])
+    order = dict.fromkeys((*merged, *state))
+    return {key: state[key] for key in order}
+
+
+def _read(path: Path) -> StateDict:
+    # Unlike a file of weights it may be without tensors.
+    opened = SafetensorsFile.open(path)
+    return {name: tensor_of(opened.raw(name), entry) for name, entry in opened.table.items()}
 
 
 def _same_names(

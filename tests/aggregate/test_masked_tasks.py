@@ -40,6 +40,19 @@ def test_tasks_that_move_their_own_entries_are_given_back(start, tmp_path, thres
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+def test_heads_that_the_pretrained_network_lacks_and_bodies_without_statistics(tmp_path):
+    start = {"body": torch.arange(3.0)}
+    tasks = {
+        "cars": {"body": torch.tensor([5.0, 1, 2]), "head": torch.ones(2, 3)},
+        "birds": {"body": torch.tensor([0.0, 1, 7])},
+    }
+    folder = write_masked(start, tasks, tmp_path / "masked")
+    for name, state in tasks.items():
+        found = load_task(folder, name)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 def test_others_are_what_their_masks_say(start, tmp_path):
     tasks = {f"{seed}": tuned(start, seed, False) for seed in range(3)}
     folder = write_masked(start, tasks, tmp_path / "masked")
