@@ -13,9 +13,9 @@ class BatchNormReset(Callback):
     """Resets BatchNorm statistics on training batches, before validation and before saving.
 
     In an epoch with validation the reset happens at its start, so that what is validated
-    and what `ModelCheckpoint` then writes is the reset network. Without validation it
-    happens at the end of the training epoch, before `ModelCheckpoint` (which Lightning
-    always calls last). The sanity check is left alone. Statistics do not enter training,
+    and what `ModelCheckpoint` then writes is the reset network. Where an epoch trains on after
+    its validation, or has none, it happens at the end of the training epoch, before
+    `ModelCheckpoint` (which Lightning always calls last). The sanity check is left alone. Statistics do not enter training,
     so the weights that are learned are the same with and without this callback.
 
     Training data are read in an order of this callback's own, whatever their loader is, and no
@@ -44,7 +44,12 @@ class BatchNormReset(Callback):
         self.limit_batches = limit_batches
         self.augmented = augmented
         self.call = call
-        self._reset_in: int | None = None
+        self._reset_at: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets what was done in another run."""
+        del trainer, pl_module
+        self._reset_at = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resets before an epoch's validation."""
@@ -52,14 +57,16 @@ class BatchNormReset(Callback):
             self._reset(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resets where no validation did so in this epoch."""
-        if self._reset_in != trainer.current_epoch:
+        """Resets where no validation did so since the last step."""
+        if self._reset_at != trainer.global_step:
             self._reset(trainer, pl_module)
 
     def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        # Lightning does not say that it stops where the steps are those it was to take.
+        last = last or 0 <= trainer.max_steps <= trainer.global_step
         if self.every == "end" and not last:
             return
         batches = statistics_share(trainer, self.limit_batches, augmented=self.augmented)
         reset_batchnorm(pl_module, batches, call=self.call)
-        self._reset_in = trainer.current_epoch
+        self._reset_at = trainer.global_step

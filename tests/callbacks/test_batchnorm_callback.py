@@ -67,6 +67,28 @@ def test_without_validation_the_checkpoint_holds_reset_statistics(tmp_path):
     assert equal(wanted, saved)
 
 
+@pytest.mark.parametrize(
+    ("every", "changes"),
+    [
+        ("epoch", {"max_epochs": 1, "val_check_interval": 4}),
+        ("end", {"max_epochs": -1, "max_steps": 4}),
+    ],
+)
+def test_batches_after_validation_and_a_last_step_within_an_epoch(every, changes):
+    module = randomise(Stranger(), 1)
+    trainer = quiet_trainer(callbacks=[BatchNormReset(every)], **changes)
+    trainer.fit(module, image_batches(), image_batches(seed=8))
+    assert equal(statistics(module), reset_by_hand(module))
+
+
+def test_one_callback_serves_several_runs():
+    reset = BatchNormReset()
+    for seed in (1, 2):
+        module = randomise(Stranger(), seed)
+        quiet_trainer(max_epochs=1, callbacks=[reset]).fit(module, image_batches())
+        assert equal(statistics(module), reset_by_hand(module))
+
+
 def shuffled():
     return DataLoader(image_batches().dataset, batch_size=16, shuffle=True)
 
