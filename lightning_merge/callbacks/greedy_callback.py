@@ -135,8 +135,10 @@ class GreedySoup(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says which ingredients of a resumed run are gone."""
-        del trainer, pl_module
+        """Says which ingredients of a resumed run are gone; forgets those of another run."""
+        del pl_module
+        if trainer.global_step == 0:
+            self.load_state_dict({"pool": {}, "known": {}, "best_score": None, "best_path": None})
         gone = [path for path in self._pool if not Path(path).is_file()]
         for path in gone:
             rank_zero_warn(f"GreedySoup: {path} is gone; the soup goes on without it")

@@ -60,6 +60,12 @@ class LastEpochsSoup(Callback):
             check_soups("LastEpochsSoup", trainer, pl_module)
             self._folder = soup_folder(trainer, self.dirpath, "last_epochs_soup")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the epochs of another run."""
+        del pl_module
+        if trainer.global_step == 0:
+            self._window = []
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the epoch, and deletes the one that is too old."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -186,6 +186,17 @@ def test_batchnorm_is_reset_in_each_candidate(tmp_path):
     assert measure(network.state_dict(), "loss") == pytest.approx(soup.best_score, rel=1e-5)
 
 
+def test_one_callback_serves_several_runs(tmp_path):
+    soup = GreedySoup("acc", dirpath=tmp_path)
+    fitted([soup], epochs=2)
+    fitted([soup], epochs=1, lr=0.0)
+    assert len(soup.ingredients) == 1
+    assert soup.best_ingredients == soup.ingredients
+    ours = read_checkpoint(soup.best_path).state_dict
+    start = module().state_dict()
+    assert all(torch.equal(ours[name], start[name]) for name in start if "weight" in name)
+
+
 def test_a_resumed_run_makes_the_same_soup(tmp_path):
     whole = GreedySoup("loss", "min", dirpath=tmp_path / "whole")
     fitted([whole], epochs=4)

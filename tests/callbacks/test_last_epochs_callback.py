@@ -43,6 +43,16 @@ def test_a_resumed_run_keeps_its_window(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_one_callback_serves_several_runs(tmp_path):
+    keep, soup = KeepWeights(), LastEpochsSoup(3, tmp_path)
+    fit([soup], epochs=2)
+    fit([keep, soup], epochs=1)
+    ours = read_checkpoint(soup.best_path).state_dict
+    (wanted,) = keep.states
+    parameters = [name for name in ours if name.endswith(("weight", "bias"))]
+    assert all(torch.equal(ours[name], wanted[name]) for name in parameters)
+
+
 def test_no_epochs_are_refused():
     with pytest.raises(ConfigError, match="last is 0"):
         LastEpochsSoup(0)
