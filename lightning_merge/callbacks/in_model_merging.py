@@ -4,13 +4,13 @@ Wang et al. 2025, "In-Model Merging for Enhancing the Robustness of Medical Imag
 Models" (arXiv 2502.20516).
 """
 
-import re
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_merge.aggregate.name_weights import compiled
 from lightning_merge.errors import ConfigError
 
 
@@ -39,8 +39,8 @@ class InModelMerging(Callback):
         merged: How many kernels have been merged.
 
     Raises:
-        ConfigError: If a number is out of range, or (when training starts) no layer is left, or
-            one's weight is no parameter of its own.
+        ConfigError: If a number is out of range, `layers` is no regular expression, or (when
+            training starts) no layer is left, or one's weight is no parameter of its own.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class InModelMerging(Callback):
             )
         self.probability, self.threshold, self.share = probability, threshold, share
         self.skip, self.layers = skip, layers
+        self._named = compiled(layers or "", "InModelMerging: layers")
         self.merged = 0
         self._draws = torch.Generator().manual_seed(seed)
         self._weights: list[Tensor] = []
@@ -68,11 +69,7 @@ class InModelMerging(Callback):
         del trainer
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         found = [(n, m) for n, m in pl_module.named_modules() if isinstance(m, kinds)]
-        chosen = {
-            name: layer
-            for name, layer in found[self.skip :]
-            if self.layers is None or re.search(self.layers, name)
-        }
+        chosen = {n: layer for n, layer in found[self.skip :] if self._named.search(n)}
         if not chosen:
             raise ConfigError(
                 f"InModelMerging: of {len(found)} convolutions none is left behind the first "
@@ -85,7 +82,8 @@ class InModelMerging(Callback):
                     "weights, pruning), so that what is merged would be lost: remove that first, "
                     "or leave the layer out with `layers`"
                 )
-        self._weights = [layer.weight for layer in chosen.values()]
+        # Layers may share one.
+        self._weights = list(dict.fromkeys(layer.weight for layer in chosen.values()))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

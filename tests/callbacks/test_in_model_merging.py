@@ -102,6 +102,19 @@ def test_draws_go_on_from_a_state():
     assert torch.equal(*seen)
 
 
+def test_layers_that_share_a_weight_merge_it_once():
+    class Shared(Convolutional):
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(1, nn.Conv2d(5, 5, 1))
+            self.layers.insert(2, nn.Conv2d(5, 5, 1))
+            self.layers[2].weight = self.layers[1].weight
+
+    callback = InModelMerging(1.0, -1.0, skip=1, layers="[12]$")
+    fit([callback], module=Shared())
+    assert callback.merged == 4 * 5
+
+
 def test_frozen_layers_stay():
     class Frozen(Convolutional):
         def __init__(self, lr=0.0):
@@ -123,3 +136,5 @@ def test_what_leaves_no_layer_is_refused():
         fit([InModelMerging(skip=0, layers="conv2")])
     with pytest.raises(ConfigError, match="out of range"):
         InModelMerging(probability=2)
+    with pytest.raises(ConfigError, match="layers: .* is no regular expression"):
+        InModelMerging(layers="(")
