@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_in
 from lightning_merge.distributed import Share
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, DataError
 from lightning_merge.orders import in_random_order, share_of
 
 
@@ -188,8 +188,14 @@ def few_test_batches(
 
 
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
-    """The inputs of the first batch, at most two examples, on `device`."""
-    inputs = inputs_of(next(iter(batches)))
+    """The inputs of the first batch that has any, at most two examples, on `device`.
+
+    Raises:
+        DataError: If there is no example.
+    """
+    inputs = next(inputs_in(batches), None)
+    if inputs is None:
+        raise DataError("there is no example to look at the network with: give data that has some")
     return inputs[:2].to(device)
 
 

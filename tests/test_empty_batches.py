@@ -17,7 +17,8 @@ from lightning_merge import (
     zip_it,
 )
 from lightning_merge.aggregate import diagonal_fisher, gram_matrices
-from lightning_merge.errors import AlignmentError, MergeError
+from lightning_merge.errors import AlignmentError, DataError, MergeError
+from lightning_merge.loaders import example_inputs
 
 
 def network(seed: int, norm: bool = True) -> nn.Module:
@@ -90,6 +91,14 @@ def test_an_empty_batch_changes_nothing(reader, place, batches):
 def test_nothing_but_empty_batches_is_refused(reader, batches):
     with pytest.raises(MergeError, match=r"there (was|are) no|check the data"):
         READERS[reader]([batches[0][:0]])
+
+
+def test_the_first_example_is_that_of_the_first_batch_with_any(batches):
+    found = example_inputs([batches[0][:0], batches[1]], "cpu")
+    assert torch.equal(found, batches[1][:2])
+    for empty in ([], [batches[0][:0]]):
+        with pytest.raises(DataError, match="there is no example"):
+            example_inputs(empty, "cpu")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

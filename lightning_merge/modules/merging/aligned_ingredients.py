@@ -33,7 +33,8 @@ def aligned_states(
         One for each ingredient, on the CPU, the same on every rank.
 
     Raises:
-        AlignmentError: If the network cannot be traced, or there are no batches.
+        AlignmentError: If the network cannot be traced.
+        DataError: If there are no batches.
     """
     batches = statistics_share(trainer)
     first = ingredient(0)
