@@ -126,7 +126,9 @@ class SurgeryModule(LightningModule):
         features = self._surgery.features
         assert features is not None
         loss = nn.functional.l1_loss(features, wanted)
-        self.log("train_distance", loss, on_step=False, on_epoch=True, batch_size=len(x))
+        self.log(
+            "train_distance", loss, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True
+        )
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -10,6 +10,7 @@ from two_ranks import (
     aligned,
     alphas,
     batchnorm_batches,
+    distilled,
     few_batches,
     logged,
     main,
@@ -101,6 +102,14 @@ def test_losses_of_uneven_shares_are_means_over_all_examples(two):
     assert {"train_loss", "val_loss", "test_loss", "train_accuracy"} <= wanted.keys()
     for result in found:
         assert result["logged"] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_learned_matching_logs_what_all_examples_lose(two):
+    _, found = two
+    wanted = distilled(1)
+    assert {"train_loss", "val_loss"} <= wanted.keys()
+    for result in found:
+        assert result["distilled"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_moments_of_uneven_shares_are_those_of_all_observations(two):

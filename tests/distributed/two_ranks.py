@@ -15,7 +15,7 @@ from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import correlations
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.distributed import Share, gather_over_ranks, ranks
-from lightning_merge.modules import ImageClassifier, MergeModule
+from lightning_merge.modules import ImageClassifier, LearnedMatchingModule, MergeModule
 from lightning_merge.modules.metrics import classification_metrics
 from lightning_merge.orders import share_of
 from lightning_merge.recalibrate import Repair, reset_batchnorm
@@ -256,6 +256,14 @@ def logged(devices, share=slice(None), size=8):
         model_kwargs={"img_size": 8},
         optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
     )
+    trainer, data = fitted(classifier, devices, share, size)
+    found = dict(trainer.callback_metrics)
+    found |= trainer.test(classifier, data, verbose=False)[0]
+    return {name: float(value) for name, value in found.items()}
+
+
+def fitted(module, devices, share, size):
+    """The Trainer of one epoch on a share of 32 examples, and the loader of those."""
     images, targets = image_batches(2).dataset[share]
     data = DataLoader(TensorDataset(images, targets), batch_size=size)
     trainer = quiet_trainer(
@@ -264,10 +272,33 @@ def logged(devices, share=slice(None), size=8):
         strategy="ddp" if devices > 1 else "auto",
         use_distributed_sampler=False,
     )
-    trainer.fit(classifier, data, data)
-    found = dict(trainer.callback_metrics)
-    found |= trainer.test(classifier, data, verbose=False)[0]
-    return {name: float(value) for name, value in found.items()}
+    trainer.fit(module, data, data)
+    return trainer, data
+
+
+class Perceptron(LightningModule):
+    """Whose hidden units can be scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4)
+        )
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def distilled(devices, share=slice(None), size=8):
+    """What a learned matching logs, likewise."""
+    module = LearnedMatchingModule(
+        Perceptron(),
+        [randomise(Perceptron(), seed) for seed in (1, 2)],
+        example_inputs=torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
+        optimizer=lambda maps: torch.optim.SGD(maps, lr=0.0),
+    )
+    trainer, _ = fitted(module, devices, share, size)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def main(folder: Path) -> None:
@@ -296,6 +327,7 @@ def main(folder: Path) -> None:
         "scores": scores(slice(0, 51) if rank == 0 else slice(51, 91)),
         # As many batches on both, since gradients meet in each.
         "logged": logged(2, slice(0, 20), 5) if rank == 0 else logged(2, slice(20, 32), 3),
+        "distilled": distilled(2, slice(0, 20), 5) if rank == 0 else distilled(2, slice(20, 32), 3),
     }
     torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

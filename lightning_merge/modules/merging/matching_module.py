@@ -98,14 +98,17 @@ class LearnedMatchingModule(LightningModule):
         del batch_idx
         share = float(torch.rand(())) if self.share is None else self.share
         loss = self._loss(batch, share)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+        size = len(inputs_of(batch))
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the loss of the merged network as `val_loss`."""
         del batch_idx
         loss = self._loss(batch, 0.5 if self.share is None else self.share)
-        self.log("val_loss", loss, batch_size=len(inputs_of(batch)))
+        self.log("val_loss", loss, batch_size=len(inputs_of(batch)), sync_dist=True)
 
     def aligned(self) -> StateDict:
         """The state dict of B under the maps that were learned, in A's coordinates."""
