@@ -17,16 +17,17 @@ class MergeError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        super().__init__(printable(message))
 
 
-def printable(text: str, longest: int = _LONGEST) -> str:
-    """`text` on one line, with control and unprintable characters escaped.
+def printable(value: object, longest: int = _LONGEST) -> str:
+    """Its text on one line, with control and unprintable characters escaped.
 
     Args:
-        text: Any text.
+        value: A text, a path, or anything else.
         longest: The most characters to keep; a longer text is cut in the middle.
     """
+    text = str(value)
     if len(text) > longest:
         text = f"{text[: 2 * longest // 3]} [...] {text[-longest // 3 :]}"
     if text.isprintable():
@@ -34,6 +35,11 @@ def printable(text: str, longest: int = _LONGEST) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def one_line(error: BaseException) -> str:
+    """A library's error on one short line; the error's kind where it has no message."""
+    return printable(" ".join(str(error).split()), 300) or type(error).__name__
 
 
 class CheckpointError(MergeError):

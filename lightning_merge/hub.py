@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.errors import ConfigError, MergeError, printable
+from lightning_merge.errors import ConfigError, MergeError, one_line, printable
 
 
 def push_to_hub(
@@ -39,9 +39,9 @@ def push_to_hub(
         raise
     # Of the network, the server, the token and the name, each has errors of its own.
     except Exception as error:
-        first = printable(" ".join(str(error).split())[:300])
         raise ConfigError(
-            f"{folder} is written, but the Hub did not take it as {printable(name)} ({first}): "
-            "log in (hf auth login), choose another name, or add --overwrite where it is yours"
+            f"{folder} is written, but the Hub did not take it as {printable(name)} "
+            f"({one_line(error)}): log in (hf auth login), choose another name, or add --overwrite "
+            "where it is yours"
         ) from error
     return str(made)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.checkpoint import Checkpoint
-from lightning_merge.errors import ConfigError, printable
+from lightning_merge.errors import ConfigError, one_line
 from lightning_merge.files import write_whole
 from lightning_merge.preprocessing import preprocessing_of
 
@@ -70,9 +70,9 @@ def write_program(network: nn.Module, images: Tensor | None, path: Path) -> Path
             save(network, images, partial)
             found = run(partial, others)
         except Exception as error:
-            first = printable(" ".join(str(error).split())[:200])
             raise ConfigError(
-                f"{path.name} cannot be written for this network ({first}): export without it"
+                f"{path.name} cannot be written for this network ({one_line(error)}): export "
+                "without it"
             ) from error
         with torch.no_grad():
             expected = network(others)

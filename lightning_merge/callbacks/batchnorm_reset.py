@@ -15,8 +15,9 @@ class BatchNormReset(Callback):
     In an epoch with validation the reset happens at its start, so that what is validated
     and what `ModelCheckpoint` then writes is the reset network. Where an epoch trains on after
     its validation, or has none, it happens at the end of the training epoch, before
-    `ModelCheckpoint` (which Lightning always calls last). The sanity check is left alone. Statistics do not enter training,
-    so the weights that are learned are the same with and without this callback.
+    `ModelCheckpoint` (which Lightning always calls last). The sanity check is left alone.
+    Statistics do not enter training, so the weights that are learned are the same with and
+    without this callback.
 
     Training data are read in an order of this callback's own, whatever their loader is, and no
     random number that training draws is another for it. The batches are divided among the ranks,

@@ -27,7 +27,7 @@ from torchmetrics import Metric
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.distributed import gather_over_ranks, rank_batches, ranks
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, one_line
 from lightning_merge.loaders import Transferred, statistics_share
 from lightning_merge.modules.module_state import put
 from lightning_merge.recalibrate import reset_batchnorm
@@ -69,10 +69,9 @@ def copy_of(module: LightningModule) -> LightningModule:
     try:
         copied = copy.deepcopy(module, {} if compiled is None else {id(compiled): None})
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{type(module).__name__} cannot be copied, as soups need it ({reason}): keep no "
-            "tensors with gradients as its attributes, and run lazy layers once"
+            f"{type(module).__name__} cannot be copied, as soups need it ({one_line(error)}): keep "
+            "no tensors with gradients as its attributes, and run lazy layers once"
         ) from error
     if compiled is not None:
         # Compiled methods belong to the module that they were compiled for.

@@ -11,8 +11,7 @@ import torch
 
 from lightning_merge.data.image_files import ImageFiles
 from lightning_merge.data.images import LabelledImages
-from lightning_merge.data.printable import printable
-from lightning_merge.errors import DataError
+from lightning_merge.errors import DataError, printable
 
 # Of archives made on a Mac, Synology's thumbnails, and what lies on disks of Windows and Linux.
 _OF_SYSTEMS = frozenset(

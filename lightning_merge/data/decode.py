@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_merge.data.printable import one_line, printable
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, one_line, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Resampling

@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 
 from lightning_merge.data.decode import UnreadableImageError, decode
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import one_line
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, one_line
 
 Item = tuple[int, Tensor | str]
 Batch = tuple[list[int], Tensor | None, dict[int, str]]

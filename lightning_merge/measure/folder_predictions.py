@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_merge.checkpoint import Checkpoint, read_checkpoint
 from lightning_merge.data.class_folders import LeftOut, images_below
 from lightning_merge.data.loose_images import LooseImages
-from lightning_merge.data.printable import printable
-from lightning_merge.errors import ConfigError, DataError, NonFiniteError
+from lightning_merge.errors import ConfigError, DataError, NonFiniteError, printable
 from lightning_merge.modes import evaluation
 from lightning_merge.preprocessing import preprocessing_of
 from lightning_merge.progress import tracked

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, one_line
 from lightning_merge.modes import evaluation
 from lightning_merge.modules.classification import ClassificationModule
 from lightning_merge.modules.metrics import MetricChoice
@@ -219,11 +219,11 @@ def _create(model: str, pretrained: str | None, arguments: dict[str, Any]) -> An
         with _quiet():
             return open_clip.create_model(model, pretrained=pretrained, **arguments)
     except _FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
         raise ConfigError(
-            f"{model} with weights '{pretrained}' could not be made ({reason}): choose a file of "
-            f"its weights or one of its tags ({tags}), and check the network and model_kwargs"
+            f"{model} with weights '{pretrained}' could not be made ({one_line(error)}): choose a "
+            f"file of its weights or one of its tags ({tags}), and check the network and "
+            "model_kwargs"
         ) from error
 
 

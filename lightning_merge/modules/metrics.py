@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Accuracy, Metric, MetricCollection
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
 
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, one_line
 from lightning_merge.modules.classes_that_occur import MeanOfOccurring
 from lightning_merge.modules.from_logits import (
     CalibrationError,
@@ -143,10 +143,9 @@ def _of_torchmetrics(chosen: Mapping[str, Any], task: Task, num_classes: int) ->
             metric = MeanOfOccurring(metric, called, task, num_classes, ignored, weighted)
         _try(metric.clone(), task, num_classes)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"metric '{path}' does not fit a {task} task of {num_classes} classes ({reason}): "
-            "choose another one, or other init_args"
+            f"metric '{path}' does not fit a {task} task of {num_classes} classes "
+            f"({one_line(error)}): choose another one, or other init_args"
         ) from error
     return str(chosen.get("name", called)), metric
 

@@ -136,5 +136,5 @@ def test_what_leaves_no_layer_is_refused():
         fit([InModelMerging(skip=0, layers="conv2")])
     with pytest.raises(ConfigError, match="out of range"):
         InModelMerging(probability=2)
-    with pytest.raises(ConfigError, match="layers: .* is no regular expression"):
+    with pytest.raises(ConfigError, match=r"layers: .* is no regular expression"):
         InModelMerging(layers="(")

@@ -282,7 +282,12 @@ class Perceptron(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(192, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4)
+            nn.Flatten(),
+            nn.Linear(192, 10),
+            nn.ReLU(),
+            nn.Linear(10, 8),
+            nn.ReLU(),
+            nn.Linear(8, 4),
         )
 
     def forward(self, images):

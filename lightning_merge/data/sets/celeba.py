@@ -12,8 +12,7 @@ from lightning_merge.data.image_files import ImageFiles
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import one_line
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, one_line
 
 _ATTRIBUTES = """
     5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose

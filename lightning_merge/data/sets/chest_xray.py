@@ -11,8 +11,7 @@ from lightning_merge.data.image_files import ImageFiles
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import one_line
-from lightning_merge.errors import DataError
+from lightning_merge.errors import DataError, one_line
 
 _LABELS = """
     Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax

@@ -12,8 +12,7 @@ from lightning_merge.data.image_files import EncodedImages
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import one_line
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,9 +17,8 @@ from lightning_merge.data.decode import check_images
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import printable
 from lightning_merge.data.splits import hold_out
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, printable
 
 
 class ImageFolderDataModule(ClassificationDataModule):

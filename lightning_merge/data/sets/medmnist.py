@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
-from lightning_merge.data.printable import one_line
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, one_line
 
 SIZES = (28, 64, 128, 224)
 

@@ -13,9 +13,8 @@ from lightning_merge.data.image_files import ImageFiles
 from lightning_merge.data.images import LabelledImages, OfficialSplits
 from lightning_merge.data.module import ClassificationDataModule
 from lightning_merge.data.normalisation import Normalisation
-from lightning_merge.data.printable import one_line
 from lightning_merge.data.sets.vision_readers import VISION_SETS
-from lightning_merge.errors import ConfigError, DataError
+from lightning_merge.errors import ConfigError, DataError, one_line
 
 Name = Literal["sun397", "stanford_cars", "resisc45", "dtd", "svhn", "gtsrb", "eurosat"]
 

@@ -91,9 +91,7 @@ class AdaMergingModule(LearnedWeights):
             loss = torch.stack([mean_entropy(logits[task]) for task in batch]).sum()
         else:
             loss = mean_entropy(self(inputs_of(batch)))
-        self.log(
-            "train_entropy", loss, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
-        )
+        self.log("train_entropy", loss, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return loss
 
     def coefficients(self) -> Tensor:

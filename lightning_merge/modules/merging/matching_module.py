@@ -99,9 +99,7 @@ class LearnedMatchingModule(LightningModule):
         share = float(torch.rand(())) if self.share is None else self.share
         loss = self._loss(batch, share)
         size = len(inputs_of(batch))
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
-        )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
