@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import classes_of, inputs_of
 from lightning_merge.errors import ConfigError
 
 
@@ -64,7 +62,8 @@ def check_batch(module: LightningModule, data: object, batch: Any) -> None:
     Raises:
         ConfigError: If it cannot.
     """
-    said, name = dict(module.hparams), _plain_name(module)
+    said = dict(module.hparams)
+    name = said.get("model") or type(module).__name__
     classes, channels = said.get("num_classes"), said.get("in_chans")
     source = "the data" if data is None else type(data).__name__
     images = inputs_of(batch)
@@ -92,12 +91,5 @@ def check_batch(module: LightningModule, data: object, batch: Any) -> None:
 
 
 def _largest_class(batch: Any) -> int | None:
-    targets = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-    if not isinstance(targets, Tensor) or targets.dim() != 1 or not len(targets):
-        return None
-    whole = not targets.is_floating_point() and targets.dtype != torch.bool
-    return int(targets.max()) if whole else None
-
-
-def _plain_name(module: LightningModule) -> str:
-    return str(module.hparams.get("model") or type(module).__name__)
+    classes = classes_of(batch)
+    return int(classes.max()) if classes is not None and len(classes) else None

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_merge.batches import inputs_of
 from lightning_merge.division import records_of
 from lightning_merge.modules.metrics import MetricChoice, classification_metrics
 from lightning_merge.modules.per_class import Task
@@ -122,8 +123,7 @@ class ClassificationModule(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probabilities of shape `(N, num_classes)`; `(N,)` where the task is binary."""
         del batch_idx
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        logits = self(images)
+        logits = self(inputs_of(batch))
         if self.task == "multiclass":
             return logits.softmax(dim=1)
         return self._shape(logits).sigmoid()

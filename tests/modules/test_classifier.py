@@ -7,6 +7,7 @@ from strangers import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_merge.callbacks.first_batch import check_batch
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import ImageClassifier
 
@@ -56,6 +57,15 @@ def test_multilabel_metrics_are_those_of_scikit_learn():
     assert metrics["test_accuracy"] == pytest.approx(
         ((probabilities > 0.5) == targets.numpy()).mean()
     )
+
+
+def test_batches_may_be_dicts_where_nothing_is_learned():
+    images, module = torch.randn(6, 1, 8, 8), ImageClassifier(num_classes=3, **SMALL)
+    batches = [{"image": images, "label": torch.tensor([0, 1, 2, 0, 1, 5])}]
+    data = DataLoader(batches, batch_size=None)
+    assert predictions(module, data) == pytest.approx(module(images).softmax(1).detach().numpy())
+    with pytest.raises(ConfigError, match="num_classes 3, and the data has a class 5"):
+        check_batch(module, None, batches[0])
 
 
 def test_binary_metrics_are_those_of_scikit_learn():
