@@ -1,13 +1,46 @@
-"""Reading data without changing the random numbers that are drawn afterwards."""
+"""The states of random generators: kept while data are read, and stored with a run."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def random_state() -> dict[str, Any]:
+    """What torch, all GPUs that are in use, numpy and Python draw next.
+
+    Returns:
+        Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
+    """
+    version, words, gauss = random.getstate()
+    # Augmentations and data sets still draw from numpy's global generator.
+    kind, key, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [kind, torch.tensor(np.asarray(key, dtype=np.int64)), *rest],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Makes all of them draw what they would have drawn.
+
+    Args:
+        state: What `random_state` gave; GPUs are left alone where there are others now.
+    """
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    version, words, gauss = state["python"]
+    # Earlier versions stored them as a list.
+    random.setstate((version, tuple(torch.as_tensor(words).tolist()), gauss))
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
 
 
 @contextmanager

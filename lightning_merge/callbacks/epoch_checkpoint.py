@@ -1,17 +1,16 @@
 """A training that was killed goes on from its last epoch, and ends with the same weights."""
 
-import random
 import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_merge.checkpoint import write_checkpoint
+from lightning_merge.randomness import random_state, set_random_state
 
 
 class EpochCheckpoint(Callback):
@@ -55,7 +54,7 @@ class EpochCheckpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The generators' states and the seconds so far."""
         seconds = self.seconds + time.monotonic() - self._began
-        return {"generators": _generators(), "seconds": seconds}
+        return {"generators": random_state(), "seconds": seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave."""
@@ -70,7 +69,7 @@ class EpochCheckpoint(Callback):
         """Sets the generators in the first epoch of a training that goes on."""
         del pl_module
         if self._generators is not None:
-            _set_generators(self._generators)
+            set_random_state(self._generators)
             self._generators = None
             # Lightning has made this epoch's iterator already, from generators in another state.
             assert trainer.fit_loop._data_fetcher is not None
@@ -86,26 +85,3 @@ class EpochCheckpoint(Callback):
         write_checkpoint(self.path, content)
         self._written = time.monotonic()
         self._pause = max(self.every, (self._written - start) / self.share)
-
-
-def _generators() -> dict[str, Any]:
-    version, numbers, gauss = random.getstate()
-    # Augmentations and data sets still draw from numpy's global generator.
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "python": [version, list(numbers), gauss],
-        # As a tensor, which is read without running code.
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-    }
-
-
-def _set_generators(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"].cpu())
-    if len(states["cuda"]) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

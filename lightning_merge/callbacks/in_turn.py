@@ -1,15 +1,14 @@
 """Several fits in turn on one device: each runs alone until it meets the others."""
 
-import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.randomness import random_state, set_random_state
 
 
 class Population:
@@ -43,7 +42,10 @@ class Population:
         if len(fits) < 2:
             raise ConfigError(f"a population of {len(fits)} has nobody to meet; give two fits")
         self._live, self._met, self._turn, self._error = list(range(len(fits))), {}, 0, None
-        start = _random_state()
+        if torch.cuda.is_available():
+            # Before that a GPU has no state that could be kept.
+            torch.cuda.init()
+        start = random_state()
         threads = [
             threading.Thread(target=self._run, args=(index, fit, start), daemon=True)
             for index, fit in enumerate(fits)
@@ -56,7 +58,7 @@ class Population:
         except BaseException as error:
             self._stop(error)
             raise
-        _restore(start)
+        set_random_state(start)
         if self._error is not None:
             raise self._error
 
@@ -75,13 +77,15 @@ class Population:
         index = getattr(self._own, "index", None)
         if index is None:
             raise ConfigError("PopulationAverage: fit the members by `population.train([...])`")
+        # Before the next one's turn, in which other numbers are drawn.
+        state = random_state()
         with self._turns:
             self._met[index] = tensors
             self._pull = pull
             self._advance()
-        self._wait(index)
+        self._wait(index, state)
 
-    def _run(self, index: int, fit: Callable[[], Any], start: tuple[Any, ...]) -> None:
+    def _run(self, index: int, fit: Callable[[], Any], start: dict[str, Any]) -> None:
         self._own.index = index
         try:
             self._wait(index, start)
@@ -105,13 +109,12 @@ class Population:
         self._turn = waited_for[0] if waited_for else -1
         self._turns.notify_all()
 
-    def _wait(self, index: int, state: tuple[Any, ...] | None = None) -> None:
-        state = _random_state() if state is None else state
+    def _wait(self, index: int, state: dict[str, Any]) -> None:
         with self._turns:
             self._turns.wait_for(lambda: self._turn == index or self._error is not None)
             if self._error is not None:
                 raise _Stopped
-        _restore(state)
+        set_random_state(state)
 
     def _stop(self, error: BaseException) -> None:
         with self._turns:
@@ -121,16 +124,3 @@ class Population:
 
 class _Stopped(BaseException):
     """Another member failed."""
-
-
-def _random_state() -> tuple[Any, ...]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), np.random.get_state(), random.getstate(), devices  # noqa: NPY002
-
-
-def _restore(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    np.random.set_state(state[1])  # noqa: NPY002
-    random.setstate(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])

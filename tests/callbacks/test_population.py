@@ -1,6 +1,8 @@
 """PAPA: members in turn and on ranks, against loops written by hand."""
 
 import copy
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +57,26 @@ def test_with_rate_0_each_member_trains_as_it_would_alone():
         alone = fit(seed)
         assert callback.meetings == 3
         assert all(torch.equal(state[name], value) for name, value in alone.items())
+
+
+def test_the_next_turn_draws_none_of_a_members_numbers():
+    population, found = Population(), {0: [], 1: []}
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        for _ in range(50):
+            found[seed].append(torch.rand(()))
+            population.meet([], lambda members: None)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        population.train([partial(draw, seed) for seed in found])
+    finally:
+        sys.setswitchinterval(before)
+    for seed, numbers in found.items():
+        alone = torch.rand(50, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.stack(numbers), alone)
 
 
 def test_with_rate_1_members_that_meet_last_are_one():

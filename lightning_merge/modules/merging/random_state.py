@@ -1,11 +1,11 @@
-"""The state of every random generator that training draws from, as plain tensors."""
+"""The state of every random generator that training draws from, those of loaders too."""
 
-import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+
+from lightning_merge import randomness
 
 RandomState = dict[str, Any]
 
@@ -19,13 +19,10 @@ def random_state(loaders: Iterable[Any] = ()) -> RandomState:
     Returns:
         Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
     """
-    version, words, gauss = random.getstate()
-    kind, key, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
-        "torch": torch.get_rng_state(),
+        **randomness.random_state(),
+        # This rank's device alone: the run may go on with other ones.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "numpy": [kind, torch.tensor(np.asarray(key, dtype=np.int64)), position, has_gauss, cached],
         "loaders": [generator.get_state() for generator in _generators(loaders)],
     }
 
@@ -37,13 +34,9 @@ def set_random_state(state: RandomState, loaders: Iterable[Any] = ()) -> None:
         state: What `random_state` gave.
         loaders: Loaders like those that it was given.
     """
-    torch.set_rng_state(state["torch"])
+    randomness.set_random_state({**state, "cuda": []})
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    kind, key, *rest = state["numpy"]
-    np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     # Loaders without a state of their own here are being made anew, and begin as they did.
     for generator, own in zip(_generators(loaders), state["loaders"], strict=False):
         generator.set_state(own)
