@@ -30,6 +30,7 @@ from lightning_merge.distributed import gather_over_ranks, rank_batches, ranks
 from lightning_merge.errors import ConfigError, one_line
 from lightning_merge.loaders import Transferred, statistics_share
 from lightning_merge.modules.module_state import put
+from lightning_merge.randomness import kept_generators
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.reloading import with_batches
 from lightning_merge.tensor_table import check_free
@@ -245,21 +246,13 @@ def _divided(loader: Any, limit: float) -> Any:
             "the validation data cannot be divided among the ranks so that each example counts "
             "once: give a DataLoader over an indexed data set, without a sampler of its own"
         )
-    return _Untouched(loader, limit)
+    return _untouched(loader, limit)
 
 
-class _Untouched:
-    """Batches of a loader whose own random generator does not notice it."""
-
-    def __init__(self, loader: Any, limit: float) -> None:
-        self.loader, self.limit = loader, limit
-
-    def __iter__(self) -> Iterator[Any]:
-        generator = getattr(self.loader, "generator", None)
-        before = None if generator is None else generator.get_state()
-        yield from islice(self.loader, None if self.limit == float("inf") else int(self.limit))
-        if generator is not None:
-            generator.set_state(before)
+def _untouched(loader: Any, limit: float) -> Iterator[Any]:
+    """Batches of a loader whose own random generators do not notice it."""
+    with kept_generators(loader):
+        yield from islice(loader, None if limit == float("inf") else int(limit))
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
-from strangers import Stranger, quiet_trainer, randomise
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from strangers import Stranger, image_batches, quiet_trainer, randomise
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lightning_merge.callbacks import GreedySoup
 from lightning_merge.callbacks.candidate import copy_of
@@ -68,3 +68,15 @@ def test_a_part_of_the_validation_data_is_drawn_as_the_loader_draws(
     assert len(own[0]) == count
     in_order = not options(data)
     assert len(set(own[0])) == (2 if in_order else 4)
+
+
+def test_a_sampler_draws_as_it_would_without_candidates(tmp_path):
+    data, states = image_batches(2).dataset, []
+    for callbacks in ([], [GreedySoup("acc", dirpath=tmp_path)]):
+        own = torch.Generator().manual_seed(2)
+        sampler = WeightedRandomSampler(torch.ones(len(data)), 20, generator=own)
+        trainer = quiet_trainer(max_epochs=2, callbacks=callbacks)
+        loader = DataLoader(data, batch_size=10, sampler=sampler)
+        trainer.fit(randomise(Stranger(), 1), image_batches(2), loader)
+        states.append(own.get_state())
+    assert torch.equal(*states)
