@@ -154,12 +154,17 @@ def _broken(path: Path) -> CheckpointError:
 
 
 def _check_archive(path: Path) -> None:
-    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
+            _check_parts(path, archive)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise _broken(path) from error
+
+
+def _check_parts(path: Path, archive: zipfile.ZipFile) -> None:
+    size, parts = path.stat().st_size, archive.infolist()
     names = [part.filename for part in parts]
     # torch finds them in capital letters, too.
     pickles = [part for part in parts if part.filename.lower().endswith(".pkl")]
@@ -185,12 +190,7 @@ def _check_archive(path: Path) -> None:
             f"{path} holds {described >> 20} MiB of Python objects beside its tensors; save its "
             "state dict alone, torch.save(model.state_dict(), ...)"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            made = any(b"\nbytearray\n" in archive.read(part) for part in pickles)
-    except Exception as error:
-        raise _broken(path) from error
-    if made:
+    if any(b"\nbytearray\n" in archive.read(part) for part in pickles):
         raise _of_any_size(path)
 
 
