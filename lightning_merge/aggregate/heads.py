@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_merge.aggregate.name_weights import compiled
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 
@@ -152,10 +153,8 @@ def _differing(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> 
 
 
 def _matching(first: Mapping[str, Tensor], heads: str) -> list[str]:
-    try:
-        kept = [key for key in first if re.search(heads, key)]
-    except re.error as error:
-        raise ConfigError(f"heads: '{heads}' is no regular expression: {error}") from error
+    pattern = compiled(heads, "heads")
+    kept = [key for key in first if pattern.search(key)]
     if not kept:
         raise ConfigError(
             f"heads: '{heads}' is found in no tensor's name; the last one is '{list(first)[-1]}'"

@@ -151,7 +151,7 @@ def test_what_cannot_be_kept_is_refused():
     make = partial(MergeModule, Stranger(), [state(1), state(2)])
     with pytest.raises(ConfigError, match=r"keep_a 'header\\..\*' matches no parameter"):
         make(keep_a=r"header\..*")
-    with pytest.raises(ConfigError, match=r"keep_b .* is no regular expression"):
+    with pytest.raises(ConfigError, match=r"keep_b: .* is no regular expression"):
         make(keep_b="(")
     with pytest.raises(ConfigError, match=r"'net\.8\.weight' is matched by keep_a and by keep_b"):
         make(keep_a=HEAD, keep_b=r"net\.8\.weight")

@@ -57,8 +57,7 @@ class FlatIngredients:
         count = self.layout.size if self._segments is None else len(self._segments)
         others = len(self.buffers) - 1
         share = 1 / (others + 1) if alpha is None else alpha
-        # Shares of 32 bits add up to no more than their own 1: too few digits for float64.
-        dtype = torch.promote_types(self.layout.dtype, torch.float32)
+        dtype = self._logit_type
         if others == 1:
             return torch.logit(torch.tensor(share, dtype=dtype)).repeat(count)
         shares = torch.tensor([share] + [(1 - share) / others] * others, dtype=dtype)
@@ -120,6 +119,11 @@ class FlatIngredients:
     def release(self) -> None:
         """Gives the gradient's buffer back: nothing is being trained."""
         self._gradient = None
+
+    @property
+    def _logit_type(self) -> torch.dtype:
+        # Shares of 32 bits add up to no more than their own 1: too few digits for float64.
+        return torch.promote_types(self.layout.dtype, torch.float32)
 
     def _flat(self, logits: Tensor) -> Tensor:
         if self._segments is None:

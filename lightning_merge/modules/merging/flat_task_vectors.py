@@ -19,8 +19,7 @@ class FlatTaskVectors(FlatIngredients):
         """Coefficients that are all `alpha`, 0 if not given: `(K, 1)` or `(K, slots)`."""
         assert self._segments is not None
         shape = len(self.buffers) - 1, len(self._segments)
-        dtype = torch.promote_types(self.layout.dtype, torch.float32)
-        return torch.full(shape, alpha or 0.0, dtype=dtype)
+        return torch.full(shape, alpha or 0.0, dtype=self._logit_type)
 
     def traced(self, logits: Tensor) -> tuple[Tensor, ...]:
         """The merged parameters, through which gradients reach the coefficients."""

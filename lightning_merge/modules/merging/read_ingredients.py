@@ -1,6 +1,5 @@
 """What a MergeModule is made of: ingredients read and checked, and which part each one gives."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_merge.aggregate.name_weights import compiled
 from lightning_merge.checkpoint import (
     StateDict,
     check_ingredients,
@@ -21,6 +21,7 @@ from lightning_merge.checkpoint import (
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
+from lightning_merge.state_dicts import is_finite
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def read_ingredients(
     for name, parameter in module.named_parameters():
         if name in kept or name not in states[0]:
             continue
-        if torch.isfinite(states[0][name]).all():
+        if is_finite(states[0][name]):
             merged[name] = parameter
         else:
             # A constant mask: infinities are the same in all, and have no mean.
@@ -149,13 +150,8 @@ def _kept(
         if pattern is None:
             continue
         option = f"keep_{'ab'[index]}"
-        try:
-            matching = [name for name in expected if re.fullmatch(pattern, name)]
-        except re.error as error:
-            raise ConfigError(
-                f"{option} '{pattern}' is no regular expression: {error}; escape what is meant "
-                "literally"
-            ) from error
+        whole = compiled(pattern, option)
+        matching = [name for name in expected if whole.fullmatch(name)]
         if not matching:
             some = next(iter(expected), "none")
             raise ConfigError(
