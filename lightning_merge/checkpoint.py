@@ -125,12 +125,13 @@ def write_safetensors(
     Raises:
         CheckpointError: If safetensors does not support a tensor's dtype.
     """
-    header, _, _ = layout(table_of(state), metadata or {})
+    table = table_of(state)
+    header, _, _ = layout(table, metadata or {})
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
             file.write(header)
-            for name in in_order(table_of(state)):
+            for name in in_order(table):
                 file.write(raw_of(state[name]).data)
 
     return write_whole(path, write)

@@ -111,12 +111,8 @@ class Mean:
             yield begin * self.bytes_of_one, rounded
 
     def _pieces(self, order: Iterable[int], start: int, stop: int) -> list[Raw]:
-        sizes = {code: SIZES[code] for code in self._codes}
-        return [
-            self._raws[k][start * sizes[code] : stop * sizes[code]]
-            for k in order
-            for code in (self._codes[k],)
-        ]
+        sizes = [SIZES[code] for code in self._codes]
+        return [self._raws[k][start * sizes[k] : stop * sizes[k]] for k in order]
 
     def _order(self, pieces: Sequence[Raw]) -> list[int]:
         """Which to add first: a rule that does not see in which order they were given."""

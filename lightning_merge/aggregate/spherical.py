@@ -16,7 +16,7 @@ from lightning_merge.aggregate.inputs import State, checked, checked_tensors, op
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_fraction
-from lightning_merge.state_dicts import StateDict, check_alike
+from lightning_merge.state_dicts import StateDict, check_alike, is_finite, torch_type
 
 _SMALL_ANGLE = 1e-6
 _STEPS, _CLOSE = 100, 1e-12
@@ -99,19 +99,20 @@ def _by_tensor(states: Sequence[State], shares: Sequence[float], mean: SphereMea
     found, names = opened_all(states)
     merged: StateDict = {}
     for key, entry in check_alike(found, names).items():
-        owners = [state for state in found if key in state]
         if not is_fraction(entry.code):
-            merged[key] = owners[0][key].detach().clone()
+            # A batch counter may be absent in some.
+            owner = next(state for state in found if key in state)
+            merged[key] = owner[key].detach().clone()
             continue
         values = checked_tensors(found, names, key)
+        one = None
         # An infinity belongs to a mask, which all share: it has no direction.
-        linear = is_running_statistic(key) or values[0].numel() < 2
-        linear = linear or not all(bool(torch.isfinite(one.to(wide(one))).all()) for one in values)
-        one = (
-            None if linear else mean([value.to(values[0].device, wide(value)) for value in values])
-        )
-        plain = mean_of(key, values, shares, names, entry)
-        merged[key] = plain if one is None else checked(key, one.to(plain.dtype))
+        if not is_running_statistic(key) and values[0].numel() > 1 and all(map(is_finite, values)):
+            one = mean([value.to(values[0].device, wide(value)) for value in values])
+        if one is None:
+            merged[key] = mean_of(key, values, shares, names, entry)
+        else:
+            merged[key] = checked(key, one.to(torch_type(entry.code)))
     return merged
 
 

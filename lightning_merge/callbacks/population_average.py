@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_merge.callbacks.in_turn import Population
+from lightning_merge.checkpoint import write_checkpoint
 from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import ConfigError
 from lightning_merge.tensor_table import check_free, pruning_mask
@@ -105,9 +106,8 @@ class PopulationAverage(Callback):
         """Writes this rank's member."""
         del trainer
         if self.dirpath is not None:
-            Path(self.dirpath).mkdir(parents=True, exist_ok=True)
             path = Path(self.dirpath) / f"member{ranks()[0]}.ckpt"
-            torch.save({"state_dict": pl_module.state_dict()}, path)
+            write_checkpoint(path, {"state_dict": pl_module.state_dict()})
 
     def _pull(self, members: Sequence[Sequence[Tensor]]) -> None:
         if not self.rate:
