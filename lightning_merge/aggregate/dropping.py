@@ -4,7 +4,7 @@ Yu et al. 2024, "Language Models are Super Mario: Absorbing Abilities from Homol
 as a Free Lunch". What it returns goes into `task_arithmetic` or `ties`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,24 +48,39 @@ def dare(
     if not 0 <= drop < 1:
         raise ConfigError(f"DARE: drop {drop} is no probability below 1; choose one in [0, 1)")
     shares = NameWeights(weights, len(found), "DARE").check_used(found[0])
+    device = generator.device if generator is not None else torch.device("cpu")
+
+    def thin(value: Tensor, name: str, index: int) -> Tensor:
+        stays = torch.rand(value.shape, generator=generator, device=device) >= drop
+        return value.mul(shares.of(name)[index] / (1 - drop)).mul_(stays.to(value.device))
+
+    return thinned(found, thin)
+
+
+def thinned(
+    vectors: Sequence[Mapping[str, Tensor]], thin: Callable[[Tensor, str, int], Tensor]
+) -> list[StateDict]:
+    """Task vectors with other parameters, and with the same running statistics and integers.
+
+    Args:
+        vectors: Those of `check_vectors`.
+        thin: Makes a new tensor of a floating-point or complex one, its name, and its vector's
+            position.
+
+    Raises:
+        NonFiniteError: If an entry is NaN or infinite, or becomes so.
+    """
     result: list[StateDict] = []
-    for index, vector in enumerate(found):
+    for index, vector in enumerate(vectors):
         kept: StateDict = {}
         for name, value in vector.items():
             value = value.detach()
             check_finite(f"task vector {index}: '{name}'", value, [])
-            if is_numeric(value) and not is_running_statistic(name):
-                factor = shares.of(name)[index] / (1 - drop)
-                kept[name] = checked(name, _drop(value, drop, factor, generator))
+            if is_numeric(value) and not is_running_statistic(name) and value.numel():
+                # Eight bits are no type that torch sorts or multiplies in.
+                working = value.float() if value.dtype.itemsize == 1 else value
+                kept[name] = checked(name, thin(working, name, index).to(value.dtype))
             else:
                 kept[name] = value.clone()
         result.append(kept)
     return result
-
-
-def _drop(value: Tensor, drop: float, factor: float, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator is not None else torch.device("cpu")
-    stays = (torch.rand(value.shape, generator=generator, device=device) >= drop).to(value.device)
-    # Eight bits are no type that torch multiplies in.
-    working = value.float() if value.dtype.itemsize == 1 else value
-    return working.mul(factor).mul_(stays).to(value.dtype)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.inputs import State, checked
-from lightning_merge.aggregate.vector_arithmetic import check_vectors, is_running_statistic
+from lightning_merge.aggregate.dropping import thinned
+from lightning_merge.aggregate.inputs import State
+from lightning_merge.aggregate.vector_arithmetic import check_vectors
 from lightning_merge.errors import ConfigError
-from lightning_merge.state_dicts import StateDict, check_finite
+from lightning_merge.state_dicts import StateDict
 
 
 def breadcrumbs(
@@ -108,17 +109,7 @@ def della(
 
 
 def _masked(vectors: Sequence[State], mask: Callable[[Tensor], Tensor]) -> list[StateDict]:
-    result: list[StateDict] = []
-    for index, vector in enumerate(check_vectors(vectors)):
-        kept: StateDict = {}
-        for name, value in vector.items():
-            value = value.detach()
-            check_finite(f"task vector {index}: '{name}'", value, [])
-            if value.is_floating_point() and not is_running_statistic(name) and value.numel():
-                # Eight bits are no type that torch sorts or multiplies in.
-                working = value.float() if value.dtype.itemsize == 1 else value
-                kept[name] = checked(name, mask(working).to(value.dtype))
-            else:
-                kept[name] = value.clone()
-        result.append(kept)
-    return result
+    return thinned(
+        check_vectors(vectors),
+        lambda value, _name, _index: value.clone() if value.is_complex() else mask(value),
+    )
