@@ -62,6 +62,22 @@ def tall_masks(
     return masks
 
 
+def tall_mask(own: Tensor, total: Tensor, threshold: float) -> Tensor:
+    """Which entries of the sum of all task vectors are nearly those of one of them."""
+    # An entry that a task did not move has no part in the sum, at threshold 0 either.
+    return (own.abs() >= threshold * (total - own).abs()) & (own != 0)
+
+
+def check_threshold(threshold: float) -> None:
+    """Checks the threshold of TALL masks.
+
+    Raises:
+        ConfigError: If it is negative.
+    """
+    if not threshold >= 0:
+        raise ConfigError(f"TALL masks: threshold {threshold} is negative; choose 0 or more")
+
+
 def consensus(
     pretrained: State,
     vectors: Sequence[State],
@@ -132,8 +148,7 @@ def _masks(
     vectors: Sequence[Mapping[str, Tensor]], threshold: float
 ) -> Iterator[tuple[str, tuple[Tensor, torch.dtype], list[Tensor]]]:
     """Name, sum (and the type to keep it in) and masks of each parameter."""
-    if not threshold >= 0:
-        raise ConfigError(f"TALL masks: threshold {threshold} is negative; choose 0 or more")
+    check_threshold(threshold)
     for name in vectors[0]:
         total = None if is_running_statistic(name) else summed(vectors, name)
         if total is None:
@@ -142,8 +157,5 @@ def _masks(
         for vector in vectors:
             value = vector[name].detach()
             if is_numeric(value):
-                own = value.to(total[0])
-                # An entry that a task did not move has no part in the sum, at threshold 0 either.
-                enough = own.abs() >= threshold * (total[0] - own).abs()
-                masks.append(enough & (own != 0))
+                masks.append(tall_mask(value.to(total[0]), total[0], threshold))
         yield name, total, masks

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened, wide
+from lightning_merge.aggregate.localised import check_threshold, tall_mask
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
@@ -61,8 +62,7 @@ def write_masked(
     """
     if not tasks or not all(name and "/" not in name for name in tasks):
         raise ConfigError(f"masks: tasks {list(tasks)}: give one or more, by names without slashes")
-    if not threshold >= 0:
-        raise ConfigError(f"masks: threshold {threshold} is negative; choose 0 or more")
+    check_threshold(threshold)
     start = opened(pretrained)
     networks = {name: _same_names(name, opened(state), start) for name, state in tasks.items()}
     merged: StateDict = {}
@@ -86,8 +86,7 @@ def write_masked(
         total = torch.stack(steps).sum(dim=0)
         merged[key] = checked(key, (base + total).to(origin.dtype), origin)
         for name, step in zip(networks, steps, strict=True):
-            kept = (step.abs() >= threshold * (total - step).abs()) & (step != 0)
-            bits = np.packbits(kept.flatten().cpu().numpy())
+            bits = np.packbits(tall_mask(step, total, threshold).flatten().cpu().numpy())
             masks[f"{name}/{key}"] = torch.from_numpy(bits)
     made = claim_folder(folder, _FILES, overwrite)
     with written_together():
