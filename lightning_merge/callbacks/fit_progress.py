@@ -1,5 +1,6 @@
 """One line of progress for a whole fit, where many fits follow each other."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,9 +34,11 @@ class FitProgress(Callback):
             transient=True,
             console=console,
         )
+        steps = float(trainer.estimated_stepping_batches)
         self._task = self._progress.add_task(
             self.description or f"Training {escape(type(pl_module).__name__)}",
-            total=float(trainer.estimated_stepping_batches),
+            # Infinite where only time ends the fit, or nobody knows how long an epoch is.
+            total=None if math.isinf(steps) else steps,
             epoch="1",
         )
         self._progress.start()
@@ -46,7 +49,8 @@ class FitProgress(Callback):
         """Moves on by a batch."""
         del pl_module, args, kwargs
         if self._progress is not None:
-            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+            epoch = f"{trainer.current_epoch + 1}{last}"
             self._progress.update(self._task, completed=trainer.global_step, epoch=epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
