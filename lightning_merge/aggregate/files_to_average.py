@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_merge.aggregate.exact_mean import SPAN, Mean
 from lightning_merge.aggregate.name_weights import NameWeights, Weights, compiled
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
-from lightning_merge.number_types import CODES, SIZES, Raw, is_complex, is_fraction
+from lightning_merge.number_types import CODES, SIZES, Raw, is_complex, is_fraction, widened
 from lightning_merge.stored_state import StoredState, files_in, open_state
 from lightning_merge.tensor_table import (
     Entry,
@@ -52,25 +53,35 @@ class FilesToAverage:
             bytes, and the bytes, which are good until the next piece.
         """
         entry = self.entries[name]
-        owners = [k for k, own in enumerate(self._own) if name in own]
         raws = self._raws(name)
-        self._check(name, entry, raws)
+        self._check(name, entry)
         if not is_fraction(entry.code):
             yield lambda: iter([(0, raws[0])])
             return
-        codes = [self.states[k].table[self._own[k][name]].code for k in owners]
+        codes = [entry.code for entry in self._entries(name)]
         mean = Mean(name, raws, codes, self._weights.of(name), self.names, entry.code)
         for start in range(0, mean.size, SPAN):
             yield partial(mean.blocks, start)
 
-    def _check(self, name: str, entry: Entry, raws: Sequence[Raw]) -> None:
+    def _check(self, name: str, entry: Entry) -> None:
         why = must_agree(name, entry, self.entries)
-        for raw, file in zip(raws[1:], self.names[1:], strict=False):
-            if why and not np.array_equal(raw, raws[0]):
-                raise ArchitectureMismatchError(f"'{name}' of {file} {why}")
+        if why:
+            for alike, file in zip(self._alike(name), self.names, strict=True):
+                if not alike:
+                    raise ArchitectureMismatchError(f"'{name}' of {file} {why}")
         other = other_factor(name, self.entries)
-        if other is not None and not (_equal(raws) or _equal(self._raws(other))):
+        if other is not None and not (all(self._alike(name)) or all(self._alike(other))):
             raise not_linear(name, other)
+
+    def _alike(self, name: str) -> list[bool]:
+        """For every file that has the tensor, whether its numbers are those of the first."""
+        codes = [entry.code for entry in self._entries(name)]
+        numbers: Sequence[NDArray[np.generic]] = self._raws(name)
+        if len(set(codes)) > 1:
+            numbers = [
+                widened(raw, code) for raw, code in zip(self._raws(name), codes, strict=True)
+            ]
+        return [np.array_equal(one, numbers[0]) for one in numbers]
 
     def _raws(self, name: str) -> list[Raw]:
         """The tensor's bytes in every file that has it."""
@@ -79,12 +90,12 @@ class FilesToAverage:
 
     def read_of(self, name: str) -> int:
         """How many bytes of the files go into a tensor."""
-        entries = [
-            state.table[own[name]]
-            for state, own in zip(self.states, self._own, strict=True)
-            if name in own
-        ]
-        return sum(prod(entry.shape) * SIZES[entry.code] for entry in entries)
+        return sum(prod(entry.shape) * SIZES[entry.code] for entry in self._entries(name))
+
+    def _entries(self, name: str) -> list[Entry]:
+        """The tensor's type and shape in every file that has it."""
+        pairs = zip(self.states, self._own, strict=True)
+        return [state.table[own[name]] for state, own in pairs if name in own]
 
     def bytes_of(self, name: str) -> int:
         """How many bytes a tensor of the result has."""
@@ -147,10 +158,6 @@ def open_files(
             )
     left_out = [name for name in {**states[0].table, **states[0].extra} if not taken(name)]
     return FilesToAverage(states, names, entries, extra, left_out + differing, own, shares)
-
-
-def _equal(raws: Sequence[Raw]) -> bool:
-    return all(np.array_equal(raw, raws[0]) for raw in raws[1:])
 
 
 def given_files(paths: Sequence[str | Path]) -> list[Path]:

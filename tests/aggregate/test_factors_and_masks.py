@@ -18,7 +18,7 @@ from lightning_merge.aggregate import (
     task_vector,
     ties,
 )
-from lightning_merge.checkpoint import write_safetensors
+from lightning_merge.checkpoint import read_checkpoint, write_safetensors
 from lightning_merge.cli import main
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError
 
@@ -126,3 +126,17 @@ def test_masks_are_no_part_of_the_share_that_ties_keeps():
     wanted[steps.argsort(descending=True)[:6]] = True
     assert torch.equal(moved.flatten(), wanted)
     assert torch.equal(merged["0.weight_mask"], start["0.weight_mask"])
+
+
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("w_mask", "w_orig")])
+def test_what_is_the_same_in_another_type_is_merged_from_files_too(names, tmp_path):
+    fixed = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, kind in zip(paths, (torch.float32, torch.float16), strict=True):
+        own = torch.full((2, 2), float(len(str(kind))), dtype=kind)
+        write_safetensors(path, {names[0]: fixed.to(kind), names[1]: own})
+    output = tmp_path / "o.safetensors"
+    main(["average", *map(str, paths), "-o", str(output)])
+    found, expected = read_checkpoint(output).state_dict, average(paths)
+    assert torch.equal(expected[names[0]], fixed)
+    assert all(torch.equal(found[name], expected[name]) for name in names)
