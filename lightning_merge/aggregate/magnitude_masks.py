@@ -54,7 +54,7 @@ def breadcrumbs(
         first = round(outliers * len(order))
         kept = torch.zeros_like(order, dtype=torch.bool)
         kept[order[first : first + max(1, round(density * len(order)))]] = True
-        return value * kept.view(value.shape)
+        return value.masked_fill(~kept.view(value.shape), 0)
 
     return _masked(vectors, cut)
 

@@ -116,6 +116,7 @@ def test_breadcrumbs_cut_both_tails_of_each_tensor():
     expected = breadcrumbs_by_definition(values.flatten().tolist(), 0.3, 0.1)
     assert found["w"].flatten().tolist() == expected
     assert int(found["w"].count_nonzero()) == 12
+    assert not found["w"][found["w"] == 0].signbit().any()
     assert torch.equal(found["n.running_mean"], vector["n.running_mean"])
     assert torch.equal(breadcrumbs([vector], 1.0, 0.0)[0]["w"], values)
 
