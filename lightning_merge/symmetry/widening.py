@@ -9,10 +9,11 @@ then be aligned to the wide network and merged with it.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import centred
@@ -46,23 +47,93 @@ def widened(
     Raises:
         AlignmentError: The networks are not of one family, or padding would change the function.
     """
-    specs = [
+    _check_names(narrow.state_dict(), wide.state_dict())
+    here, there = (
         PermutationSpec.from_model(model, example_inputs, symmetries="all")
         for model in (narrow, wide)
-    ]
+    )
+    counterparts = _counterparts(here, there)
     changes = []
     for copied in (False, True):
-        state = _laid_out(narrow, wide, specs[0], specs[1], copied)
+        state = _laid_out(narrow, wide, here, there, counterparts, copied)
         changes.append(_change(narrow, wide, state, example_inputs))
-        # A state dict in half or single precision has rounded the scales already.
-        dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-        if changes[-1] <= max(_TOLERANCE, 100 * torch.finfo(dtype).eps):
-            return state
+        if changes[-1] <= _TOLERANCE:
+            return {name: state[name].to(like.dtype) for name, like in wide.state_dict().items()}
     raise AlignmentError(
-        f"{type(narrow).__name__} cannot be padded: its output would change by {min(changes):.1e}; "
-        "a norm that cannot be passed counts its units (see spec.frozen): the wide network needs "
-        "a multiple of them"
+        f"{type(narrow).__name__} cannot be padded: its output would change by {min(changes):.1e}, "
+        f"as norms count units; {_advice(here, counterparts)}"
     )
+
+
+def _check_names(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> None:
+    """Whether two state dicts have tensors of the same names and numbers of dimensions."""
+    for one, other, which in ((wide, narrow, "narrow"), (narrow, wide, "wide")):
+        for name, tensor in one.items():
+            if name not in other or other[name].ndim != tensor.ndim:
+                raise AlignmentError(
+                    f"the {which} network has no {name!r} of {tensor.ndim} dimensions, the other "
+                    "one has: widths alone may differ, give networks of the same layers"
+                )
+
+
+def _counterparts(narrow: PermutationSpec, wide: PermutationSpec) -> list[tuple[Group, Group]]:
+    """Each group of the narrow network with that of the wide one which lies in the same tensors.
+
+    Names do not tell: units inside the only head have no heads to be named after.
+
+    Raises:
+        AlignmentError: There is none, or it has fewer units.
+    """
+    left = list(wide.groups)
+    pairs = []
+    for group in narrow.groups:
+        other = next((one for one in left if _places(one) == _places(group)), None)
+        if other is None:
+            raise AlignmentError(
+                f"group {group.name!r} of the narrow network ({_in_words(*_sizes(group))}) has no "
+                "counterpart in the wide one: give both networks the same layers and as many heads"
+            )
+        left.remove(other)
+        mine, theirs = _sizes(group), _sizes(other)
+        if theirs[0] < mine[0] or theirs[1] < mine[1]:
+            raise AlignmentError(
+                f"group {group.name!r} has {_in_words(*mine)} in the narrow network and "
+                f"{_in_words(*theirs)} in the wide one, which needs as many or more"
+            )
+        pairs.append((group, other))
+    return pairs
+
+
+def _places(group: Group) -> tuple[bool, set[tuple[str, tuple[int, ...]]]]:
+    return group.level > 0, {(member.tensor, member.axes) for member in group.members}
+
+
+def _sizes(group: Group) -> tuple[int, int]:
+    """How many blocks, and how many units in each."""
+    return group.blocks, group.size // group.blocks
+
+
+def _in_words(blocks: int, width: int) -> str:
+    return f"{width} units" if blocks == 1 else f"{blocks} blocks of {width} units"
+
+
+def _advice(narrow: PermutationSpec, counterparts: Sequence[tuple[Group, Group]]) -> str:
+    """What to do where neither zeros nor copies keep the function."""
+    counted = [
+        pair
+        for pair in counterparts
+        if _may_be_counted(pair[0], narrow) and _sizes(pair[1])[1] % _sizes(pair[0])[1]
+    ]
+    # The scales of a norm lie along what it counts.
+    normed = [pair for pair in counted if any(m.role == "scales" for m in pair[0].members)]
+    uneven = [
+        f"{group.name!r} ({_sizes(other)[1]} now, {_sizes(group)[1]} in the narrow one)"
+        for group, other in normed or counted
+    ]
+    if not uneven:
+        return "give both networks the same width where they do, and more heads or blocks instead"
+    more = f" and {len(uneven) - 3} more" if len(uneven) > 3 else ""
+    return f"give the wide network a multiple of the units of {', '.join(uneven[:3])}{more}"
 
 
 def _laid_out(
@@ -70,25 +141,35 @@ def _laid_out(
     wide: nn.Module,
     here: PermutationSpec,
     there: PermutationSpec,
+    counterparts: Sequence[tuple[Group, Group]],
     copied: bool,
 ) -> dict[str, Tensor]:
-    """The narrow network's tensors among the wide one's, units of some streams copied or not."""
-    source = here.canonical(narrow)
-    _enlarge(source, here, there)
-    places = _positions(source, here, there, copied)
-    result = {}
-    for name, like in wide.state_dict().items():
-        if name not in source or source[name].ndim != like.ndim:
-            raise AlignmentError(f"the narrow network has no {name!r} of {like.ndim} dimensions")
-        result[name] = _padded(source[name], like, name, places.get(name, {}))
-    return result
+    """The narrow network's tensors among the wide one's, units of some streams copied or not.
+
+    In float64 where they are numbers, so that what rounds them is not taken for a change.
+    """
+    state = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in narrow.state_dict().items()
+    }
+    source = here.canonical(state)
+    _enlarge(source, here, counterparts)
+    places = _positions(source, here, counterparts, copied)
+    free = _free(there, counterparts)
+    return {
+        name: _padded(source[name], like, name, places.get(name, {}), free, here.frozen)
+        for name, like in wide.state_dict().items()
+    }
 
 
-def _enlarge(source: dict[str, Tensor], narrow: PermutationSpec, wide: PermutationSpec) -> None:
+def _enlarge(
+    source: dict[str, Tensor],
+    narrow: PermutationSpec,
+    counterparts: Sequence[tuple[Group, Group]],
+) -> None:
     """Make up for norms over more units, and for a softmax over products of wider heads."""
     biases = {norm.bias for norm in narrow.folds.norms}
-    for group in narrow.groups:
-        other = _same(wide, group)
+    for group, other in counterparts:
         ratio = (other.size / other.blocks) / (group.size / group.blocks)
         normed = _is_normed(group, narrow)
         if normed:
@@ -96,7 +177,10 @@ def _enlarge(source: dict[str, Tensor], narrow: PermutationSpec, wide: Permutati
             moved = {member.tensor for member in group.members}
             for weight in (norm.weight for norm in narrow.folds.norms if norm.weight in moved):
                 source[weight] = source[weight] / math.sqrt(ratio)
-        multiplied = group.symmetry == "invertible" and group.name.endswith(".qk")
+        # Queries and keys: both make what is multiplied, one by the other's inverse transpose.
+        multiplied = group.symmetry == "invertible" and any(
+            member.role == "makes" and member.variance < 0 for member in group.members
+        )
         for member in group.members:
             if member.variance <= 0 or member.tensor in biases or not (normed or multiplied):
                 continue
@@ -113,24 +197,11 @@ def _is_normed(group: Group, spec: PermutationSpec) -> bool:
     )
 
 
-def _same(wide: PermutationSpec, group: Group) -> Group:
-    """The wide network's group of the same name.
-
-    Raises:
-        AlignmentError: There is none, or it has fewer units.
-    """
-    other = next((g for g in wide.groups if g.name == group.name), None)
-    fits = other is not None and other.blocks >= group.blocks
-    if other is None or not fits or other.size // other.blocks < group.size // group.blocks:
-        raise AlignmentError(
-            f"group {group.name!r} of the narrow network has no counterpart of at least its "
-            "size in the wide one: are they of one family?"
-        )
-    return other
-
-
 def _positions(
-    source: dict[str, Tensor], narrow: PermutationSpec, wide: PermutationSpec, copied: bool
+    source: dict[str, Tensor],
+    narrow: PermutationSpec,
+    counterparts: Sequence[tuple[Group, Group]],
+    copied: bool,
 ) -> dict[str, dict[int, tuple[Tensor, Tensor]]]:
     """By tensor and axis, the narrow network's positions and where they come to lie.
 
@@ -138,9 +209,9 @@ def _positions(
     """
     found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     # Units inside heads say more than heads as wholes, whose positions may not be as many.
-    for group in sorted(narrow.groups, key=lambda g: g.level):
-        other = _same(wide, group)
-        rows = _rows(group, other, copied and _may_be_copied(group, other, narrow))
+    for group, other in sorted(counterparts, key=lambda pair: pair[0].level):
+        even = _sizes(other)[1] % _sizes(group)[1] == 0
+        rows = _rows(group, other, copied and even and _may_be_counted(group, narrow))
         theirs = {(m.place[0], m.axes): [] for m in other.members}  # type: ignore[var-annotated]
         for member in other.members:
             theirs[member.tensor, member.axes].append(member)
@@ -160,8 +231,8 @@ def _positions(
                 # The same inputs of each of a convolution's groups, which its outputs place.
                 if member.repeat > 1:
                     continue
-                width = group.size // group.blocks
-                axis, here, there = 1, here[:width] % width, there[:width] % match.shape[2]
+                first = here[:, 0] < member.shape[2]
+                axis, here, there = 1, here[first], there[first] % match.shape[2]
             axes = found.setdefault(member.tensor, {})
             old, new = axes.get(axis, (torch.zeros(0).long(), torch.zeros(0).long()))
             # Those of heads as wholes that units inside them have placed stay there.
@@ -177,11 +248,11 @@ def _positions(
     return found
 
 
-def _may_be_copied(group: Group, other: Group, narrow: PermutationSpec) -> bool:
-    """Whether a norm may count the units, and the wide network has a multiple of them."""
-    if group.symmetry == "invertible" or group.inside(narrow.groups) or _is_normed(group, narrow):
-        return False
-    return (other.size // other.blocks) % (group.size // group.blocks) == 0
+def _may_be_counted(group: Group, narrow: PermutationSpec) -> bool:
+    """Whether there may be a norm that counts the units, to which zeros would matter."""
+    return not (
+        group.symmetry == "invertible" or group.inside(narrow.groups) or _is_normed(group, narrow)
+    )
 
 
 def _rows(group: Group, other: Group, copied: bool) -> Tensor:
@@ -194,40 +265,63 @@ def _rows(group: Group, other: Group, copied: bool) -> Tensor:
 
 
 def _padded(
-    tensor: Tensor, like: Tensor, name: str, places: dict[int, tuple[Tensor, Tensor]]
+    tensor: Tensor,
+    like: Tensor,
+    name: str,
+    places: dict[int, tuple[Tensor, Tensor]],
+    free: Mapping[tuple[str, int], Tensor],
+    frozen: Sequence[str],
 ) -> Tensor:
     """A tensor put among zeros, variances among ones."""
     value = tensor.to(like.device)
-    for axis in range(like.ndim):
-        if axis not in places:
-            if value.shape[axis] != like.shape[axis]:
-                raise AlignmentError(
-                    f"{name!r} axis {axis}: {value.shape[axis]} positions cannot become "
-                    f"{like.shape[axis]}, as no group of units lies along it"
-                )
-            continue
-        old, new = (index.to(like.device) for index in places[axis])
-        if len(old) < value.shape[axis] == like.shape[axis]:
-            # Tokens that are parameters among positions that stay.
-            old, new = (
-                torch.cat([index, _others(index, like.shape[axis])]) for index in (old, new)
-            )
-        if len(old.unique()) != value.shape[axis]:
+    for axis, (size, room) in enumerate(zip(value.shape, like.shape, strict=True)):
+        old, new = places.get(axis, (torch.zeros(0).long(), torch.zeros(0).long()))
+        # Single units, and tokens that are parameters among positions that stay.
+        rest, there = _others(old, size), free.get((name, axis), torch.arange(room))
+        if len(rest) not in (0, len(there)):
+            layer = name.rpartition(".")[0]
+            why = [line for line in frozen if line.startswith(f"{name} axis {axis}: ")]
+            why += [line for line in frozen if line.startswith(f"{layer}.") and ":" in line]
+            because = f", because {why[0].partition(': ')[2]}" if why else ""
             raise AlignmentError(
-                f"{name!r} axis {axis}: not each of its {value.shape[axis]} positions is one unit "
-                "that can be placed"
+                f"{name!r} axis {axis}: {len(rest)} of {size} positions cannot be placed among "
+                f"{room}{because}: give both networks as many there"
             )
-        shape = [*value.shape[:axis], like.shape[axis], *value.shape[axis + 1 :]]
+        old, new = (
+            x.to(like.device)
+            for x in (torch.cat([old, rest]), torch.cat([new, there[: len(rest)]]))
+        )
+        shape = [*value.shape[:axis], room, *value.shape[axis + 1 :]]
         filler = torch.ones if name.endswith("running_var") else torch.zeros
         wider = filler(shape, dtype=value.dtype, device=value.device)
         wider.index_copy_(axis, new, value.index_select(axis, old))
         value = wider
-    return value.to(like.dtype).clone()
+    return value.clone()
+
+
+def _free(
+    wide: PermutationSpec, counterparts: Sequence[tuple[Group, Group]]
+) -> dict[tuple[str, int], Tensor]:
+    """By tensor and axis, the wide network's positions for what no group of the narrow one moves.
+
+    A single unit, which cannot be exchanged, becomes the first of a group without counterpart.
+    """
+    matched = [other for _, other in counterparts]
+    taken: dict[tuple[str, int], Tensor] = {}
+    for group in wide.groups:
+        for member in group.members:
+            if member.axes == _GROUPED_INPUTS:
+                continue
+            place = member.tensor, member.axis
+            if place not in taken:
+                taken[place] = torch.zeros(member.length, dtype=torch.bool)
+            taken[place][member.index if group in matched else member.index[1:]] = True
+    return {place: (~mask).nonzero()[:, 0] for place, mask in taken.items()}
 
 
 def _others(index: Tensor, size: int) -> Tensor:
     """The positions that are missing in an index."""
-    rest = torch.ones(size, dtype=torch.bool, device=index.device)
+    rest = torch.ones(size, dtype=torch.bool)
     rest[index] = False
     return rest.nonzero()[:, 0]
 
@@ -247,7 +341,7 @@ def _change(
         twin = copy.deepcopy(model).double().eval()
         twin.load_state_dict(given)
         with torch.no_grad():
-            found = twin(*inputs)
-        outputs.append(found[0] if isinstance(found, tuple) else found)
+            leaves = [x.flatten() for x in tree_leaves(twin(*inputs)) if isinstance(x, Tensor)]
+        outputs.append(torch.cat(leaves).double())
     change = float((outputs[1] - outputs[0]).norm() / outputs[0].norm().clamp_min(1e-300))
     return math.inf if math.isnan(change) else change

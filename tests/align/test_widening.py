@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import Flattened, Perceptron, ResNet20
 from test_symmetries import PostNorm, output, shaken, timm
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec, WeightMatching, widened
 from lightning_merge.errors import AlignmentError
@@ -50,6 +50,21 @@ def resnext(groups: int, width: int) -> nn.Module:
     )
 
 
+class Shuffled(nn.Module):
+    """Grouped convolutions with their channels shuffled in between, so that groups mix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, width, 1)
+        self.two = nn.Conv2d(width, width, 3, groups=2)
+        self.three = nn.Conv2d(width, width, 1, groups=2)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.channel_shuffle(self.two(self.one(x).relu()).relu(), 2)
+        return self.head(self.three(x).relu().mean((2, 3)))
+
+
 def groupnorm(width: int) -> nn.Module:
     return timm("resnet50_gn", **STAGES, channels=(width,) * 4)
 
@@ -76,6 +91,9 @@ PAIRS = {
         lambda: vit(32, 4, reg_tokens=2),
         (2, 3, 32, 32),
     ),
+    "from one head": (lambda: vit(8, 1), lambda: vit(24, 2), (2, 3, 32, 32)),
+    "from one unit": (lambda: Perceptron(1), lambda: Perceptron(4), (6, 5)),
+    "shuffled channels": (lambda: Shuffled(8), lambda: Shuffled(12), (2, 3, 9, 9)),
     "wider MLP": (PostNorm, Wide, (4, 5)),
     "fixed places for queries": (
         lambda: vit(16, 2, qk_norm=True, init_values=0.1),
@@ -135,12 +153,32 @@ def test_a_padded_network_is_aligned_to_the_wide_one() -> None:
     torch.testing.assert_close(output(wide, found, x), output(narrow, {}, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_only_the_result_is_rounded(dtype: torch.dtype) -> None:
+    narrow, wide = shaken(PostNorm(), 1).to(dtype), shaken(Wide(), 2).to(dtype)
+    state = widened(narrow, wide, torch.randn(4, 5, dtype=dtype))
+    assert {value.dtype for value in state.values()} == {dtype}
+    x = torch.randn(4, 5, dtype=torch.float64)
+    state = {name: value.double() for name, value in state.items()}
+    found, expected = output(wide.double(), state, x), output(narrow.double(), {}, x)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    # What rounding may change is no excuse for a norm over other units.
+    with pytest.raises(AlignmentError, match="cannot be padded"):
+        widened(narrow.to(dtype), Wider().to(dtype), torch.randn(4, 5, dtype=dtype))
+
+
 def test_what_cannot_be_padded_is_refused() -> None:
     x = torch.randn(4, 5)
-    with pytest.raises(AlignmentError, match="cannot be padded: its output would change"):
+    with pytest.raises(AlignmentError, match=r"a multiple of the units of 'into' \(10 now"):
         widened(PostNorm(), Wider(), x)
-    with pytest.raises(AlignmentError, match="no counterpart of at least its size"):
+    with pytest.raises(AlignmentError, match="has 9 units in the narrow network and 4 units"):
         widened(Perceptron(9), Perceptron(4), x)
     images = torch.randn(2, 3, 9, 9)
-    with pytest.raises(AlignmentError):
+    with pytest.raises(AlignmentError, match="the narrow network has no"):
         widened(Flattened(), ResNet20(), images)
+    deep = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(AlignmentError, match=r"the wide network has no '4\.weight'"):
+        widened(deep, deep[:3], x)
+    other = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(AlignmentError, match=r"2 of 2 positions .* the network's output: give"):
+        widened(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), other, x)
