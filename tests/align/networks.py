@@ -148,6 +148,21 @@ class Rotary(nn.Module):
         return self.out((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Shuffled(nn.Module):
+    """Grouped convolutions with their channels shuffled in between, so that groups mix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, width, 1)
+        self.two = nn.Conv2d(width, width, 3, groups=2)
+        self.three = nn.Conv2d(width, width, 1, groups=2)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.channel_shuffle(self.two(self.one(x).relu()).relu(), 2)
+        return self.head(self.three(x).relu().mean((2, 3)))
+
+
 class GroupedQueries(nn.Module):
     """Four heads of queries that read two heads of keys and values, written with einsum."""
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from networks import Shuffled
 from test_symmetries import output, shaken
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from lightning_merge.align import (
     WeightMatching,
 )
 from lightning_merge.errors import AlignmentError
+from lightning_merge.symmetry.spec import Symmetries
 
 State = dict[str, Tensor]
 VIT = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 4}
@@ -159,3 +161,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind) -> None:
     b.into.weight.data[0, 0] = float("nan")
     with pytest.raises(AlignmentError, match="'into': the activations are not finite"):
         ActivationMatching(symmetries="all").align(spec, a, b, [torch.randn(4, 6, 5).double()])
+
+
+@pytest.mark.parametrize("symmetries", ["permutation", "all"])
+def test_units_whose_blocks_two_layers_carry_are_found(symmetries: Symmetries) -> None:
+    x = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(0)).double()
+    a = shaken(Shuffled(12), 1)
+    spec = PermutationSpec.from_model(a, x, symmetries=symmetries)
+    b = copy.deepcopy(a)
+    moved = spec.random_maps(torch.Generator().manual_seed(1))
+    b.load_state_dict(spec.transform(spec.canonical(a), moved))
+    found = ActivationMatching(symmetries=symmetries).align(spec, a, b, [x])
+    mean = {name: (value + found[name]) / 2 for name, value in a.state_dict().items()}
+    torch.testing.assert_close(output(a, mean, x), output(a, {}, x))

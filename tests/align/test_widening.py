@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Flattened, Perceptron, ResNet20
+from networks import Flattened, Perceptron, ResNet20, Shuffled
 from test_symmetries import PostNorm, output, shaken, timm
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_merge.align import PermutationSpec, WeightMatching, widened
 from lightning_merge.errors import AlignmentError
@@ -48,21 +48,6 @@ def resnext(groups: int, width: int) -> nn.Module:
     return timm(
         "resnext50_32x4d", **STAGES, channels=(16,) * 4, cardinality=groups, base_width=width
     )
-
-
-class Shuffled(nn.Module):
-    """Grouped convolutions with their channels shuffled in between, so that groups mix."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(3, width, 1)
-        self.two = nn.Conv2d(width, width, 3, groups=2)
-        self.three = nn.Conv2d(width, width, 1, groups=2)
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.channel_shuffle(self.two(self.one(x).relu()).relu(), 2)
-        return self.head(self.three(x).relu().mean((2, 3)))
 
 
 def groupnorm(width: int) -> nn.Module:
