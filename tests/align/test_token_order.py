@@ -24,7 +24,7 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("symmetries", "seed"), [("permutation", 2), ("permutation", 3), ("all", 3)]
+    ("symmetries", "seed"), [("permutation", 2), ("permutation", 3), ("all", 2), ("all", 3)]
 )
 def test_the_mean_is_the_first_network(
     symmetries: Literal["permutation", "all"], seed: int

@@ -96,21 +96,23 @@ class ActivationMatching(MapMatching):
         if nothing_to_align(spec):
             return spec.identity()
         check_symmetries(spec, self.symmetries)
-        found = self._match(spec, model_a, model_b, batches, progress)
-        tokens = [g for g in spec.groups if all(m.role == "scales" for m in g.members)]
-        if isinstance(batches, Iterator):
-            # They have been read, and are gone.
-            return found
         order = spec.identity()
-        for _ in range(_TOKEN_ORDERS):
-            moved = {group.name: found[group.name] for group in tokens}
-            if all(torch.equal(moved[group.name], group.identity()) for group in tokens):
-                break
-            # Activations were compared at tokens that are not each other's: once more in the order
-            # that was found.
-            order = spec.compose(order, {**spec.identity(), **moved})
-            other = with_state(model_b, spec.apply(model_b.state_dict(), order))
+        tokens = [g.name for g in spec.groups if all(m.role == "scales" for m in g.members)]
+        other = model_b
+        if tokens:
+            # Activations say little while they are compared at tokens that are not each other's.
+            first = WeightMatching(symmetries=self.symmetries).match(spec, model_a, model_b)
+            order |= {name: first[name] for name in tokens}
+        for left in reversed(range(_TOKEN_ORDERS + 1)):
+            if tokens:
+                other = with_state(model_b, spec.apply(model_b.state_dict(), order))
             found = self._match(spec, model_a, other, batches, progress)
+            moved = {**spec.identity(), **{name: found[name] for name in tokens}}
+            settled = all(torch.equal(moved[g.name], g.identity()) for g in spec.groups)
+            # What an iterator gave has been read, and is gone.
+            if settled or not left or isinstance(batches, Iterator):
+                break
+            order = spec.compose(order, moved)
         return spec.compose(order, found)
 
     def _match(
