@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
+from rich.text import Text
 
 from lightning_merge.commands import options
 from lightning_merge.durations import duration, in_seconds
@@ -73,7 +74,8 @@ def run(
         return None, folder
 
     def show_plan(count: int, done: int) -> None:
-        options.console.print(f"[bold]{title}[/bold]: {count} pieces of work, {done} already done")
+        rest = f": {count} pieces of work, {done} already done"
+        options.console.print(Text.assemble((title, "bold"), rest))
 
     def show(work: Work, result: Mapping[str, Any], stored: bool) -> None:
         row = result.get("row") or result
@@ -82,7 +84,8 @@ def run(
             text += f" ({in_seconds(row['seconds'])} s)"
         if row.get("chosen"):
             text += f"; {row['chosen']}"
-        options.console.print(text + ("  [dim](stored)[/dim]" if stored else ""), soft_wrap=True)
+        known = ("  (stored)" if stored else "", "dim")
+        options.console.print(Text.assemble(text, known), soft_wrap=True)
 
     watcher = Watcher([command, *words], show_plan, show)
     return do(config, folder, overwrite=overwrite, executor=executor, watcher=watcher), folder
@@ -93,7 +96,7 @@ def print_estimate(title: str, found: Estimate, folder: str) -> None:
     trained = [count for kind, count in found.counts.items() if kind in TRAINED]
     merged = [count for kind, count in found.counts.items() if "merge" in kind]
     rest = [c for kind, c in found.counts.items() if kind not in TRAINED and "merge" not in kind]
-    options.console.print(f"[bold]{title}[/bold]")
+    options.console.print(title, style="bold")
     for what, counts in (("trainings", trained), ("merges", merged), ("others", rest)):
         count, done = sum(one for one, _ in counts), sum(one for _, one in counts)
         if count:

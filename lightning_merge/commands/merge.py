@@ -43,7 +43,7 @@ def merge(words: list[str]) -> None:
         header, *lines = result.cells()
         for method, *cells in lines:
             known = [f"{name} {cell}" for name, cell in zip(header[1:], cells, strict=True) if cell]
-            options.console.print(f"{method}: {', '.join(known)}", soft_wrap=True, markup=False)
+            options.console.print(f"{method}: {', '.join(known)}", soft_wrap=True)
     if result.rows[0].chosen:
         options.console.print(result.rows[0].chosen, soft_wrap=True)
     options.console.print(f"{folder}/merged.ckpt", soft_wrap=True)

@@ -49,7 +49,8 @@ _TRAINED = (
 
 _terminal = Console().is_terminal
 # When the output goes to a file, tables need not fit a terminal.
-console = Console(highlight=False, width=None if _terminal else 120)
+# Names and paths may have brackets, which are no markup.
+console = Console(highlight=False, markup=False, width=None if _terminal else 120)
 
 
 class Parser(ShortErrors, WholeLists, ArgumentParser):
@@ -264,7 +265,7 @@ def print_heads(context: Context) -> None:
 
 def print_advice(text: str) -> None:
     """Prints a recommendation; in a log a line stays a line."""
-    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_written(folder: str) -> None:

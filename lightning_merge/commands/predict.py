@@ -39,9 +39,9 @@ def predict(words: list[str]) -> None:
     write_csv(output, found.rows)
     readable = len(found.rows) - found.unreadable
     wrong = f"; {found.unreadable} could not be read, see `error`" if found.unreadable else ""
-    options.console.print(f"{output}: {readable} images{wrong}", soft_wrap=True, markup=False)
+    options.console.print(f"{output}: {readable} images{wrong}", soft_wrap=True)
     if found.left_out:
-        options.console.print(found.left_out, soft_wrap=True, markup=False)
+        options.console.print(found.left_out, soft_wrap=True)
 
 
 def _parser() -> Any:
