@@ -63,7 +63,13 @@ def open_context(
     short = short_names(names)
     data = data if isinstance(data, LightningDataModule) else build_data(data)
     given = [one.state_dict for one in read]
+    joins = heads == "join"
     if widen:
+        if joins:
+            raise ConfigError(
+                "--heads join wants networks of one width, and --widen is for networks of the same "
+                "classes: leave one of them out"
+            )
         if model is not None:
             raise ConfigError(
                 "with --widen each network is made as its own checkpoint describes it, and --model "
@@ -77,7 +83,6 @@ def open_context(
         data.setup("fit")
         batches = statistics_batches_of(data, modules[0], torch.device("cpu"))
         model, given = of_widest(modules, given, short, example_inputs(batches, "cpu"))
-    joins = heads == "join"
     described = joins and model is None and read
     module = _of_all_classes(read) if described else _module(networks, read, model)
     expected = module.state_dict()

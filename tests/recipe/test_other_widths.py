@@ -93,6 +93,11 @@ def test_one_model_for_all_is_refused(files):
         )
 
 
+def test_heads_are_not_joined_at_other_widths(files):
+    with pytest.raises(ConfigError, match="--heads join wants networks of one width"):
+        merge(files[:2], ALIGNED, DigitsDataModule(), heads="join", widen=True, progress=False)
+
+
 def test_without_being_asked_for_widths_may_not_differ(files):
     with pytest.raises(ArchitectureMismatchError, match="of different widths with --widen true"):
         merge(files[:2], ALIGNED, DigitsDataModule(), progress=False)
