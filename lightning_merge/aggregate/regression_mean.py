@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_merge.aggregate.averaging import average
 from lightning_merge.aggregate.inputs import (
@@ -22,6 +21,7 @@ from lightning_merge.aggregate.inputs import (
 )
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.linear_layers import input_rows, is_plain
 from lightning_merge.modes import evaluation
 from lightning_merge.state_dicts import StateDict
 
@@ -137,7 +137,7 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
     def accumulate(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         key = id(layer.weight)
-        x = _rows(layer, arguments[0])
+        x = input_rows(layer, arguments[0])
         gram = x.mT @ x
         sums[key] = sums[key].add_(gram) if key in sums else gram
         rows[key] = rows.get(key, 0) + x.shape[1]
@@ -145,7 +145,7 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
     handles = [
         layer.register_forward_pre_hook(accumulate)
         for layer in model.modules()
-        if _is_plain(layer) and id(layer.weight) in known
+        if is_plain(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in known
     ]
     try:
         with evaluation(model):
@@ -160,41 +160,3 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
     found = {name: grams[id(value)] for name, value in named.items() if id(value) in grams}
     check_finite_over_data("RegMean", found)
     return found
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether the layer's weight is multiplied by what it is given, and by nothing else."""
-    return any(
-        isinstance(layer, kind) and type(layer).forward is kind.forward
-        for kind in (nn.Linear, nn.Conv2d)
-    )
-
-
-def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """The layer's inputs as `(groups, rows, d)` in float64: what its weight is multiplied by."""
-    x = x.to(torch.float64)
-    if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
-    padding = _padding(layer)
-    if any(padding):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, padding, mode=mode)
-    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    patches = F.unfold(x, kernel, dilation=dilation, stride=stride)
-    # (B, groups, d, L) -> (groups, B * L, d)
-    patches = patches.unflatten(1, (layer.groups, -1))
-    return patches.permute(1, 0, 3, 2).flatten(1, 2)
-
-
-def _padding(layer: nn.Conv2d) -> list[int]:
-    """Left, right, top and bottom."""
-    if layer.padding == "valid":
-        return [0, 0, 0, 0]
-    padding: list[int] = []
-    for axis in (1, 0):
-        if isinstance(layer.padding, str):
-            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-            padding += [total // 2, total - total // 2]
-        else:
-            padding += [layer.padding[axis]] * 2
-    return padding

@@ -1,6 +1,7 @@
-"""Repairing the activation statistics that averaging weights breaks: BatchNorm reset, REPAIR."""
+"""Repairing what averaging weights breaks: BatchNorm reset, REPAIR, least squares."""
 
 from lightning_merge.recalibrate.batchnorm import reset_batchnorm
+from lightning_merge.recalibrate.least_squares import LeastSquares
 from lightning_merge.recalibrate.repair import Repair, repair
 
-__all__ = ["Repair", "repair", "reset_batchnorm"]
+__all__ = ["LeastSquares", "Repair", "repair", "reset_batchnorm"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import NonFiniteError
+from lightning_merge.linear_layers import is_plain
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
 
 Which = Literal["hidden", "output"]
@@ -149,7 +150,7 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
             _inputs: Any,
             output: Tensor,
             name: str = name,
-            plain: bool = own is not None and uses[id(own)] == 1 and _is_plain(layer),
+            plain: bool = own is not None and uses[id(own)] == 1 and is_plain(layer, _LAYERS),
         ) -> None:
             kept.append(output)
             makers[output.data_ptr()] = name
@@ -185,12 +186,6 @@ def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) 
     with _hooked(model, dict.fromkeys(heads, lambda _module, _inputs, output: 2 * output)):
         twice = model(x)
     return torch.allclose(twice, 2 * result, rtol=1e-3, atol=1e-6 * float(result.abs().max()))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's output is linear in its `weight` and has its `bias` added."""
-    forward = type(layer).forward
-    return any(forward is kind.forward for kind in _LAYERS)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -166,7 +166,7 @@ class Repair:
             ArchitectureMismatchError: Its layers are not those of the parents.
         """
         check_norms(merged, self._which)
-        shares = _shares(weights, len(self.parents))
+        shares = shares_of(weights, len(self.parents))
         with _observing(merged):
             self._check(merged)
             together = [self.layers] if self._added_up else [[name] for name in self.layers]
@@ -184,7 +184,7 @@ class Repair:
             layer: Its name.
             weights: Each parent's share, divided by their sum; equal if not given.
         """
-        shares = _shares(weights, len(self.parents))
+        shares = shares_of(weights, len(self.parents))
         found = [statistics[layer] for statistics in self.parents]
         return Statistics(
             sum((w * one.mean for w, one in zip(shares, found, strict=True)), torch.zeros(())),
@@ -218,7 +218,12 @@ def _observing(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Each parent's share in a mean; equal ones if none are given.
+
+    Raises:
+        ConfigError: If they are not one non-negative number for each parent.
+    """
     weights = [1.0] * count if weights is None else list(weights)
     total = sum(weights)
     if len(weights) != count or not 0 < total < float("inf") or min(weights) < 0:

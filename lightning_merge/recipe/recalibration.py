@@ -25,10 +25,13 @@ class Recalibration(ABC):
         label: What figures call it, behind the alignment: `Permute + reset`.
         of_means: Whether it needs to know the ingredients' shares, and so suits weighted means
             only.
+        of_functions: Whether it reads what aligned ingredients compute, and so suits matchings
+            that keep it only.
     """
 
     label: ClassVar[str] = ""
     of_means: ClassVar[bool] = False
+    of_functions: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

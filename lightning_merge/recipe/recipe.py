@@ -32,8 +32,9 @@ class Recipe:
         recalibrate: `batchnorm` resets BatchNorm statistics on the training images
             (`batchnorm-augmented`: as they are augmented for training); `repair`
             (REPAIR, for a weighted mean of networks without BatchNorm) gives the units the
-            means and deviations that they have in the ingredients; None leaves what
-            aggregation gave. Or a `Recalibration` of your own.
+            means and deviations that they have in the ingredients, `outputs` the last layer
+            alone; `least-squares` fits every layer to what the ingredients' own give on average;
+            None leaves what aggregation gave. Or a `Recalibration` of your own.
         select: Which ingredients are aggregated, for example `DPP`; None takes all of them.
 
     Raises:
@@ -70,6 +71,12 @@ class Recipe:
                     f"ingredients' statistics, weighted as their mean is, and {kind} has no such "
                     "weights: use `aggregate: Average` with one weight for each ingredient or with "
                     "none, or leave `recalibrate` out"
+                )
+            if recalibration.of_functions and self.align and not self.align.keeps_function:
+                raise ConfigError(
+                    f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at what the "
+                    f"aligned ingredients compute, and {type(self.align).__name__} changes that: "
+                    "align by permutations, ActivationMatching for one, or leave `recalibrate` out"
                 )
         if self.aggregate.from_pretrained and self.align is not None:
             raise ConfigError(

@@ -19,6 +19,7 @@ from lightning_merge import (
     average,
     reset_batchnorm,
 )
+from lightning_merge.align import TransportMatching
 from lightning_merge.errors import ConfigError
 from lightning_merge.recalibrate import Repair
 from lightning_merge.recipe.aligning import align
@@ -45,6 +46,30 @@ def test_repair_aims_at_the_aligned_ingredients_weighted_as_their_average(weight
     plain = average(states, weights)
     assert not torch.allclose(module.state_dict()["net.0.weight"], plain["net.0.weight"])
     Perceptron().load_state_dict(module.state_dict())
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0, 2.0]])
+def test_least_squares_aim_at_the_aligned_ingredients_weighted_as_their_average(weights):
+    context = made_context(3)
+    made = Recipe("R", Average(weights), ActivationMatching(), "least-squares")(context)
+    states = align(ActivationMatching(), context).states
+    plain = context.build(average(states, weights)).eval()
+    x = context.data.statistics_dataloader().dataset.tensors[0]
+    shares = torch.tensor(weights or [1.0] * 3) / sum(weights or [1.0] * 3)
+    with torch.no_grad():
+        outputs = torch.stack([context.build(state).eval()(x) for state in states])
+        goal = (shares[:, None, None] * outputs).sum(0)
+        error = (made.module.eval()(x) - goal).square().mean()
+        assert error < 0.5 * (plain(x) - goal).square().mean()
+    assert made.labelled_examples in (0, None)
+    Perceptron().load_state_dict(made.module.state_dict())
+
+
+@pytest.mark.parametrize("matching", [CCAMatching(gamma=1.0), TransportMatching()])
+def test_least_squares_are_refused_where_aligned_ingredients_compute_something_else(matching):
+    recipe = Recipe("R", Average(), matching, "least-squares")
+    with pytest.raises(ConfigError, match=f"{type(matching).__name__} changes that"):
+        recipe.check(made_context().module)
 
 
 def test_reset_is_reset():

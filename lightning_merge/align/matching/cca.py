@@ -77,6 +77,7 @@ class CCAMatching(Matching):
     """
 
     label: ClassVar[str] = "CCA"
+    keeps_function: ClassVar[bool] = False
 
     def __init__(self, gamma: float | None = None, candidates: list[float] | None = None) -> None:
         self.gamma = gamma

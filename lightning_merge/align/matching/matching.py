@@ -40,12 +40,14 @@ class Matching(ABC):
         needs_data: Whether `align` reads `batches`.
         joint: Whether more than two networks are aligned at once, by `align_many`, in place of each
             to the first one alone.
+        keeps_function: Whether the aligned b computes what b does.
         symmetries: Which symmetries the spec that `align` is given has to have.
         label: What figures and tables call it; the name of the class unless it sets another.
     """
 
     needs_data: ClassVar[bool] = True
     joint: ClassVar[bool] = False
+    keeps_function: ClassVar[bool] = True
     symmetries: Symmetries = "permutation"
     label: ClassVar[str] = "Matching"
 

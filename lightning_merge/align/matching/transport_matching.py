@@ -55,6 +55,7 @@ class TransportMatching(Matching):
     """
 
     needs_data: ClassVar[bool] = False
+    keeps_function: ClassVar[bool] = False
     label: ClassVar[str] = "OT Fusion"
 
     def __init__(self, epsilon: float = 0.01, sweeps: int = 2) -> None:

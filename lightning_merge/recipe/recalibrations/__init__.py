@@ -1,5 +1,6 @@
 """The recalibrations that a recipe can name, one a file."""
 
+from lightning_merge.recipe.recalibrations.regression import Regression
 from lightning_merge.recipe.recalibrations.renormalisation import (
     OutputRenormalisation,
     Renormalisation,
@@ -9,4 +10,10 @@ from lightning_merge.recipe.recalibrations.statistics_reset import (
     StatisticsReset,
 )
 
-__all__ = ["AugmentedReset", "OutputRenormalisation", "Renormalisation", "StatisticsReset"]
+__all__ = [
+    "AugmentedReset",
+    "OutputRenormalisation",
+    "Regression",
+    "Renormalisation",
+    "StatisticsReset",
+]

@@ -1,0 +1,77 @@
+"""Linear layers and convolutions as matrices: which layers are, and the rows that they multiply."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Linear = nn.Linear | nn.Conv2d
+
+
+def is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer multiplies what it is given by its `weight`, adds its `bias`, and no more.
+
+    Args:
+        layer: Any module.
+        kinds: Such classes; a subclass with a `forward` of its own may do something else.
+    """
+    return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+
+
+def input_rows(layer: Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    """A layer's inputs as what its weight is multiplied by.
+
+    Args:
+        layer: A plain layer.
+        x: What it is given.
+        rows: Which of all examples and positions of the output to take, `(R,)`, counted example by
+            example, row by row; None for all.
+
+    Returns:
+        `(groups, R, d)`, float64: one group for a linear layer of d inputs; for a convolution
+        d = inputs per group x kernel height x kernel width, in its weight's order.
+    """
+    if isinstance(layer, nn.Linear):
+        flat = x.reshape(-1, x.shape[-1])
+        return (flat if rows is None else flat[rows])[None].to(torch.float64)
+    windows = _windows(layer, x)
+    _, _, height, width, *_ = windows.shape
+    if rows is None:
+        rows = torch.arange(output_rows(layer, x), device=x.device)
+    example, place = rows // (height * width), rows % (height * width)
+    patches = windows[example, :, place // width, place % width].to(torch.float64)
+    # (R, C, kernel height, kernel width) -> (groups, R, d)
+    return patches.unflatten(1, (layer.groups, -1)).flatten(2).transpose(0, 1)
+
+
+def output_rows(layer: Linear, x: Tensor) -> int:
+    """How many rows a layer has for an input: of all examples, at all positions of the output."""
+    if isinstance(layer, nn.Linear):
+        return x.numel() // x.shape[-1]
+    _, _, height, width, *_ = _windows(layer, x).shape
+    return len(x) * height * width
+
+
+def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a convolution looks at, `(B, C, height, width, kernel height, kernel width)`."""
+    padding = _padding(layer)
+    if any(padding):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, padding, mode=mode)
+    for axis in (0, 1):
+        reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+        x = x.unfold(2 + axis, reach, layer.stride[axis])
+    return x[..., :: layer.dilation[0], :: layer.dilation[1]]
+
+
+def _padding(layer: nn.Conv2d) -> list[int]:
+    """Left, right, top and bottom."""
+    if layer.padding == "valid":
+        return [0, 0, 0, 0]
+    padding: list[int] = []
+    for axis in (1, 0):
+        if isinstance(layer.padding, str):
+            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            padding += [total // 2, total - total // 2]
+        else:
+            padding += [layer.padding[axis]] * 2
+    return padding

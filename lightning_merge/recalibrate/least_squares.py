@@ -1,0 +1,277 @@
+"""Least squares: a merge whose layers give what those of the networks give on average.
+
+Sources: Nasery et al. 2025, "PLeaS: Merging Models with Permutations and Least Squares", for the
+goals; Nguyen et al. 2025, "RegMean++", for fitting each layer on the merged network's own inputs.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.batches import inputs_in, to_device_of
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
+from lightning_merge.linear_layers import Linear, input_rows, output_rows
+from lightning_merge.modes import gradient_free
+from lightning_merge.orders import in_random_order
+from lightning_merge.progress import tracked
+from lightning_merge.randomness import isolated_randomness
+from lightning_merge.recalibrate.pooled import Pooled, channel_moments
+from lightning_merge.recalibrate.regressed_steps import (
+    Place,
+    Step,
+    looking,
+    shares_of_sums,
+    steps_of,
+)
+from lightning_merge.recalibrate.regression_goals import Goals
+from lightning_merge.recalibrate.repair import shares_of
+from lightning_merge.recalibrate.ridge import Sums, regressed
+
+_CHUNK = 1 << 27
+"""Bytes of rows that are multiplied at a time."""
+_CHECKED = 5
+"""Every fifth example is not fitted, but tells how far weights may move."""
+
+
+class _Stop(Exception):  # noqa: N818 - it is none
+    """Ends a forward pass: what follows is not needed."""
+
+
+class LeastSquares:
+    """Least squares of merges of the same parents.
+
+    Layers are fitted in the order in which they run, on the inputs that they have behind the
+    fitted ones: by ridge regression from the present weights, to the mean of what the parents'
+    layers give for the same images. Where a layer's output is added to a residual stream, the sum
+    is the goal, which makes up for what earlier layers missed. A BatchNorm that follows a
+    layer is fitted with it, and its statistics are then the merge's own; other BatchNorms are
+    reset. How far weights may move is chosen for each layer by every fifth example, which is not
+    fitted. No labels are read.
+
+    Linear layers and 2-d convolutions are fitted, the classifier too, except those that run
+    more than once, that share their weight with another layer, or that compute with
+    something other than their own `weight`. Names and shapes stay as they are: a layer without
+    bias gets none.
+
+    It takes a run of the merge up to each layer, and a few of each parent. All inputs are kept in
+    memory meanwhile: a few thousand examples are plenty.
+
+    Args:
+        parents: The K networks that were merged, as they were merged: *aligned* to the first.
+        batches: What a data loader gives; read once, a `DataLoader` over an indexed data set in
+            random order. Moved to the models' devices.
+        progress: Whether to show progress bars.
+        seed: Determines the order, and at which positions layers are looked at.
+
+    Attributes:
+        steps: What is fitted, in the order in which it runs.
+
+    Raises:
+        ConfigError: There is no parent, or no layer that can be fitted.
+        DataError: There are no batches.
+    """
+
+    steps: list[Step]
+
+    def __init__(
+        self,
+        parents: Iterable[nn.Module],
+        batches: Iterable[Any],
+        progress: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._parents = list(parents)
+        if not self._parents:
+            raise ConfigError("least squares needs the networks that were merged; give them")
+        with isolated_randomness():
+            self._inputs = list(inputs_in(in_random_order(batches, seed)))
+        if not self._inputs:
+            raise DataError("least squares needs at least one batch, there was none")
+        self._few = self._inputs[0][:4]
+        self._seed, self._progress = seed, progress
+        first = self._parents[0]
+        with gradient_free(first):
+            self.steps = steps_of(first, to_device_of(first, self._few))
+        if not any(isinstance(_of(first, step), nn.Linear | nn.Conv2d) for step in self.steps):
+            raise ConfigError(
+                f"least squares: {type(first).__name__} has no linear layer or 2-d convolution "
+                "that runs once; leave it out"
+            )
+
+    def __call__(
+        self, merged: nn.Module, weights: Sequence[float] | None = None, progress: bool = False
+    ) -> int:
+        """Fits a merge of the parents, in place.
+
+        Args:
+            merged: The merged network.
+            weights: Each parent's share in it, divided by their sum; equal if not given.
+            progress: Whether to show progress bars.
+
+        Returns:
+            How many layers were fitted.
+
+        Raises:
+            ConfigError: The weights are not one non-negative number for each parent.
+            ArchitectureMismatchError: Its layers are not those of the parents.
+            NonFiniteError: A layer is given NaN or infinity, or should give it.
+        """
+        shares = shares_of(weights, len(self._parents))
+        self._check(merged)
+        with gradient_free(merged, *self._parents):
+            factors = shares_of_sums(merged, to_device_of(merged, self._few), self.steps)
+            steps = [
+                step if step.name in factors else replace(step, before=None, after=None)
+                for step in self.steps
+            ]
+            layers = [s for s in steps if not isinstance(_of(merged, s), _BatchNorm)]
+            goals = Goals(self._parents, layers, self._inputs, shares, self._seed, progress)
+            for step in tracked(steps, "Least squares: layers", progress):
+                if step in layers:
+                    self._fit(merged, step, goals, factors.get(step.name))
+                else:
+                    self._reset(merged, step.name)
+        return len(layers)
+
+    def _check(self, merged: nn.Module) -> None:
+        for step in self.steps:
+            for name in (step.name, *([step.norm] if step.norm else [])):
+                if len({_shape(network, name) for network in (merged, *self._parents)}) > 1:
+                    raise ArchitectureMismatchError(
+                        f"{name!r} is not the same layer in the merged network and in all parents"
+                    )
+
+    def _reset(self, merged: nn.Module, name: str) -> None:
+        norm = merged.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None
+        pool = Pooled.empty(norm.num_features, norm.running_mean.device)
+        for _, found in self._runs(merged, name, set()):
+            pool.add(*channel_moments(found[name, "in"], 1))
+        _set_statistics(norm, pool.mean, pool.spread / max(1.0, pool.weight - 1))
+
+    def _fit(self, merged: nn.Module, step: Step, goals: Goals, factors: Tensor | None) -> None:
+        layer = merged.get_submodule(step.name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        norm = merged.get_submodule(step.norm) if step.norm else None
+        constant = norm is not None or layer.bias is not None
+        wanted = goals.take(step)
+        before = {step.before} if step.before else set()
+        sums: list[Sums] = []
+        for batch, found in self._runs(merged, step.name, before):
+            goal = wanted[batch].to(layer.weight.device)
+            if step.before is not None and factors is not None:
+                goal = goal - goals.looked_at(step, batch, merged, found[step.before])
+                goal = goal / factors.to(goal)
+            here = found[step.name, "in"]
+            fit, check = _sums(
+                layer,
+                here,
+                goals.rows(step, batch, output_rows(layer, here)),
+                goal,
+                len(self._inputs[batch]),
+                constant,
+            )
+            sums = [fit, check] if not sums else [sums[0] + fit, sums[1] + check]
+        if not all(bool(one.inputs.isfinite().all() & one.goals.isfinite().all()) for one in sums):
+            raise NonFiniteError(
+                f"least squares: layer '{step.name}' has an input or an output of NaN or infinity; "
+                "look for it in the images and in the networks' weights"
+            )
+        weights = regressed(sums[0], sums[1], _matrix(layer, constant), constant)
+        _write(layer, norm, weights, sums[0] + sums[1])
+
+    def _runs(
+        self, merged: nn.Module, name: str, places: set[Place]
+    ) -> Iterator[tuple[int, dict[Place, Tensor]]]:
+        """Runs the merge up to a module on every batch: its number, and the tensors at places."""
+        last: Place = (name, "in")
+        found: dict[Place, Tensor] = {}
+
+        def look(place: Place, value: Tensor) -> None:
+            found[place] = value
+            if place == last:
+                raise _Stop
+
+        for batch, inputs in enumerate(self._inputs):
+            with looking(merged, {*places, last}, look), suppress(_Stop):
+                merged(to_device_of(merged, inputs))
+            yield batch, found
+            found.clear()
+
+
+def _of(network: nn.Module, step: Step) -> nn.Module:
+    return network.get_submodule(step.name)
+
+
+def _shape(network: nn.Module, name: str) -> tuple[int, ...] | None:
+    try:
+        weight = network.get_submodule(name).weight
+    except AttributeError:
+        return None
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
+
+
+def _sums(
+    layer: Linear, x: Tensor, rows: Tensor, goal: Tensor, examples: int, constant: bool
+) -> tuple[Sums, Sums]:
+    """The sums of a batch's rows: of those that are fitted, and of every fifth example's."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    checked = (rows * examples // output_rows(layer, x)) % _CHECKED == 0
+    found = []
+    for part in (~checked, checked):
+        some, wanted = rows[part], goal[part.to(goal.device)]
+        size = max(1, _CHUNK // (8 * layer.weight[0].numel() * groups))
+        parts = []
+        # No rows at all are a part too.
+        for chunk, t in zip(some.split(size), wanted.split(size), strict=True):
+            given = input_rows(layer, x, chunk.to(x.device))
+            if constant:
+                given = torch.cat([given, torch.ones_like(given[..., :1])], dim=-1)
+            t = t.to(given).unflatten(1, (groups, -1)).transpose(0, 1)
+            parts.append(Sums.of(given, t))
+        found.append(sum(parts[1:], parts[0]))
+    return found[0], found[1]
+
+
+def _matrix(layer: Linear, constant: bool) -> Tensor:
+    """A layer's weight as `(groups, d, outputs per group)`, its bias as the last input's."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    matrix = layer.weight.double().flatten(1).unflatten(0, (groups, -1)).mT
+    if not constant:
+        return matrix
+    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    return torch.cat([matrix, bias.double().reshape(groups, 1, -1)], dim=1)
+
+
+def _write(layer: Linear, norm: nn.Module | None, found: Tensor, sums: Sums) -> None:
+    """Puts weights into a layer, and into the norm behind it what keeps them as they are."""
+    constant = norm is not None or layer.bias is not None
+    matrix, offset = (found[:, :-1], found[:, -1].flatten()) if constant else (found, None)
+    layer.weight.copy_(matrix.mT.reshape(layer.weight.shape))
+    if layer.bias is not None and offset is not None:
+        layer.bias.copy_(offset)
+    if not isinstance(norm, _BatchNorm):
+        return
+    assert offset is not None
+    second = sums.inputs / sums.rows
+    mean = (second[:, -1:] @ found).flatten()
+    variance = (found * (second @ found)).sum(dim=1).flatten() - mean**2
+    variance = variance.clamp_min(0)
+    # Without a bias of its own the layer gives as much less as the norm then adds.
+    own = mean if layer.bias is not None else mean - offset
+    _set_statistics(norm, own, variance)
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(mean)
+
+
+def _set_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

@@ -1,0 +1,230 @@
+"""What least squares goes through, in the order in which a network runs: layers and norms."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.linear_layers import is_plain
+from lightning_merge.recalibrate.channels import layers_to_repair
+
+Place = tuple[str, str]
+"""A module's name, and `in` or `out`: where in a network a tensor is looked at."""
+
+_LIBRARIES = ("torch.", "timm.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer that is fitted, or a BatchNorm whose statistics are taken anew.
+
+    Attributes:
+        name: Of the layer or the norm.
+        rows: How many outputs a layer gives for an example, one for each position.
+        norm: The BatchNorm that alone reads the layer, if there is one: both are fitted as one.
+        before: Where the tensor is to which the network adds what the layer gives, if it does.
+        after: Where that sum is.
+    """
+
+    name: str
+    rows: int = 1
+    norm: str | None = None
+    before: Place | None = None
+    after: Place | None = None
+
+
+@dataclass
+class _Seen:
+    """What a few examples showed: tensors by place, in the order in which they came."""
+
+    order: dict[Place, int] = field(default_factory=dict)
+    values: dict[Place, Tensor] = field(default_factory=dict)
+    readers: dict[int, list[str]] = field(default_factory=dict)
+    makers: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
+
+
+def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
+    """What there is to fit in a network, in the order in which it runs.
+
+    Linear layers and 2-d convolutions that run once, with a weight of their own, and the BatchNorms
+    that do not follow one of them.
+
+    Args:
+        model: The network, in eval mode.
+        x: A few inputs.
+    """
+    names = layers_to_repair(model, x).names + layers_to_repair(model, x, "output").names
+    plain = {n for n in names if is_plain(model.get_submodule(n), (nn.Linear, nn.Conv2d))}
+    seen = _look(model, x)
+    found, claimed = [], set()
+    for name in sorted(plain, key=lambda n: seen.order[n, "in"]):
+        readers = seen.readers.get(seen.makers[name], [])
+        follows = len(readers) == 1 and _is_foldable(model.get_submodule(readers[0]))
+        norm = readers[0] if follows and seen.calls[readers[0]] == 1 else None
+        claimed |= {norm} if norm else set()
+        before, after = _sum_with(model, seen, name, norm)
+        units = len(model.get_parameter(f"{name}.weight"))
+        rows = seen.values[name, "out"].numel() // (units * len(x))
+        found.append(Step(name, rows, norm, before, after))
+    for name, layer in model.named_modules():
+        once = seen.calls.get(name) == 1 and name not in claimed
+        if once and isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            found.append(Step(name))
+    return sorted(found, key=lambda step: seen.order[step.name, "in"])
+
+
+def shares_of_sums(model: nn.Module, x: Tensor, steps: Sequence[Step]) -> dict[str, Tensor]:
+    """By what each channel of a layer's output is multiplied before it is added up.
+
+    Args:
+        model: The network, in eval mode.
+        x: A few inputs.
+        steps: Those of another network of this architecture.
+
+    Returns:
+        `(C,)` by layer, for those whose sum is where it was in the other network.
+    """
+    seen, found = _look(model, x), {}
+    for step in steps:
+        if step.before not in seen.values or step.after not in seen.values:
+            continue
+        output = _output(model, seen, step.name, step.norm)
+        axis = channel_axis(model.get_submodule(step.name))
+        factors = _factors(seen.values[step.before], seen.values[step.after], output, axis)
+        if factors is not None:
+            found[step.name] = factors
+    return found
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Along which axis a layer's output has its units."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def affine(norm: _BatchNorm, value: Tensor) -> Tensor:
+    """What a BatchNorm's statistics, weight and bias make of its input, `(B, C, ...)`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    shape = (1, -1, *[1] * (value.ndim - 2))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return value * scale.view(shape) + shift.view(shape)
+
+
+@contextmanager
+def looking(
+    model: nn.Module, places: set[Place], look: Callable[[Place, Tensor], None]
+) -> Iterator[None]:
+    """Calls `look` with the tensor at each of these places whenever the network comes by."""
+
+    def watch(place: Place) -> Any:
+        module, side = model.get_submodule(place[0]), place[1]
+        if side == "in":
+            return module.register_forward_pre_hook(lambda _m, given: look(place, given[0]))
+        return module.register_forward_hook(lambda _m, _given, output: look(place, output))
+
+    handles = [watch(place) for place in places]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _look(model: nn.Module, x: Tensor) -> _Seen:
+    seen = _Seen()
+    handles = []
+
+    def note(place: Place, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            return
+        seen.order.setdefault(place, len(seen.order))
+        # It may be changed in place later.
+        seen.values.setdefault(place, value.clone())
+        seen.kept.append(value)
+
+    def before(module: nn.Module, given: Any, name: str) -> None:
+        del module
+        seen.calls[name] = seen.calls.get(name, 0) + 1
+        value = given[0] if given else None
+        note((name, "in"), value)
+        seen.readers.setdefault(id(value), []).append(name)
+
+    def after(module: nn.Module, given: Any, output: Any, name: str) -> None:
+        del module, given
+        note((name, "out"), output)
+        seen.makers[name] = id(output)
+
+    for name, module in model.named_modules():
+        if name and not any(True for _ in module.children()):
+            handles.append(module.register_forward_pre_hook(_named(before, name)))
+            handles.append(module.register_forward_hook(_named(after, name)))
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
+    return lambda *given: hook(*given, name)
+
+
+def _is_foldable(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, _BatchNorm)
+        and type(layer).__module__.startswith(_LIBRARIES)
+        and layer.affine
+        and layer.running_mean is not None
+    )
+
+
+def _output(model: nn.Module, seen: _Seen, name: str, norm: str | None) -> Tensor:
+    value = seen.values[name, "out"]
+    if norm is None:
+        return value
+    layer = model.get_submodule(norm)
+    assert isinstance(layer, _BatchNorm)
+    return affine(layer, value)
+
+
+def _sum_with(
+    model: nn.Module, seen: _Seen, name: str, norm: str | None
+) -> tuple[Place | None, Place | None]:
+    """Where what a layer gives is added up: to which earlier tensor, and where the sum is read."""
+    output = _output(model, seen, name, norm)
+    start, end = seen.order[name, "in"], seen.order[name, "out"]
+    like = {
+        place: at for place, at in seen.order.items() if seen.values[place].shape == output.shape
+    }
+    axis = channel_axis(model.get_submodule(name))
+    earlier = [place for place, at in like.items() if at < start]
+    later = [place for place, at in like.items() if at > end and place[1] == "in"]
+    for after in later:
+        for before in reversed(earlier):
+            factors = _factors(seen.values[before], seen.values[after], output, axis)
+            if factors is not None:
+                return before, after
+    return None, None
+
+
+def _factors(before: Tensor, after: Tensor, output: Tensor, axis: int) -> Tensor | None:
+    """The `c` of `after = before + c * output`, by channel; None if it is no such sum."""
+    added, given = ((after - before).double(), output.double())
+    added, given = (value.movedim(axis, 0).flatten(1) for value in (added, given))
+    square = given.square().sum(dim=1)
+    factors = (added * given).sum(dim=1) / square.clamp_min(1e-300)
+    rest = (added - factors[:, None] * given).square().sum()
+    exact = rest <= 1e-6 * added.square().sum() and bool((square > 0).all())
+    # A share next to nothing cannot be divided by.
+    usable = factors.abs().min() > 1e-3 * factors.abs().max()
+    return factors if exact and bool(usable) else None

@@ -1,0 +1,124 @@
+"""What the layers of several networks give on average, at the rows that a regression reads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.batches import to_device_of
+from lightning_merge.progress import tracked
+from lightning_merge.recalibrate.regressed_steps import (
+    Place,
+    Step,
+    affine,
+    channel_axis,
+    looking,
+)
+
+MEMORY = 1 << 30
+"""Bytes of goals that are held at a time."""
+_ROWS_OF_AN_INPUT = 400
+"""Rows for each input of a layer: more would change its fit by less than a per cent."""
+
+
+class Goals:
+    """The mean outputs of parents' layers, made for as many layers at a time as fit into memory.
+
+    Args:
+        parents: The networks, in eval mode.
+        steps: The layers, in the order in which they run.
+        inputs: The batches.
+        shares: Each parent's share in the mean.
+        seed: Determines which rows are looked at.
+        progress: Whether to show progress bars.
+    """
+
+    def __init__(
+        self,
+        parents: Sequence[nn.Module],
+        steps: Sequence[Step],
+        inputs: Sequence[Tensor],
+        shares: Sequence[float],
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self._parents, self._steps, self._inputs = parents, steps, inputs
+        self._shares, self._seed, self._progress = shares, seed, progress
+        self._examples = sum(map(len, inputs))
+        self._found: dict[str, list[Tensor]] = {}
+
+    def take(self, step: Step) -> list[Tensor]:
+        """A layer's goals, `(R, C)` for each batch; each layer's once, in their order."""
+        if step.name not in self._found:
+            self._found = self._made(self._that_fit(self._steps.index(step)))
+        return self._found.pop(step.name)
+
+    def rows(self, step: Step, batch: int, count: int) -> Tensor:
+        """Which of the rows of a batch are looked at, in their order.
+
+        Args:
+            step: The layer.
+            batch: The number of the batch.
+            count: How many rows the layer's output has in it.
+        """
+        most = self._most(step) * len(self._inputs[batch]) // self._examples + 1
+        if most >= count:
+            return torch.arange(count)
+        number = self._steps.index(step)
+        generator = torch.Generator().manual_seed(self._seed + 7919 * number + 104729 * batch)
+        return torch.randperm(count, generator=generator)[:most].sort().values
+
+    def looked_at(self, step: Step, batch: int, network: nn.Module, value: Tensor) -> Tensor:
+        """The rows, `(R, C)`, of what is like a layer's output in shape."""
+        axis = channel_axis(network.get_submodule(step.name))
+        rows = value.movedim(axis, -1).flatten(0, -2)
+        return rows[self.rows(step, batch, len(rows)).to(rows.device)].float()
+
+    def _most(self, step: Step) -> int:
+        weight = self._parents[0].get_submodule(step.name).weight
+        assert isinstance(weight, Tensor)
+        return _ROWS_OF_AN_INPUT * weight[0].numel()
+
+    def _that_fit(self, first: int) -> list[Step]:
+        chosen: list[Step] = []
+        size = 0
+        for step in self._steps[first:]:
+            weight = self._parents[0].get_submodule(step.name).weight
+            assert isinstance(weight, Tensor)
+            size += 4 * len(weight) * min(self._most(step), step.rows * self._examples)
+            if chosen and size > MEMORY:
+                break
+            chosen.append(step)
+        return chosen
+
+    def _made(self, steps: Sequence[Step]) -> dict[str, list[Tensor]]:
+        goals: dict[str, list[Tensor]] = {step.name: [] for step in steps}
+        at: dict[Place, list[Step]] = {}
+        for step in steps:
+            at.setdefault(step.after or (step.name, "out"), []).append(step)
+        runs = [
+            (parent, share, batch)
+            for parent, share in zip(self._parents, self._shares, strict=True)
+            for batch in range(len(self._inputs))
+        ]
+        for parent, share, batch in tracked(runs, "Least squares: goals", self._progress):
+
+            def look(place: Place, value: Tensor) -> None:
+                for step in at[place]:
+                    goal = share * self._goal(step, batch, parent, value)  # noqa: B023
+                    if len(goals[step.name]) == batch:  # noqa: B023
+                        goals[step.name].append(goal)
+                    else:
+                        goals[step.name][batch] += goal.to(goals[step.name][batch])  # noqa: B023
+
+            with looking(parent, set(at), look):
+                parent(to_device_of(parent, self._inputs[batch]))
+        return goals
+
+    def _goal(self, step: Step, batch: int, parent: nn.Module, value: Tensor) -> Tensor:
+        if step.norm and step.after is None:
+            norm = parent.get_submodule(step.norm)
+            assert isinstance(norm, _BatchNorm)
+            value = affine(norm, value)
+        return self.looked_at(step, batch, parent, value)

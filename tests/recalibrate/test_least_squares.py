@@ -1,0 +1,231 @@
+"""Least squares against networks that it must find again, and against another solver."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_merge.aggregate import interpolate
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
+from lightning_merge.recalibrate import LeastSquares, reset_batchnorm
+
+
+class Convolutions(nn.Module):
+    """Strides, groups, dilation, residual sums, norms behind layers and in front of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.wide = nn.Conv2d(8, 8, 3, padding="same", dilation=2, groups=4)
+        self.before = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.down_norm = nn.BatchNorm2d(12)
+        self.shortcut = nn.Conv2d(8, 12, 1, stride=2)
+        self.act = nn.ReLU(inplace=True)
+        self.depthwise = nn.Conv2d(
+            12, 12, (3, 1), groups=12, padding_mode="reflect", padding=(1, 0)
+        )
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem_norm(self.stem(x)))
+        x = x + self.wide(x)
+        x = torch.relu(self.before(x))
+        x = self.act(self.down_norm(self.down(x)) + self.shortcut(x))
+        return self.head(self.depthwise(x).mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """Two pre-norm blocks with scaled residual sums and no bias in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 10, 2, stride=2)
+        self.norms = nn.ModuleList(nn.LayerNorm(10) for _ in range(3))
+        self.up = nn.ModuleList(nn.Linear(10, 24) for _ in range(2))
+        self.act = nn.GELU()
+        self.down = nn.ModuleList(nn.Linear(24, 10, bias=index == 1) for index in range(2))
+        self.scales = nn.ParameterList(torch.linspace(0.2, 0.9, 10) for _ in range(2))
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).mT
+        for norm, up, down, scale in zip(self.norms, self.up, self.down, self.scales, strict=False):
+            x = x + scale * down(self.act(up(norm(x))))
+        return self.head(self.norms[2](x).mean(1))
+
+
+NETWORKS = {"convolutions": Convolutions, "tokens": Tokens}
+
+
+def images(count: int = 200, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def network(kind: str, seed: int) -> nn.Module:
+    """A network whose norms have weights, and statistics of the images."""
+    torch.manual_seed(seed)
+    made = NETWORKS[kind]()
+    for layer in made.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.3)
+    reset_batchnorm(made, [images()])
+    return made.eval()
+
+
+def mean(a: nn.Module, b: nn.Module) -> nn.Module:
+    made = copy.deepcopy(a)
+    made.load_state_dict(interpolate(a.state_dict(), b.state_dict(), 0.5))
+    return made
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("share", [[1.0, 0.0], None])
+def test_layers_with_random_weights_are_those_of_the_parents_again(
+    kind: str, share: list[float] | None
+) -> None:
+    parent = network(kind, 0)
+    other = network(kind, 1) if share else copy.deepcopy(parent)
+    merged = copy.deepcopy(parent)
+    torch.manual_seed(2)
+    for layer in merged.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+    x = images(100, seed=1)
+    with torch.no_grad():
+        wanted = parent(x)
+        assert (merged(x) - wanted).abs().max() > 0.1
+
+    LeastSquares([parent, other], list(images().split(50)))(merged, share)
+
+    with torch.no_grad():
+        assert torch.allclose(merged(x), wanted, atol=2e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_fitted_classifier_is_the_solution_of_another_solver(kind: str) -> None:
+    a, b = network(kind, 0), network(kind, 1)
+    merged, x = mean(a, b), images(1000)
+    LeastSquares([a, b], [x])(merged)
+
+    given: list[Tensor] = []
+    merged.head.register_forward_pre_hook(lambda _m, args: given.append(args[0]))
+    with torch.no_grad():
+        found, goal = merged(x), (a(x) + b(x)) / 2
+    rows = np.c_[given[0].double().numpy(), np.ones(len(x))]
+    best, *_ = np.linalg.lstsq(rows, goal.double().numpy(), rcond=None)
+    least = ((rows @ best - goal.double().numpy()) ** 2).sum()
+
+    assert float((found - goal).double().square().sum()) == pytest.approx(least, rel=1e-2)
+
+
+def test_a_residual_sum_makes_up_for_what_is_not_fitted() -> None:
+    parent = network("tokens", 0)
+    merged = copy.deepcopy(parent)
+    x = images(100, seed=1)
+    with torch.no_grad():
+        wanted = parent(x)
+        # Fitted to its own output alone, a layer would be added with these shares.
+        for scale in merged.scales:
+            scale *= torch.linspace(0.3, 2.0, 10)
+        assert (merged(x) - wanted).abs().max() > 0.1
+        LeastSquares([parent, parent], [images()])(merged)
+        assert torch.allclose(merged(x), wanted, atol=2e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_mean_of_unlike_networks_comes_nearer_to_their_mean_output(kind: str) -> None:
+    a, b = network(kind, 0), network(kind, 1)
+    x = images(300, seed=3)
+    with torch.no_grad():
+        goal = (a(x) + b(x)) / 2
+        errors = {}
+        for count in (6, 400):
+            merged = mean(a, b)
+            before = float((merged(x) - goal).square().mean())
+            LeastSquares([a, b], [images(count)])(merged)
+            errors[count] = float((merged(x) - goal).square().mean()) / before
+    assert errors[400] < 0.5
+    # From few examples little is learned, and little spoiled.
+    assert errors[6] < 1.2
+
+
+def test_the_statistics_of_norms_are_the_networks_own() -> None:
+    a, b = network("convolutions", 0), network("convolutions", 1)
+    merged = mean(a, b)
+    LeastSquares([a, b], [images()])(merged)
+    x = images(50, seed=1)
+    with torch.no_grad():
+        before = merged(x)
+        reset_batchnorm(merged, [images()])
+        assert torch.allclose(merged(x), before, atol=0.02 * float(before.std()))
+
+
+def test_nothing_but_the_merge_is_changed() -> None:
+    a, b = network("convolutions", 0), network("convolutions", 1)
+    merged = mean(a, b).train()
+    parents = [copy.deepcopy(one.state_dict()) for one in (a, b)]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    count = LeastSquares([a, b], [images(40)])(merged)
+    assert torch.equal(torch.rand(3), expected)
+    assert count == 6
+    assert all(layer.training for layer in merged.modules())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in merged.modules())
+    assert list(merged.state_dict()) == list(parents[0])
+    for one, before in zip((a, b), parents, strict=True):
+        assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
+def test_layers_that_run_twice_or_share_weights_stay_as_they_are() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+
+    torch.manual_seed(0)
+    a, b = Twice(), Twice()
+    merged = mean(a, b)
+    shared, head = merged.shared.weight.clone(), merged.head.weight.clone()
+    assert LeastSquares([a, b], [torch.randn(50, 4)])(merged) == 1
+    assert torch.equal(merged.shared.weight, shared)
+    assert not torch.equal(merged.head.weight, head)
+
+
+def test_errors_are_one_line_that_says_what_to_do() -> None:
+    a, b = network("tokens", 0), network("tokens", 1)
+    with pytest.raises(ConfigError, match="the networks that were merged"):
+        LeastSquares([], [images(4)])
+    with pytest.raises(DataError, match="at least one batch"):
+        LeastSquares([a, b], [])
+    with pytest.raises(ConfigError, match="Flatten has no linear layer"):
+        LeastSquares([nn.Flatten()], [images(4)])
+    with pytest.raises(ConfigError, match="one for each"):
+        LeastSquares([a, b], [images(4)])(mean(a, b), [1.0])
+    with pytest.raises(ArchitectureMismatchError, match="'embed' is not the same layer"):
+        LeastSquares([a, b], [images(4)])(network("convolutions", 0))
+    broken = images(8)
+    broken[5] = float("nan")
+    with pytest.raises(NonFiniteError, match="least squares: layer 'embed'"):
+        LeastSquares([a, b], [broken])(mean(a, b))
+
+
+def test_half_precision_networks_are_fitted() -> None:
+    a, b = (network("tokens", seed).to(torch.bfloat16) for seed in (0, 1))
+    merged = mean(a, b)
+    x = images(200).to(torch.bfloat16)
+    with torch.no_grad():
+        goal = (a(x) + b(x)).float() / 2
+        before = F.mse_loss(merged(x).float(), goal)
+        LeastSquares([a, b], [x])(merged)
+        assert F.mse_loss(merged(x).float(), goal) < 0.7 * before
