@@ -5,7 +5,6 @@ goals; Nguyen et al. 2025, "RegMean++", for fitting each layer on the merged net
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +35,6 @@ _CHUNK = 1 << 27
 """Bytes of rows that are multiplied at a time."""
 _CHECKED = 5
 """Every fifth example is not fitted, but tells how far weights may move."""
-
-
-class _Stop(Exception):  # noqa: N818 - it is none
-    """Ends a forward pass: what follows is not needed."""
 
 
 class LeastSquares:
@@ -190,19 +185,11 @@ class LeastSquares:
         self, merged: nn.Module, name: str, places: set[Place]
     ) -> Iterator[tuple[int, dict[Place, Tensor]]]:
         """Runs the merge up to a module on every batch: its number, and the tensors at places."""
-        last: Place = (name, "in")
-        found: dict[Place, Tensor] = {}
-
-        def look(place: Place, value: Tensor) -> None:
-            found[place] = value
-            if place == last:
-                raise _Stop
-
         for batch, inputs in enumerate(self._inputs):
-            with looking(merged, {*places, last}, look), suppress(_Stop):
+            found: dict[Place, Tensor] = {}
+            with looking(merged, {*places, (name, "in")}, found.__setitem__):
                 merged(to_device_of(merged, inputs))
             yield batch, found
-            found.clear()
 
 
 def _of(network: nn.Module, step: Step) -> nn.Module:

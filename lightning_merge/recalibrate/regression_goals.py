@@ -1,6 +1,6 @@
 """What the layers of several networks give on average, at the rows that a regression reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,28 +93,33 @@ class Goals:
         return chosen
 
     def _made(self, steps: Sequence[Step]) -> dict[str, list[Tensor]]:
-        goals: dict[str, list[Tensor]] = {step.name: [] for step in steps}
         at: dict[Place, list[Step]] = {}
         for step in steps:
             at.setdefault(step.after or (step.name, "out"), []).append(step)
-        runs = [
-            (parent, share, batch)
-            for parent, share in zip(self._parents, self._shares, strict=True)
-            for batch in range(len(self._inputs))
-        ]
-        for parent, share, batch in tracked(runs, "Least squares: goals", self._progress):
-
-            def look(place: Place, value: Tensor) -> None:
-                for step in at[place]:
-                    goal = share * self._goal(step, batch, parent, value)  # noqa: B023
-                    if len(goals[step.name]) == batch:  # noqa: B023
-                        goals[step.name].append(goal)
+        goals: dict[str, list[Tensor]] = {step.name: [] for step in steps}
+        batches = tracked(range(len(self._inputs)), "Least squares: goals", self._progress)
+        for batch in batches:
+            for parent, share in zip(self._parents, self._shares, strict=True):
+                for name, goal in self._seen(parent, at, batch).items():
+                    if len(goals[name]) == batch:
+                        goals[name].append(share * goal)
                     else:
-                        goals[step.name][batch] += goal.to(goals[step.name][batch])  # noqa: B023
-
-            with looking(parent, set(at), look):
-                parent(to_device_of(parent, self._inputs[batch]))
+                        goals[name][batch] += share * goal.to(goals[name][batch])
         return goals
+
+    def _seen(
+        self, parent: nn.Module, at: Mapping[Place, Sequence[Step]], batch: int
+    ) -> dict[str, Tensor]:
+        """What each layer, or the sum behind it, is in a parent."""
+        found = {}
+
+        def look(place: Place, value: Tensor) -> None:
+            for step in at[place]:
+                found[step.name] = self._goal(step, batch, parent, value)
+
+        with looking(parent, at, look):
+            parent(to_device_of(parent, self._inputs[batch]))
+        return found
 
     def _goal(self, step: Step, batch: int, parent: nn.Module, value: Tensor) -> Tensor:
         if step.norm and step.after is None:

@@ -1,5 +1,6 @@
 """Ridge regression of many rows, from sums over them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +40,8 @@ def regressed(fit: Sums, check: Sums, start: Tensor, constant: bool) -> Tensor:
     """The weights that map rows to their goals, pulled to those that there are.
 
     How strongly is chosen on rows that are not fitted, so that a few examples change little:
-    among penalties of 1e-6 to 1e4 times the mean square of an input, the strongest of equals. All
-    rows are fitted with it in the end.
+    among penalties of 1e-6 to 1e4 times the mean square of an input, from the weakest on, until a
+    stronger one does worse. All rows are fitted with it in the end.
 
     Args:
         fit: Of some rows.
@@ -51,8 +52,13 @@ def regressed(fit: Sums, check: Sums, start: Tensor, constant: bool) -> Tensor:
     free = torch.ones_like(fit.inputs[0].diagonal())
     if constant:
         free[-1] = 0
-    errors = [(float(check.error(_solve(fit, start, r, free))), -r) for r in _RIDGES]
-    return _solve(fit + check, start, -min(errors)[1], free)
+    chosen, least = _RIDGES[0], math.inf
+    for ridge in _RIDGES:
+        error = float(check.error(_solve(fit, start, ridge, free)))
+        if error > least:
+            break
+        chosen, least = ridge, error
+    return _solve(fit + check, start, chosen, free)
 
 
 def _solve(sums: Sums, start: Tensor, ridge: float, penalised: Tensor) -> Tensor:
