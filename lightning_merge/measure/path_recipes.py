@@ -1,7 +1,7 @@
 """Which interpolation paths to measure for a list of recipes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from lightning_merge.recipe.build import build_recipe
@@ -24,7 +24,8 @@ def path_recipes(recipes: Sequence[Given]) -> list[Any]:
     """
     built = [build_recipe(recipe) for recipe in recipes]
     means = [made.aggregate.weights_of_mean(2) is not None for made in built]
-    pairs: dict[tuple[str, str], tuple[Recipe | None, Any]] = {("", ""): (None, None)}
+    none = identity(None), identity(None)
+    pairs: dict[tuple[Hashable, Hashable], tuple[Recipe | None, Any]] = {none: (None, None)}
     for made, given, mean in zip(built, recipes, means, strict=True):
         if mean or not any(means):
             pair = identity(made.align), identity(made.recalibration)

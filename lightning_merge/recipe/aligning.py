@@ -1,6 +1,7 @@
 """Aligning a context's ingredients to the first one, each once."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_merge.recipe.cache import identity
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import Score, validate
+from lightning_merge.recipe.kept import Kept
 from lightning_merge.recipe.recalibration import own_recalibration
 from lightning_merge.symmetry.spec import Symmetries
 
@@ -51,22 +53,36 @@ def align(matching: Matching | None, context: Context) -> Alignment:
     context.check_matching(matching)
     if matching.joint and len(context.states) > 2:
         joint = ("aligned", identity(matching), *context.digests)
-        together = context.recall(joint, partial(_align_jointly, matching, context))
-        return Alignment(together.value, together.seconds)
+        together = _kept(context, joint, partial(_align_jointly, matching, context))
+        return Alignment(together.states, together.seconds)
     states, seconds, choices = [context.states[0]], 0.0, []
     for index in range(1, len(context.states)):
         # The name too: a choice names its ingredient, and copies have one digest.
         name, digests = context.names[index], context.digests
         key = ("aligned", identity(matching), name, digests[0], digests[index])
-        found = context.recall(key, partial(_align, matching, context, index))
-        state, choice = found.value
-        states.append(state)
+        found = _kept(context, key, partial(_align, matching, context, index))
+        states += found.states
         seconds += found.seconds
-        choices += [choice] if choice else []
+        choices += [found.choice] if found.choice else []
     return Alignment(states, seconds, tuple(choices))
 
 
-def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict, Choice | None]:
+_Found = tuple[Sequence[StateDict], Choice | None]
+
+
+def _kept(context: Context, key: tuple[Hashable, ...], make: Callable[[], _Found]) -> Kept:
+    """What is known of an alignment, in this process or beyond it; made where nothing is."""
+
+    def made() -> Kept:
+        start = time.perf_counter()
+        states, choice = make()
+        return Kept(states, time.perf_counter() - start, choice)
+
+    keep = context.keep
+    return context.recall(key, made if keep is None else lambda: keep(key, made)).value
+
+
+def _align(matching: Matching, context: Context, index: int) -> _Found:
     device, state = context.device, context.states[index]
     first = context.build(context.states[0]).to(device).eval()
     batches = context.statistics()
@@ -91,7 +107,7 @@ def _align(matching: Matching, context: Context, index: int) -> tuple[StateDict,
     heads = {head: context.states[0][head] for head in shared}
     chosen = found.choice is not None and scores
     choice = _choice(found.choice or {}, scores[-1], context, index) if chosen else None
-    return {**aligned, **heads}, choice
+    return [{**aligned, **heads}], choice
 
 
 def _headless(context: Context, state: StateDict) -> tuple[Sequence[str], StateDict]:
@@ -103,7 +119,7 @@ def _headless(context: Context, state: StateDict) -> tuple[Sequence[str], StateD
     return shared, {**state, **{head: torch.zeros_like(state[head]) for head in shared}}
 
 
-def _align_jointly(matching: Matching, context: Context) -> list[StateDict]:
+def _align_jointly(matching: Matching, context: Context) -> _Found:
     device, first = context.device, context.states[0]
     module = context.build(first).to(device).eval()
     spec = spec_of(context, module, context.statistics(), matching.symmetries)
@@ -114,7 +130,7 @@ def _align_jointly(matching: Matching, context: Context) -> list[StateDict]:
         found = matching.align_many(spec, moved, progress=context.progress)
     heads = {head: first[head] for shared, _ in others for head in shared}
     aligned = [{name: value.cpu() for name, value in state.items()} for state in found[1:]]
-    return [first, *({**state, **heads} for state in aligned)]
+    return [first, *({**state, **heads} for state in aligned)], None
 
 
 def spec_of(

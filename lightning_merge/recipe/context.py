@@ -18,6 +18,7 @@ from lightning_merge.loaders import Transferred, statistics_batches_of
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.cache import Cache, Cached
 from lightning_merge.recipe.held_out import HeldOut, check_validation
+from lightning_merge.recipe.kept import Keep
 
 if TYPE_CHECKING:
     from lightning_merge.recipe.recalibration import Recalibration
@@ -53,6 +54,7 @@ class Context:
         given_digests: The SHA-256 of each ingredient's file content, where that is another than
             that of its state dict (a shared head); None for those of the state dicts.
         cache: What recipes on the same ingredients share.
+        keep: Keeps alignments beyond this process; None where that is not wanted.
 
     Raises:
         MergeError: If the ingredients are fewer than two, differ in architecture or contain NaN,
@@ -74,6 +76,7 @@ class Context:
     recipe: str = ""
     given_digests: Sequence[str] | None = None
     cache: Cache = field(default_factory=Cache)
+    keep: Keep | None = None
 
     def __post_init__(self) -> None:
         check_statistics_examples(self.statistics_examples)

@@ -67,6 +67,11 @@ class Claims:
             for past in range(turn + 1):
                 self._path(key, past).unlink(missing_ok=True)
 
+    def held(self, key: str) -> bool:
+        """Whether another process does a piece."""
+        found = self._look(key)
+        return found is not None and not self._is_dead(found)
+
     def clear(self, key: str) -> None:
         """Removes what killed processes left of the claims on a piece that is finished."""
         for turn in self._turns(key):
@@ -83,9 +88,9 @@ class Claims:
 
     def _take(self, key: str) -> int | None:
         """The turn that is ours now; None if another process has the piece."""
-        found = self._look(key)
-        if found is not None and not self._is_dead(found):
+        if self.held(key):
             return None
+        found = self._look(key)
         turn = 0 if found is None else found.turn + 1
         self.folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -85,8 +85,9 @@ def work_alone(work: Work, folder: Path) -> str:
         The message of an error that a user can mend; empty where the piece is finished.
     """
     store, claims = Store(folder), Claims(folder)
+    session = Session(progress=False, claims=claims)
     try:
-        while do(work, store, Session(progress=False), claims) is None:
+        while do(work, store, session, claims) is None:
             time.sleep(PAUSE)
     except MergeError as error:
         return str(error)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_merge.study.claims import Claims
+from lightning_merge.study.kept_alignments import ElsewhereError
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, execute
 
@@ -33,7 +34,8 @@ def run(
     Raises:
         MergeError: As the pieces do.
     """
-    session, claims = Session(progress), Claims(store.folder)
+    claims = Claims(store.folder)
+    session = Session(progress, claims=claims)
     left = {work.key: work for work in works}
     while left:
         before = len(left)
@@ -54,13 +56,16 @@ def do(work: Work, store: Store, session: Session, claims: Claims) -> bool | Non
     """Does a piece if nobody has done it or is doing it.
 
     Returns:
-        Whether it was done here; False if it had been done, None if another process does it.
+        Whether it was done here; False if it had been done, None if another process does it, or
+        an alignment that it needs.
 
     Raises:
         MergeError: As the piece does.
     """
     if work.key in store:
         return False
+    if work.key in session.waiting and claims.held(session.waiting[work.key]):
+        return None
     with claims.claimed(work.key) as ours:
         if not ours:
             return None
@@ -72,5 +77,9 @@ def do(work: Work, store: Store, session: Session, claims: Claims) -> bool | Non
                 f"{store.folder / work.key}: {damage}; seed {work.seed}, {work.name} is done again",
                 stacklevel=3,
             )
-        execute(work, store, session)
+        try:
+            execute(work, store, session)
+        except ElsewhereError as elsewhere:
+            session.waiting[work.key] = elsewhere.key
+            return None
         return True

@@ -12,6 +12,7 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.recipe.build import Plain, build_data
 from lightning_merge.recipe.cache import Cache
 from lightning_merge.registry import Registry
+from lightning_merge.study.claims import Claims
 from lightning_merge.study.store import SCHEMA, Store
 
 T = TypeVar("T")
@@ -45,10 +46,14 @@ class Session:
     Attributes:
         progress: Whether to show progress bars.
         cache: Alignments and searches of the present repetition.
+        claims: Those of the store, where long alignments are to be kept there.
+        waiting: By the key of a piece that of the alignment which another process makes for it.
     """
 
     progress: bool = True
     cache: Cache = field(default_factory=Cache)
+    claims: Claims | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
     _seed: int | None = None
 
     def begin(self, work: Work) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
+from lightning_merge.linear_layers import input_rows, output_rows
 from lightning_merge.recalibrate import LeastSquares, reset_batchnorm
 
 
@@ -105,6 +106,29 @@ def test_layers_with_random_weights_are_those_of_the_parents_again(
 
     with torch.no_grad():
         assert torch.allclose(merged(x), wanted, atol=2e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_some_rows_and_one_layer_at_a_time_are_enough(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_merge.recalibrate.regression_goals._ROWS_OF_AN_INPUT", 4)
+    monkeypatch.setattr("lightning_merge.recalibrate.regression_goals.MEMORY", 1)
+    monkeypatch.setattr("lightning_merge.recalibrate.least_squares._CHUNK", 1 << 14)
+    test_layers_with_random_weights_are_those_of_the_parents_again(kind, None)
+
+
+def test_chosen_rows_are_those_of_all_patches() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
+    x = torch.randn(3, 6, 9, 7)
+    patches = F.unfold(x, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1))
+    # (B, groups * d, L) -> (groups, B * L, d)
+    every = patches.unflatten(1, (2, -1)).permute(1, 0, 3, 2).flatten(1, 2).double()
+    chosen = torch.tensor([0, 7, 30, 31, 74])
+    assert output_rows(layer, x) == every.shape[1]
+    assert torch.equal(input_rows(layer, x), every)
+    assert torch.equal(input_rows(layer, x, chosen), every[:, chosen])
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

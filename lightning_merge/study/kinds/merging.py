@@ -4,6 +4,7 @@ from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.measure.sweep import sweep_of
 from lightning_merge.recipe.build import build_module, build_recipe, trainer_of
 from lightning_merge.recipe.context import Context
+from lightning_merge.study.kept_alignments import KeptAlignments
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
@@ -50,4 +51,13 @@ def _context(work: Work, store: Store, session: Session) -> Context:
         pretrained=session.state(store, start[0]) if start else None,
         given_digests=[store.result(key)["digest"] for key in needs[: len(names)]],
         cache=session.cache,
+        keep=_keep(work, store, session),
     )
+
+
+def _keep(work: Work, store: Store, session: Session) -> KeptAlignments | None:
+    if session.claims is None:
+        return None
+    determine = ("model", "data", "trainer", "statistics_examples")
+    settings = {name: work.settings[name] for name in determine}
+    return KeptAlignments(store, session.claims, work.seed, settings)

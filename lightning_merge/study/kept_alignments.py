@@ -1,0 +1,91 @@
+"""Alignments that took long, kept beside a study's pieces: nobody does them a second time."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from lightning_merge.recipe.build import Plain
+from lightning_merge.recipe.cache import text_of
+from lightning_merge.recipe.choice import Choice
+from lightning_merge.recipe.kept import Kept
+from lightning_merge.study.claims import Claims
+from lightning_merge.study.store import Store
+from lightning_merge.study.work import make_work
+
+LONG = 10.0
+"""Seconds from which an alignment is worth a file."""
+
+
+class ElsewhereError(Exception):
+    """Another process makes the alignment that a piece needs.
+
+    Args:
+        key: The alignment's.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class KeptAlignments:
+    """The alignments of pieces of work in a store.
+
+    Attributes:
+        store: Where they are kept.
+        claims: The store's.
+        seed: The repetition's.
+        settings: All else that determines an alignment but for what its key says.
+    """
+
+    store: Store
+    claims: Claims
+    seed: int
+    settings: Plain
+
+    def __call__(self, key: tuple[Hashable, ...], make: Callable[[], Kept]) -> Kept:
+        """What is kept under a key, or what `make` gives.
+
+        Raises:
+            ElsewhereError: If another process makes it.
+        """
+        text = text_of(key)
+        if text is None:
+            return make()
+        settings = {**self.settings, "of": text, "seed": self.seed}
+        name = make_work("alignment", "Alignment", self.seed, settings).key
+        if name in self.store:
+            return self._read(name)
+        with self.claims.claimed(name) as ours:
+            if not ours:
+                raise ElsewhereError(name)
+            # It may have been finished since.
+            if name in self.store:
+                return self._read(name)
+            made = make()
+            if made.seconds >= LONG:
+                self._write(name, made)
+            return made
+
+    def _write(self, name: str, made: Kept) -> None:
+        choice = None if made.choice is None else [made.choice.text, made.choice.details]
+        tensors = {
+            f"{number}.{tensor}": value
+            for number, state in enumerate(made.states)
+            for tensor, value in state.items()
+        }
+        result = {"seconds": made.seconds, "choice": choice, "states": len(made.states)}
+        self.store.put(name, {**result, "settings": self.settings}, {"state_dict": tensors})
+
+    def _read(self, name: str) -> Kept:
+        result, tensors = self.store.result(name), self.store.state(name)
+        states = [
+            {
+                tensor.removeprefix(f"{number}."): value
+                for tensor, value in tensors.items()
+                if tensor.startswith(f"{number}.")
+            }
+            for number in range(result["states"])
+        ]
+        choice = None if result["choice"] is None else Choice(*result["choice"])
+        return Kept(states, result["seconds"], choice)
