@@ -157,6 +157,7 @@ from .modules import (
 from .modules import (
     ZippedModule as ZippedModule,
 )
+from .recalibrate import LeastSquares as LeastSquares
 from .recalibrate import repair as repair
 from .recalibrate import reset_batchnorm as reset_batchnorm
 from .recipe.aggregate import Aggregate as Aggregate

@@ -27,7 +27,7 @@ from lightning_merge.recalibrate.regressed_steps import (
     shares_of_sums,
     steps_of,
 )
-from lightning_merge.recalibrate.regression_goals import Goals
+from lightning_merge.recalibrate.regression_goals import MEMORY, Goals
 from lightning_merge.recalibrate.repair import shares_of
 from lightning_merge.recalibrate.ridge import Sums, regressed
 
@@ -118,6 +118,7 @@ class LeastSquares:
         """
         shares = shares_of(weights, len(self._parents))
         self._check(merged)
+        self._inside: tuple[str, list[Tensor]] = "", []
         with gradient_free(merged, *self._parents):
             factors = shares_of_sums(merged, to_device_of(merged, self._few), self.steps)
             steps = [
@@ -130,7 +131,7 @@ class LeastSquares:
                 if step in layers:
                     self._fit(merged, step, goals, factors.get(step.name))
                 else:
-                    self._reset(merged, step.name)
+                    self._reset(merged, step)
         return len(layers)
 
     def _check(self, merged: nn.Module) -> None:
@@ -141,13 +142,13 @@ class LeastSquares:
                         f"{name!r} is not the same layer in the merged network and in all parents"
                     )
 
-    def _reset(self, merged: nn.Module, name: str) -> None:
-        norm = merged.get_submodule(name)
+    def _reset(self, merged: nn.Module, step: Step) -> None:
+        norm = _of(merged, step)
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         pool = Pooled.empty(norm.num_features, norm.running_mean.device)
-        for _, found in self._runs(merged, name, set()):
-            pool.add(*channel_moments(found[name, "in"], 1))
+        for _, found in self._runs(merged, step):
+            pool.add(*channel_moments(found[step.name, "in"], 1))
         _set_statistics(norm, pool.mean, pool.spread / max(1.0, pool.weight - 1))
 
     def _fit(self, merged: nn.Module, step: Step, goals: Goals, factors: Tensor | None) -> None:
@@ -156,9 +157,8 @@ class LeastSquares:
         norm = merged.get_submodule(step.norm) if step.norm else None
         constant = norm is not None or layer.bias is not None
         wanted = goals.take(step)
-        before = {step.before} if step.before else set()
         sums: list[Sums] = []
-        for batch, found in self._runs(merged, step.name, before):
+        for batch, found in self._runs(merged, step):
             goal = wanted[batch].to(layer.weight.device)
             if step.before is not None and factors is not None:
                 goal = goal - goals.looked_at(step, batch, merged, found[step.before])
@@ -181,15 +181,32 @@ class LeastSquares:
         weights = regressed(sums[0], sums[1], _matrix(layer, constant), constant)
         _write(layer, norm, weights, sums[0] + sums[1])
 
-    def _runs(
-        self, merged: nn.Module, name: str, places: set[Place]
-    ) -> Iterator[tuple[int, dict[Place, Tensor]]]:
-        """Runs the merge up to a module on every batch: its number, and the tensors at places."""
-        for batch, inputs in enumerate(self._inputs):
+    def _runs(self, merged: nn.Module, step: Step) -> Iterator[tuple[int, dict[Place, Tensor]]]:
+        """Runs the merge up to a step on every batch: its number, and the tensors at places."""
+        network, inputs = merged, self._inputs
+        if step.block:
+            if self._inside[0] != step.block:
+                self._inside = step.block, self._inputs_of(merged, step.block)
+            if self._inside[1]:
+                network, inputs = merged.get_submodule(step.block), self._inside[1]
+        for batch, given in enumerate(inputs):
             found: dict[Place, Tensor] = {}
-            with looking(merged, {*places, (name, "in")}, found.__setitem__):
-                merged(to_device_of(merged, inputs))
+            with looking(merged, step.places(), found.__setitem__):
+                # Blocks may change what they are given in place.
+                network(to_device_of(merged, given).clone())
             yield batch, found
+
+    def _inputs_of(self, merged: nn.Module, block: str) -> list[Tensor]:
+        """What a block is given, the same whatever is fitted in it; nothing if it is too much."""
+        kept: list[Tensor] = []
+        for inputs in self._inputs:
+            found: dict[Place, Tensor] = {}
+            with looking(merged, {(block, "in")}, found.__setitem__):
+                merged(to_device_of(merged, inputs))
+            kept.append(found[block, "in"])
+            if kept[0].nbytes * len(self._inputs) > MEMORY:
+                return []
+        return kept
 
 
 def _of(network: nn.Module, step: Step) -> nn.Module:

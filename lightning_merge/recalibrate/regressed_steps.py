@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Step:
         norm: The BatchNorm that alone reads the layer, if there is one: both are fitted as one.
         before: Where the tensor is to which the network adds what the layer gives, if it does.
         after: Where that sum is.
+        block: The module in which all of that is, where it can be run alone: once, on one tensor.
     """
 
     name: str
@@ -40,6 +42,11 @@ class Step:
     norm: str | None = None
     before: Place | None = None
     after: Place | None = None
+    block: str | None = None
+
+    def places(self) -> set[Place]:
+        """What has to be looked at to fit it."""
+        return {(self.name, "in"), *([self.before] if self.before else [])}
 
 
 @dataclass
@@ -51,6 +58,7 @@ class _Seen:
     readers: dict[int, list[str]] = field(default_factory=dict)
     makers: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
     kept: list[Tensor] = field(default_factory=list)
 
 
@@ -81,7 +89,10 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
         once = seen.calls.get(name) == 1 and name not in claimed
         if once and isinstance(layer, _BatchNorm) and layer.running_mean is not None:
             found.append(Step(name))
-    return sorted(found, key=lambda step: seen.order[step.name, "in"])
+    found.sort(key=lambda step: seen.order[step.name, "in"])
+    blocks = {_common(step.name, step.before[0]) for step in found if step.before}
+    blocks = {name for name in blocks if name in seen.alone and seen.calls[name] == 1}
+    return [replace(step, block=_block_of(step, blocks)) for step in found]
 
 
 def shares_of_sums(model: nn.Module, x: Tensor, steps: Sequence[Step]) -> dict[str, Tensor]:
@@ -166,22 +177,25 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
         seen.values.setdefault(place, value.clone())
         seen.kept.append(value)
 
-    def before(module: nn.Module, given: Any, name: str) -> None:
-        del module
+    def before(module: nn.Module, given: Any, further: Any, name: str) -> None:
         seen.calls[name] = seen.calls.get(name, 0) + 1
         value = given[0] if given else None
-        note((name, "in"), value)
-        seen.readers.setdefault(id(value), []).append(name)
+        if len(given) == 1 and not further and isinstance(value, Tensor):
+            seen.alone.add(name)
+        if _is_whole(module):
+            note((name, "in"), value)
+            seen.readers.setdefault(id(value), []).append(name)
 
     def after(module: nn.Module, given: Any, output: Any, name: str) -> None:
-        del module, given
-        note((name, "out"), output)
-        seen.makers[name] = id(output)
+        del given
+        if _is_whole(module):
+            note((name, "out"), output)
+            seen.makers[name] = id(output)
 
     for name, module in model.named_modules():
-        if name and not any(True for _ in module.children()):
-            handles.append(module.register_forward_pre_hook(_named(before, name)))
-            handles.append(module.register_forward_hook(_named(after, name)))
+        hook = _named(before, name)
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        handles.append(module.register_forward_hook(_named(after, name)))
     try:
         with torch.no_grad():
             model(x)
@@ -193,6 +207,24 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
 
 def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
     return lambda *given: hook(*given, name)
+
+
+def _is_whole(layer: nn.Module) -> bool:
+    """Whether a module is no container of others that run."""
+    return isinstance(layer, nn.Linear | nn.Conv2d) or not any(True for _ in layer.children())
+
+
+def _common(one: str, other: str) -> str:
+    """The name of the innermost module that holds both."""
+    parts = zip(one.split(".")[:-1], other.split(".")[:-1], strict=False)
+    return ".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], parts))
+
+
+def _block_of(step: Step, blocks: set[str]) -> str | None:
+    held = [
+        name for name in blocks if all(place.startswith(f"{name}.") for place, _ in step.places())
+    ]
+    return max(held, key=len, default=None)
 
 
 def _is_foldable(layer: nn.Module) -> bool:

@@ -60,7 +60,35 @@ class Tokens(nn.Module):
         return self.head(self.norms[2](x).mean(1))
 
 
-NETWORKS = {"convolutions": Convolutions, "tokens": Tokens}
+class Block(nn.Module):
+    """A residual block that changes what it is given in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.two = nn.Conv2d(6, 8, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(x)
+        return x + self.two(F.relu(self.norm(self.one(x))))
+
+
+class Blocks(nn.Module):
+    """Residual blocks that can be run alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+NETWORKS = {"convolutions": Convolutions, "tokens": Tokens, "blocks": Blocks}
 
 
 def images(count: int = 200, seed: int = 0) -> Tensor:
@@ -188,6 +216,23 @@ def test_the_statistics_of_norms_are_the_networks_own() -> None:
         before = merged(x)
         reset_batchnorm(merged, [images()])
         assert torch.allclose(merged(x), before, atol=0.02 * float(before.std()))
+
+
+def test_blocks_are_run_alone_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = network("blocks", 0), network("blocks", 1)
+    alone, whole = mean(a, b), mean(a, b)
+    fit = LeastSquares([a, b], list(images().split(50)))
+    named = {step.name: step.block for step in fit.steps}
+    assert named["blocks.1.one"] == named["blocks.1.two"] == "blocks.1"
+    runs = []
+    alone.register_forward_pre_hook(lambda *_: runs.append("alone"))
+    whole.register_forward_pre_hook(lambda *_: runs.append("whole"))
+    fit(alone)
+    monkeypatch.setattr("lightning_merge.recalibrate.least_squares.MEMORY", 0)
+    fit(whole)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    assert runs.count("alone") < runs.count("whole")
 
 
 def test_nothing_but_the_merge_is_changed() -> None:
