@@ -210,8 +210,9 @@ def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
 
 
 def _is_whole(layer: nn.Module) -> bool:
-    """Whether a module is no container of others that run."""
-    return isinstance(layer, nn.Linear | nn.Conv2d) or not any(True for _ in layer.children())
+    """Whether a module is looked at as one: it holds no others, or only its activation."""
+    one = isinstance(layer, nn.Linear | nn.Conv2d | _BatchNorm)
+    return one or not any(True for _ in layer.children())
 
 
 def _common(one: str, other: str) -> str:

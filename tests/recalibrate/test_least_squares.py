@@ -60,19 +60,30 @@ class Tokens(nn.Module):
         return self.head(self.norms[2](x).mean(1))
 
 
+class NormAndAct(nn.BatchNorm2d):
+    """As timm has it: a norm that holds its activation."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
 class Block(nn.Module):
     """A residual block that changes what it is given in place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Conv2d(8, 6, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(6)
+        self.norm = NormAndAct(6)
         self.two = nn.Conv2d(6, 8, 3, padding=1)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(x)
-        return x + self.two(F.relu(self.norm(self.one(x))))
+        return x + self.two(self.norm(self.one(x)))
 
 
 class Blocks(nn.Module):
