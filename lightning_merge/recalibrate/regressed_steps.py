@@ -258,12 +258,27 @@ def _sum_with(
     axis = channel_axis(model.get_submodule(name))
     earlier = [place for place, at in like.items() if at < start]
     later = [place for place, at in like.items() if at > end and place[1] == "in"]
-    for after in later:
-        for before in reversed(earlier):
-            factors = _factors(seen.values[before], seen.values[after], output, axis)
-            if factors is not None:
-                return before, after
+    if not earlier or not later:
+        return None, None
+    sums, terms = (
+        torch.stack([_few(seen.values[place], axis) for place in places])
+        for places in (later, reversed(earlier))
+    )
+    added, given = sums[:, None] - terms[None], _few(output, axis)
+    # Two positions of a channel are multiplied by one number, which tells most pairs apart.
+    crossed = added[..., 0] * given[:, 1] - added[..., 1] * given[:, 0]
+    scale = (added.abs().amax(dim=-1) * given.abs().amax(dim=-1)).clamp_min(1e-30)
+    likely = (crossed.abs() <= 1e-2 * scale).all(dim=-1)
+    for number, other in likely.nonzero().tolist():
+        before, after = earlier[-1 - other], later[number]
+        if _factors(seen.values[before], seen.values[after], output, axis) is not None:
+            return before, after
     return None, None
+
+
+def _few(value: Tensor, axis: int) -> Tensor:
+    """A few channels at two positions, `(C, 2)`."""
+    return value.movedim(axis, 0).flatten(1)[:8, [0, -1]].double()
 
 
 def _factors(before: Tensor, after: Tensor, output: Tensor, axis: int) -> Tensor | None:
