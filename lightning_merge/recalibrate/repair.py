@@ -228,7 +228,7 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     total = sum(weights)
     if len(weights) != count or not 0 < total < float("inf") or min(weights) < 0:
         raise ConfigError(
-            f"REPAIR: the weights {weights} of {count} parents have no deviation to aim at; give "
+            f"the weights {weights} of {count} merged networks have no mean to aim at; give "
             "one for each, none negative, not all 0"
         )
     return [weight / total for weight in weights]

@@ -87,7 +87,7 @@ def statistics_line(examples: int | None) -> str:
     if examples is None:
         return ""
     return (
-        "Activations, BatchNorm statistics and REPAIR's were read from "
+        "Activations, BatchNorm statistics, REPAIR's and least squares' were read from "
         f"{examples:,} training examples, drawn at random."
     )
 

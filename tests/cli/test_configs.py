@@ -35,6 +35,7 @@ WRITERS = {
 NETWORKS = {
     "compare/alignment_resnet20.yaml": {"num_classes": 2, "model_kwargs": {"depth": 1}},
     "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
+    "compare/least_squares.yaml": {"num_classes": 100, "in_chans": 3},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
 # Networks with the same kinds of layers and groups, and fewer or narrower ones.
