@@ -32,6 +32,9 @@ def barrier(stored: Stored) -> Figures:
     return drawn
 
 
+_RECALIBRATED = ("-", (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.2)))
+
+
 def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Draws test loss and accuracy against alpha.
 
@@ -39,8 +42,8 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         lines: Each with `name`, `alpha`, `loss` and `accuracy` (lists of equal length). Lines
             with the same name, from several seeds, become a mean and a band of one standard
             deviation; lines that coincide become one with the names of all. Names that are equal
-            up to ` + ` share a colour: an alignment with a recalibration is drawn solid, without
-            one dashed.
+            up to ` + ` share a colour: an alignment without a recalibration is drawn dashed, with
+            the first one solid, with further ones dash-dotted and dotted, and smaller markers.
         title: The figure's heading.
 
     Returns:
@@ -50,6 +53,8 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     for line in lines:
         by_name[line["name"]].append(line)
     alignments = list(dict.fromkeys(name.partition(" + ")[0] for name in by_name))
+    recalibrations = list(dict.fromkeys(name.partition(" + ")[2] for name in by_name))
+    recalibrations = [name for name in recalibrations if name]
     with style():
         columns = min(len(by_name), 4)
         rows = -(-len(by_name) // columns)
@@ -66,7 +71,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         }
         for label, name in same_curves(values).items():
             repeated = by_name[name]
-            look = _look(name, alignments)
+            look = _look(name, alignments, recalibrations)
             for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
                 alpha = np.asarray(repeated[0]["alpha"])
                 # A loss that is not finite is stored as null: a gap.
@@ -94,7 +99,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
             handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8
         )
         for handle in legend.get_lines():
-            if handle.is_dashed():
+            if handle.get_markerfacecolor() == "white":
                 handle.set_linestyle((0, (3, 2)))
     return figure
 
@@ -105,7 +110,7 @@ def _is_outlying(losses: Sequence[Sequence[float | None]]) -> bool:
     return bool(np.nanmin(values, initial=1.0) > 0 and highest.max() > 8 * np.median(highest))
 
 
-def _look(name: str, alignments: Sequence[str]) -> dict[str, Any]:
+def _look(name: str, alignments: Sequence[str], recalibrations: Sequence[str]) -> dict[str, Any]:
     alignment, _, recalibration = name.partition(" + ")
     index = alignments.index(alignment)
     look: dict[str, Any] = {
@@ -113,6 +118,7 @@ def _look(name: str, alignments: Sequence[str]) -> dict[str, Any]:
         "marker": MARKERS[index % len(MARKERS)],
     }
     if recalibration:
-        return look
+        number = recalibrations.index(recalibration) % len(_RECALIBRATED)
+        return {**look, "ls": _RECALIBRATED[number], "markersize": 4.5 - number}
     # Where dashed lines coincide, each shows in the gaps of the others.
     return {**look, "ls": (4 * index, (4, 4)), "markerfacecolor": "white"}

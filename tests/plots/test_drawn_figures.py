@@ -289,6 +289,22 @@ def test_lines_that_coincide_are_one_with_both_names():
     assert (first.get_xdata() < second.get_xdata()).all()
 
 
+def test_no_two_lines_of_a_barrier_look_the_same():
+    from lightning_merge.plots import plot_barrier
+
+    names = [a + r for a in ("direct", "Permute") for r in ("", " + reset", " + least squares")]
+    found = [
+        {"name": name, "alpha": [0, 1], "loss": [1.0, 2.0 + at], "accuracy": [0.9, 0.1 * at]}
+        for at, name in enumerate(names)
+    ]
+    axes = plot_barrier(found).axes[0]
+    looks = [
+        (line.get_color(), line.get_linestyle(), line.is_dashed(), line.get_markersize())
+        for line in axes.get_lines()
+    ]
+    assert len(set(looks)) == len(names) == len(looks)
+
+
 def test_the_gaps_of_all_merges_are_on_one_scale():
     tables = {"x": summary(), "y": summary(0.1)}
     figure = plot_gap(tables, "all")
