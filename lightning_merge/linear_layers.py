@@ -17,6 +17,11 @@ def is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
 
 
+def exactly(value: Tensor) -> Tensor:
+    """A tensor in float64; on the CPU where its device has no such numbers, as Apple's GPUs."""
+    return (value.cpu() if value.device.type == "mps" else value).to(torch.float64)
+
+
 def input_rows(layer: Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
     """A layer's inputs as what its weight is multiplied by.
 
@@ -32,13 +37,13 @@ def input_rows(layer: Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         flat = x.reshape(-1, x.shape[-1])
-        return (flat if rows is None else flat[rows])[None].to(torch.float64)
+        return exactly(flat if rows is None else flat[rows])[None]
     windows = _windows(layer, x)
     _, _, height, width, *_ = windows.shape
     if rows is None:
         rows = torch.arange(output_rows(layer, x), device=x.device)
     example, place = rows // (height * width), rows % (height * width)
-    patches = windows[example, :, place // width, place % width].to(torch.float64)
+    patches = exactly(windows[example, :, place // width, place % width])
     # (R, C, kernel height, kernel width) -> (groups, R, d)
     return patches.unflatten(1, (layer.groups, -1)).flatten(2).transpose(0, 1)
 

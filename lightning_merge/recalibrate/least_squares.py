@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
-from lightning_merge.linear_layers import Linear, input_rows, output_rows
+from lightning_merge.linear_layers import Linear, exactly, input_rows, output_rows
 from lightning_merge.modes import gradient_free
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
@@ -164,14 +164,11 @@ class LeastSquares:
                 goal = goal - goals.looked_at(step, batch, merged, found[step.before])
                 goal = goal / factors.to(goal)
             here = found[step.name, "in"]
-            fit, check = _sums(
-                layer,
-                here,
-                goals.rows(step, batch, output_rows(layer, here)),
-                goal,
-                len(self._inputs[batch]),
-                constant,
-            )
+            rows = goals.rows(step, batch, output_rows(layer, here))
+            example = rows * len(self._inputs[batch]) // output_rows(layer, here)
+            # Counted over all batches, which may be of one example each.
+            checked = (example + sum(map(len, self._inputs[:batch]))) % _CHECKED == 0
+            fit, check = _sums(layer, here, rows, checked, goal, constant)
             sums = [fit, check] if not sums else [sums[0] + fit, sums[1] + check]
         if not all(bool(one.inputs.isfinite().all() & one.goals.isfinite().all()) for one in sums):
             raise NonFiniteError(
@@ -222,11 +219,10 @@ def _shape(network: nn.Module, name: str) -> tuple[int, ...] | None:
 
 
 def _sums(
-    layer: Linear, x: Tensor, rows: Tensor, goal: Tensor, examples: int, constant: bool
+    layer: Linear, x: Tensor, rows: Tensor, checked: Tensor, goal: Tensor, constant: bool
 ) -> tuple[Sums, Sums]:
-    """The sums of a batch's rows: of those that are fitted, and of every fifth example's."""
+    """The sums of a batch's rows: of those that are fitted, and of those that are not."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    checked = (rows * examples // output_rows(layer, x)) % _CHECKED == 0
     found = []
     for part in (~checked, checked):
         some, wanted = rows[part], goal[part.to(goal.device)]
@@ -246,11 +242,11 @@ def _sums(
 def _matrix(layer: Linear, constant: bool) -> Tensor:
     """A layer's weight as `(groups, d, outputs per group)`, its bias as the last input's."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    matrix = layer.weight.double().flatten(1).unflatten(0, (groups, -1)).mT
+    matrix = exactly(layer.weight).flatten(1).unflatten(0, (groups, -1)).mT
     if not constant:
         return matrix
     bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    return torch.cat([matrix, bias.double().reshape(groups, 1, -1)], dim=1)
+    return torch.cat([matrix, exactly(bias).reshape(groups, 1, -1)], dim=1)
 
 
 def _write(layer: Linear, norm: nn.Module | None, found: Tensor, sums: Sums) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.linear_layers import is_plain
+from lightning_merge.linear_layers import exactly, is_plain
 from lightning_merge.recalibrate.channels import layers_to_repair
 
 
@@ -278,12 +278,12 @@ def _sum_with(
 
 def _few(value: Tensor, axis: int) -> Tensor:
     """A few channels at two positions, `(C, 2)`."""
-    return value.movedim(axis, 0).flatten(1)[:8, [0, -1]].double()
+    return exactly(value.movedim(axis, 0).flatten(1)[:8, [0, -1]])
 
 
 def _factors(before: Tensor, after: Tensor, output: Tensor, axis: int) -> Tensor | None:
     """The `c` of `after = before + c * output`, by channel; None if it is no such sum."""
-    added, given = ((after - before).double(), output.double())
+    added, given = exactly(after - before), exactly(output)
     added, given = (value.movedim(axis, 0).flatten(1) for value in (added, given))
     square = given.square().sum(dim=1)
     factors = (added * given).sum(dim=1) / square.clamp_min(1e-300)

@@ -229,6 +229,18 @@ def test_the_statistics_of_norms_are_the_networks_own() -> None:
         assert torch.allclose(merged(x), before, atol=0.02 * float(before.std()))
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_size_of_batches_does_not_matter(kind: str) -> None:
+    a, b = network(kind, 0), network(kind, 1)
+    found = []
+    for size in (1, 60):
+        merged = mean(a, b)
+        LeastSquares([a, b], list(images(60).split(size)))(merged)
+        with torch.no_grad():
+            found.append(merged(images(20, seed=4)))
+    assert torch.allclose(found[0], found[1], atol=1e-3 * float(found[1].abs().max()))
+
+
 def test_blocks_are_run_alone_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = network("blocks", 0), network("blocks", 1)
     alone, whole = mean(a, b), mean(a, b)
