@@ -73,7 +73,8 @@ class Goals:
         """The rows, `(R, C)`, of what is like a layer's output in shape."""
         axis = channel_axis(network.get_submodule(step.name))
         rows = value.movedim(axis, -1).flatten(0, -2)
-        return rows[self.rows(step, batch, len(rows)).to(rows.device)].float()
+        rows = rows[self.rows(step, batch, len(rows)).to(rows.device)]
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _most(self, step: Step) -> int:
         weight = self._parents[0].get_submodule(step.name).weight

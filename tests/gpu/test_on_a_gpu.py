@@ -14,7 +14,7 @@ from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.data import DigitsDataModule
 from lightning_merge.modules import EnsembleModule, ImageClassifier, MergeModule
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate import LeastSquares, reset_batchnorm
 
 DEVICE, ACCELERATOR = "cuda", "gpu"
 
@@ -198,6 +198,17 @@ def test_batchnorm_statistics_are_those_of_the_cpu():
     reset_batchnorm(found.net.to(DEVICE), batches)
     for (name, ours), theirs in zip(found.named_buffers(), wanted.buffers(), strict=True):
         assert torch.allclose(ours.cpu().float(), theirs.float(), rtol=1e-4, atol=1e-5), name
+
+
+def test_least_squares_are_those_of_the_cpu():
+    batches = list(image_batches())
+    outputs = []
+    for device in ("cpu", DEVICE):
+        a, b, merged = (randomise(Stranger(), seed).to(device).eval() for seed in (1, 2, 3))
+        LeastSquares([a, b], batches)(merged)
+        with torch.no_grad():
+            outputs.append(merged(batches[0][0].to(device)).cpu())
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-2, atol=1e-3)
 
 
 def test_a_greedy_soup_with_reset_statistics_has_the_metric_that_was_logged(tmp_path):
