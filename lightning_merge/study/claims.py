@@ -88,9 +88,9 @@ class Claims:
 
     def _take(self, key: str) -> int | None:
         """The turn that is ours now; None if another process has the piece."""
-        if self.held(key):
-            return None
         found = self._look(key)
+        if found is not None and not self._is_dead(found):
+            return None
         turn = 0 if found is None else found.turn + 1
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
