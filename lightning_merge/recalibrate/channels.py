@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import NonFiniteError
 from lightning_merge.linear_layers import is_plain
+from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
 
 Which = Literal["hidden", "output"]
@@ -28,15 +29,10 @@ class Statistics:
     std: Tensor
 
 
-class _Stop(Exception):  # noqa: N818 - it is none
-    """Ends a forward pass: what follows is not needed."""
-
-
 def measure(
     model: nn.Module,
     layers: Sequence[str],
     inputs: Iterable[Tensor],
-    stop: bool = False,
     shared: bool = False,
     added_up: bool = False,
 ) -> dict[str, Statistics]:
@@ -44,10 +40,8 @@ def measure(
 
     Args:
         model: A network that takes one input; run in the mode in which it is.
-        layers: Names of convolutions and linear layers.
+        layers: Names of convolutions and linear layers that run once. Nothing runs after the last.
         inputs: The inputs.
-        stop: Whether to leave each forward pass after the first layer's first output; for
-            one layer that runs once.
         shared: Whether to pool them over the ranks, which all take part.
         added_up: Whether the network's output is made of theirs by a linear map: the deviations
             are then the output's.
@@ -56,26 +50,20 @@ def measure(
         NonFiniteError: If an output is NaN or infinite.
     """
     pools: dict[str, Pooled] = {}
-    hooks = {}
+    axes: dict[str, int] = {}
     for name in (*layers, *([""] if added_up else [])):
         layer = model.get_submodule(name)
-        dim = -1 if isinstance(layer, nn.Linear) else 1
+        axes[name] = -1 if isinstance(layer, nn.Linear) else 1
         weight = layer.weight if name else model.get_submodule(layers[-1]).weight
         assert isinstance(weight, Tensor)
         pools[name] = Pooled.empty(weight.shape[0], weight.device)
 
-        def hook(
-            _module: nn.Module, _inputs: Any, output: Tensor, name: str = name, dim: int = dim
-        ) -> None:
-            pools[name].add(*channel_moments(output, dim))
-            if stop:
-                raise _Stop
+    def look(place: Place, output: Tensor) -> None:
+        pools[place[0]].add(*channel_moments(output, axes[place[0]]))
 
-        hooks[name] = hook
-    with _hooked(model, hooks):
-        for x in inputs:
-            with suppress(_Stop):
-                model(to_device_of(model, x))
+    for x in inputs:
+        with looking(model, [(name, "out") for name in pools], look):
+            model(to_device_of(model, x))
     if shared:
         pool_over_ranks(list(pools.values()))
     found = {name: _statistics(pool, name) for name, pool in pools.items()}

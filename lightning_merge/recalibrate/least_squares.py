@@ -19,14 +19,9 @@ from lightning_merge.modes import gradient_free
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
+from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments
-from lightning_merge.recalibrate.regressed_steps import (
-    Place,
-    Step,
-    looking,
-    shares_of_sums,
-    steps_of,
-)
+from lightning_merge.recalibrate.regressed_steps import Step, shares_of_sums, steps_of
 from lightning_merge.recalibrate.regression_goals import MEMORY, Goals
 from lightning_merge.recalibrate.repair import shares_of
 from lightning_merge.recalibrate.ridge import Sums, regressed

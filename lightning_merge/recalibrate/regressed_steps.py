@@ -1,7 +1,6 @@
 """What least squares goes through, in the order in which a network runs: layers and norms."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -12,14 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.linear_layers import exactly, is_plain
 from lightning_merge.recalibrate.channels import layers_to_repair
-
-
-class _Stop(Exception):  # noqa: N818 - it is none
-    """Ends a forward pass: what follows is not needed."""
-
-
-Place = tuple[str, str]
-"""A module's name, and `in` or `out`: where in a network a tensor is looked at."""
+from lightning_merge.recalibrate.looking import Place
 
 _LIBRARIES = ("torch.", "timm.")
 
@@ -131,38 +123,6 @@ def affine(norm: _BatchNorm, value: Tensor) -> Tensor:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     return value * scale.view(shape) + shift.view(shape)
-
-
-@contextmanager
-def looking(
-    model: nn.Module, places: Collection[Place], look: Callable[[Place, Tensor], None]
-) -> Iterator[None]:
-    """Calls `look` with the tensor that comes first at each of these places in one forward pass.
-
-    Nothing runs after the last of them.
-    """
-    left = set(places)
-
-    def arrive(place: Place, value: Tensor) -> None:
-        if place in left:
-            left.remove(place)
-            look(place, value)
-            if not left:
-                raise _Stop
-
-    def watch(place: Place) -> Any:
-        module, side = model.get_submodule(place[0]), place[1]
-        if side == "in":
-            return module.register_forward_pre_hook(lambda _m, given: arrive(place, given[0]))
-        return module.register_forward_hook(lambda _m, _given, output: arrive(place, output))
-
-    handles = [watch(place) for place in places]
-    try:
-        with torch.no_grad(), suppress(_Stop):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _look(model: nn.Module, x: Tensor) -> _Seen:

@@ -142,7 +142,7 @@ class Repair:
                 self._check(parent)
                 inputs = tracked(self._inputs, f"REPAIR: parent {number}", progress)
                 self.parents.append(
-                    measure(parent, self.layers, inputs, False, self._shared, self._added_up)
+                    measure(parent, self.layers, inputs, self._shared, self._added_up)
                 )
         if not self.parents:
             raise ConfigError("REPAIR needs the networks that were merged; give at least one")
@@ -171,8 +171,7 @@ class Repair:
             self._check(merged)
             together = [self.layers] if self._added_up else [[name] for name in self.layers]
             for names in tracked(together, "REPAIR: layers", progress):
-                alone = not self._added_up
-                now = measure(merged, names, self._inputs, alone, self._shared, self._added_up)
+                now = measure(merged, names, self._inputs, self._shared, self._added_up)
                 for name in names:
                     _correct(merged.get_submodule(name), now[name], self.goal(name, shares))
         return len(self.layers)

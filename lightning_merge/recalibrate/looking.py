@@ -1,0 +1,47 @@
+"""Looking at tensors while a network runs, and no longer than it takes."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Place = tuple[str, str]
+"""A module's name, and `in` or `out`: where in a network a tensor is looked at."""
+
+
+class _Stop(Exception):  # noqa: N818 - it is none
+    """Ends a forward pass: what follows is not needed."""
+
+
+@contextmanager
+def looking(
+    model: nn.Module, places: Collection[Place], look: Callable[[Place, Tensor], None]
+) -> Iterator[None]:
+    """Calls `look` with the tensor that comes first at each of these places in one forward pass.
+
+    Nothing runs after the last of them.
+    """
+    left = set(places)
+
+    def arrive(place: Place, value: Tensor) -> None:
+        if place in left:
+            left.remove(place)
+            look(place, value)
+            if not left:
+                raise _Stop
+
+    def watch(place: Place) -> Any:
+        module, side = model.get_submodule(place[0]), place[1]
+        if side == "in":
+            return module.register_forward_pre_hook(lambda _m, given: arrive(place, given[0]))
+        return module.register_forward_hook(lambda _m, _given, output: arrive(place, output))
+
+    handles = [watch(place) for place in places]
+    try:
+        with torch.no_grad(), suppress(_Stop):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
