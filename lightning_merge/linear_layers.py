@@ -39,7 +39,7 @@ def input_rows(layer: Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         return exactly(flat if rows is None else flat[rows])[None]
     windows = _windows(layer, x)
-    _, _, height, width, *_ = windows.shape
+    height, width = _positions(layer, x)
     if rows is None:
         rows = torch.arange(output_rows(layer, x), device=x.device)
     example, place = rows // (height * width), rows % (height * width)
@@ -52,8 +52,25 @@ def output_rows(layer: Linear, x: Tensor) -> int:
     """How many rows a layer has for an input: of all examples, at all positions of the output."""
     if isinstance(layer, nn.Linear):
         return x.numel() // x.shape[-1]
-    _, _, height, width, *_ = _windows(layer, x).shape
+    height, width = _positions(layer, x)
     return len(x) * height * width
+
+
+def _positions(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    """The height and the width of a convolution's output."""
+    left, right, top, bottom = _padding(layer)
+    found = [
+        (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, padding, dilation, kernel, stride in zip(
+            x.shape[-2:],
+            (top + bottom, left + right),
+            layer.dilation,
+            layer.kernel_size,
+            layer.stride,
+            strict=True,
+        )
+    ]
+    return found[0], found[1]
 
 
 def _windows(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
 from lightning_merge.recalibrate.looking import Place, looking
-from lightning_merge.recalibrate.pooled import Pooled, channel_moments
+from lightning_merge.recalibrate.observed import Observed
+from lightning_merge.recalibrate.pooled import channel_moments
 from lightning_merge.recalibrate.regressed_steps import Step, shares_of_sums, steps_of
 from lightning_merge.recalibrate.regression_goals import MEMORY, Goals
 from lightning_merge.recalibrate.repair import shares_of
@@ -127,6 +128,7 @@ class LeastSquares:
                     self._fit(merged, step, goals, factors.get(step.name))
                 else:
                     self._reset(merged, step)
+        self._inside = "", []
         return len(layers)
 
     def _check(self, merged: nn.Module) -> None:
@@ -140,11 +142,10 @@ class LeastSquares:
     def _reset(self, merged: nn.Module, step: Step) -> None:
         norm = _of(merged, step)
         assert isinstance(norm, _BatchNorm)
-        assert norm.running_mean is not None
-        pool = Pooled.empty(norm.num_features, norm.running_mean.device)
+        observed = Observed(norm)
         for _, found in self._runs(merged, step):
-            pool.add(*channel_moments(found[step.name, "in"], 1))
-        _set_statistics(norm, pool.mean, pool.spread / max(1.0, pool.weight - 1))
+            observed.add(*channel_moments(found[step.name, "in"], 1))
+        observed.write(*observed.statistics())
 
     def _fit(self, merged: nn.Module, step: Step, goals: Goals, factors: Tensor | None) -> None:
         layer = merged.get_submodule(step.name)
@@ -159,8 +160,9 @@ class LeastSquares:
                 goal = goal - goals.looked_at(step, batch, merged, found[step.before])
                 goal = goal / factors.to(goal)
             here = found[step.name, "in"]
-            rows = goals.rows(step, batch, output_rows(layer, here))
-            example = rows * len(self._inputs[batch]) // output_rows(layer, here)
+            count = output_rows(layer, here)
+            rows = goals.rows(step, batch, count)
+            example = rows * len(self._inputs[batch]) // count
             # Counted over all batches, which may be of one example each.
             checked = (example + sum(map(len, self._inputs[:batch]))) % _CHECKED == 0
             fit, check = _sums(layer, here, rows, checked, goal, constant)
@@ -260,13 +262,9 @@ def _write(layer: Linear, norm: nn.Module | None, found: Tensor, sums: Sums) -> 
     variance = variance.clamp_min(0)
     # Without a bias of its own the layer gives as much less as the norm then adds.
     own = mean if layer.bias is not None else mean - offset
-    _set_statistics(norm, own, variance)
-    norm.weight.copy_((variance + norm.eps).sqrt())
-    norm.bias.copy_(mean)
-
-
-def _set_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
+    norm.running_mean.copy_(own)
     norm.running_var.copy_(variance)
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(mean)

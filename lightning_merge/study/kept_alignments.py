@@ -1,5 +1,6 @@
 """Alignments that took long, kept beside a study's pieces: nobody does them a second time."""
 
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -59,9 +60,13 @@ class KeptAlignments:
         with self.claims.claimed(name) as ours:
             if not ours:
                 raise ElsewhereError(name)
-            # It may have been finished since.
-            if name in self.store:
+            damage = self.store.damage(name)
+            if damage == "":
+                # Finished since.
                 return self._read(name)
+            if damage:
+                place = self.store.folder / name
+                warnings.warn(f"{place}: {damage}; the alignment is done again", stacklevel=2)
             made = make()
             if made.seconds >= LONG:
                 self._write(name, made)

@@ -19,7 +19,7 @@ from lightning_merge.recipe.recalibration import Recalibrate, Recalibration, rec
 class Regression(Recalibration):
     """Fits every layer, in turn, to what it gives in the ingredients on average.
 
-    No labels are read, and every weight is changed: the most that unlabelled images can do.
+    No labels are read; weights and biases of layers change, and BatchNorm's with them.
     """
 
     label = "least squares"
