@@ -13,6 +13,7 @@ from lightning_merge.registry import Registry
 
 if TYPE_CHECKING:
     from lightning_merge.recipe.context import Context
+    from lightning_merge.recipe.recalibration import Recalibration
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Aggregate(ABC):
         corrects_tasks: Whether tasks have networks of their own beside the merged body.
         combines: What an ensemble of whole networks averages, `logits` or `features` (before
             the last layer); None for anything else. Such an aggregate has `members`.
+        start: How the mean that it goes from is recalibrated first; None if it is not.
     """
 
     label: ClassVar[str] = ""
@@ -66,6 +68,7 @@ class Aggregate(ABC):
     is_ensemble: ClassVar[bool] = False
     corrects_tasks: ClassVar[bool] = False
     combines: ClassVar[Literal["logits", "features"] | None] = None
+    start: "Recalibration | None" = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -63,20 +63,23 @@ class Recipe:
                 recalibration or selection with how the recipe aggregates.
         """
         recalibration, kind = self.recalibration, type(self.aggregate).__name__
-        if recalibration is not None:
-            recalibration.check(module, self.name)
-            if recalibration.of_means and self.aggregate.weights_of_mean(2) is None:
+        of_means = recalibration is not None and recalibration.of_means
+        if of_means and self.aggregate.weights_of_mean(2) is None:
+            raise ConfigError(
+                f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at the "
+                f"ingredients' statistics, weighted as their mean is, and {kind} has no such "
+                "weights: use `aggregate: Average` with one weight for each ingredient or with "
+                "none, or leave `recalibrate` out"
+            )
+        for option, one in ("recalibrate", recalibration), ("start", self.aggregate.start):
+            if one is None:
+                continue
+            one.check(module, self.name)
+            if one.of_functions and self.align and not self.align.keeps_function:
                 raise ConfigError(
-                    f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at the "
-                    f"ingredients' statistics, weighted as their mean is, and {kind} has no such "
-                    "weights: use `aggregate: Average` with one weight for each ingredient or with "
-                    "none, or leave `recalibrate` out"
-                )
-            if recalibration.of_functions and self.align and not self.align.keeps_function:
-                raise ConfigError(
-                    f"recipe '{self.name}': `recalibrate: {self.recalibrate}` aims at what the "
-                    f"aligned ingredients compute, and {type(self.align).__name__} changes that: "
-                    "align by permutations, ActivationMatching for one, or leave `recalibrate` out"
+                    f"recipe '{self.name}': {one.label} aims at what the aligned ingredients "
+                    f"compute, and {type(self.align).__name__} changes that: align by "
+                    f"permutations, ActivationMatching for one, or leave `{option}` out"
                 )
         if self.aggregate.from_pretrained and self.align is not None:
             raise ConfigError(

@@ -196,7 +196,8 @@ def _arguments(recipe: Plain) -> Plain:
 
 
 def _before(recipe: Plain) -> str:
-    """Alignment, recalibration and selection, by which two recipes start from the same networks."""
-    align = recipe.get("align") or _arguments(recipe).get("matching")
-    rest = [recipe.get("recalibrate"), recipe.get("select")]
+    """What two recipes have alike that go from the same network: all but how they learn."""
+    arguments = _arguments(recipe)
+    align = recipe.get("align") or arguments.get("matching")
+    rest = [recipe.get("recalibrate"), recipe.get("select"), arguments.get("start")]
     return json.dumps([align, *rest], sort_keys=True, default=str)

@@ -322,8 +322,9 @@ def _described(recipe: Plain) -> str:
         kind += f" ({arguments['granularity']})"
     after = f" after {kind_of(align)}" if align else ""
     chosen = f" of those chosen by {kind_of(recipe['select'])}" if recipe.get("select") else ""
+    start = f" from {kind_of(arguments['start'])}" if arguments.get("start") else ""
     then = f", {kind_of(recipe['recalibrate'])}" if recipe.get("recalibrate") else ""
-    return f"{kind}{after}{chosen}{then}"
+    return f"{kind}{after}{chosen}{start}{then}"
 
 
 def _results(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lightning_merge.modules import Granularity, MergeModule
 from lightning_merge.recipe.aggregate import aggregates
 from lightning_merge.recipe.aggregates.tuned_training import Schedule, TunedTraining
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.recalibration import Recalibration
 
 
 @aggregates.register(paper="NP Merge, Sec. III-D", needs="labelled training data")
@@ -28,6 +29,8 @@ class FineTune(TunedTraining):
         schedules: The same for the schedule, `constant` or `cosine`; constant if not given.
         weights: One number for each ingredient, as for `Average`; `[1, 0]` trains the first of two
             further. Equal if not given.
+        start: How the average is recalibrated before it is trained, named as in a recipe's
+            `recalibrate`: `least-squares` where labels are few. Not at all if not given.
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class FineTune(TunedTraining):
         learning_rates: list[float] | None = None,
         schedules: list[Schedule] | None = None,
         weights: list[float] | None = None,
+        start: Recalibration | str | None = None,
     ) -> None:
-        super().__init__(max_epochs, learning_rates, schedules)
+        super().__init__(max_epochs, learning_rates, schedules, start)
         self.optimizer, self.weights = optimizer, weights
 
     def check_count(self, count: int) -> None:
@@ -53,6 +57,11 @@ class FineTune(TunedTraining):
     def untrained(self, states: Sequence[StateDict], context: Context) -> LightningModule:
         """The average."""
         return context.build(average(states, self.weights))
+
+    def initial_shares(self, count: int) -> Sequence[float] | None:
+        """The weights that were given."""
+        del count
+        return self.weights
 
     def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
         """The optimizer of all weights."""
@@ -75,6 +84,8 @@ class NPMerge(TunedTraining):
         optimizer: Called with the alphas' logits.
         learning_rates: As for `FineTune`.
         schedules: As for `FineTune`.
+        start: As for `FineTune`. All ingredients move by what recalibrating adds to their mean, so
+            the alphas start from the recalibrated mean and have the same directions as without.
     """
 
     def __init__(
@@ -85,8 +96,9 @@ class NPMerge(TunedTraining):
         optimizer: OptimizerCallable = lambda logits: torch.optim.Adam(logits, lr=0.01),
         learning_rates: list[float] | None = None,
         schedules: list[Schedule] | None = None,
+        start: Recalibration | str | None = None,
     ) -> None:
-        super().__init__(max_epochs, learning_rates, schedules)
+        super().__init__(max_epochs, learning_rates, schedules, start)
         self.granularity = granularity
         self.alpha = alpha
         self.optimizer = optimizer
@@ -100,6 +112,12 @@ class NPMerge(TunedTraining):
             alpha=self.alpha,
             optimizer=self.optimizer,
         )
+
+    def initial_shares(self, count: int) -> Sequence[float] | None:
+        """The share `alpha` of the first one; the others share the rest."""
+        if self.alpha is None:
+            return None
+        return [self.alpha] + [(1 - self.alpha) / (count - 1)] * (count - 1)
 
     def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
         """The optimizer of the alphas' logits."""

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +17,12 @@ from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.fitting import fit
-from lightning_merge.recipe.recalibration import recalibrate_with
+from lightning_merge.recipe.recalibrated_start import moved_to_start
+from lightning_merge.recipe.recalibration import (
+    Recalibration,
+    recalibrate_with,
+    recalibration_of,
+)
 
 Schedule = Literal["constant", "cosine"]
 
@@ -60,9 +65,12 @@ class TunedTraining(Aggregate):
         learning_rates: The learning rates among which to choose; the optimizer's own if not given.
         schedules: The schedules among which to choose: `constant`, or `cosine` down to zero;
             constant if not given.
+        start: How the mean that training starts from is recalibrated first, named as in a recipe's
+            `recalibrate`; not at all if not given.
 
     Raises:
-        ConfigError: If a learning rate is not positive, or there is nothing to choose from.
+        ConfigError: If a learning rate is not positive, there is nothing to choose from, or
+            no recalibration has the name `start`.
     """
 
     learns = True
@@ -72,6 +80,7 @@ class TunedTraining(Aggregate):
         max_epochs: int,
         learning_rates: list[float] | None = None,
         schedules: list[Schedule] | None = None,
+        start: Recalibration | str | None = None,
     ) -> None:
         rates: Sequence[float | None] = [None] if learning_rates is None else learning_rates
         kinds: Sequence[Schedule] = ["constant"] if schedules is None else schedules
@@ -80,7 +89,7 @@ class TunedTraining(Aggregate):
             raise ConfigError(
                 f"{type(self).__name__}: learning_rates are {learning_rates}: give positive numbers"
             )
-        self.max_epochs = max_epochs
+        self.max_epochs, self.start = max_epochs, recalibration_of(start)
         self.candidates = list(
             dict.fromkeys(Candidate(rate, kind) for rate in rates for kind in kinds)
         )
@@ -94,6 +103,10 @@ class TunedTraining(Aggregate):
         """The module, before it has learned anything."""
 
     @abstractmethod
+    def initial_shares(self, count: int) -> Sequence[float] | None:
+        """The shares of so many ingredients in what `untrained` makes; None for equal ones."""
+
+    @abstractmethod
     def optimizer_of(self, module: Any) -> torch.optim.Optimizer:
         """The optimizer of what is trained in a module that `untrained` made."""
 
@@ -104,6 +117,16 @@ class TunedTraining(Aggregate):
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """The trained module."""
+        if self.start is None:
+            return self._best(states, context)
+        shares = self.initial_shares(len(states))
+        moved = moved_to_start(states, shares, self.start, context)
+        # Whether or not an earlier recipe found the start, the batches are the same.
+        seed_everything(context.seed, verbose=False)
+        made = self._best(moved.value, context)
+        return replace(made, seconds=made.seconds + moved.saved)
+
+    def _best(self, states: Sequence[StateDict], context: Context) -> Merged:
         if len(self.candidates) == 1:
             return self._trained(self.candidates[0], states, context)
         held_out, recalibrate = context.held_out(), recalibrate_with(context, states)
