@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_merge.align.matching.decomposition import svd
+
 # Directions in which units vary less than this share of their mean variance are noise, and those
 # in which two networks' units correlate less than this.
 _RANK, _UNRELATED = 1e-12, 1e-9
@@ -64,10 +66,10 @@ def _rotation(correlations: Tensor) -> Tensor:
 
     Else units that never vary together would be mixed at random, in equal networks as well.
     """
-    u, values, vt = torch.linalg.svd(correlations)
+    u, values, vt = svd(correlations)
     free = values <= _UNRELATED
     if free.any():
-        p, _, q = torch.linalg.svd(vt[free] @ u[:, free])
+        p, _, q = svd(vt[free] @ u[:, free])
         vt[free] = q.T @ p.T @ vt[free]
     rotation: Tensor = vt.T @ u.T
     return rotation

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_merge.align.matching.decomposition import svd
 from lightning_merge.align.matching.weight_similarity import rows
 from lightning_merge.symmetry.linear_maps import apply_linear, complement_of_ones, keeping_ones
 from lightning_merge.symmetry.unit_group import Group
@@ -26,7 +27,7 @@ def nearest_orthogonal(scores: Tensor) -> Tensor:
     Args:
         scores: `(..., n, n)`, products of a's units (rows) with b's (columns).
     """
-    left, _, right = torch.linalg.svd(scores.detach().cpu().double())
+    left, _, right = svd(scores.detach().cpu().double())
     return left @ right
 
 
@@ -113,7 +114,7 @@ def _balanced(makes: Tensor, reads: Tensor) -> Tensor:
     found = []
     for one, other in zip(makes, reads, strict=True):
         left, right = _half(one), _half(other)
-        u, both, vh = torch.linalg.svd(right.T @ left)
+        u, both, vh = svd(right.T @ left)
         rank = int((both > _EMPTY * both.amax().clamp_min(1e-300)).sum()) if both.numel() else 0
         if not rank:
             found.append(torch.eye(len(one), dtype=one.dtype))
@@ -121,11 +122,11 @@ def _balanced(makes: Tensor, reads: Tensor) -> Tensor:
         root = both[:rank].sqrt()
         matrix = (u[:, :rank] / root).T @ right.T
         if rank < len(one):
-            onto, rest = left @ (vh[:rank].T / root), torch.linalg.svd(matrix)[2][rank:].T
+            onto, rest = left @ (vh[:rank].T / root), svd(matrix)[2][rank:].T
             idle = torch.linalg.inv(torch.cat([onto, rest], 1))[rank:]
             quiet = _quiet(idle @ left, right.T @ rest, _IDLE * root[0])
             matrix = torch.cat([matrix, quiet @ idle])
-        _, factors, axes = torch.linalg.svd(matrix)
+        _, factors, axes = svd(matrix)
         found.append(axes.T * factors @ axes)
     result = torch.stack(found)
     # Heads of zeros, as padding makes them, have nothing to be balanced.
@@ -152,10 +153,10 @@ def _quiet(made: Tensor, read: Tensor, size: Tensor) -> Tensor:
         read: `(s, n)`.
         size: That singular value; what is far smaller stays as it is.
     """
-    u, values, _ = torch.linalg.svd(made)
+    u, values, _ = svd(made)
     values = values[values > _FAINT * torch.maximum(size, values[0])]
     rest = u[:, len(values) :]
-    _, others, vh = torch.linalg.svd(read @ rest)
+    _, others, vh = svd(read @ rest)
     factors = torch.ones(rest.shape[1], dtype=u.dtype)
     others = others[others > _FAINT * size]
     factors[: len(others)] = others / size
