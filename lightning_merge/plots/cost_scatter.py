@@ -61,7 +61,8 @@ def plot_cost(summary: Sequence[Row], title: str = "") -> Figure:
         panels = figure.subplots(1, 1 + wide, squeeze=False, sharey=True)[0]
         panels[0].set_ylabel("test accuracy")
         lowest = [row["accuracy"] - spread(row)[0] for row in rows]
-        zoom_accuracy(panels[0], lowest)
+        highest = [row["accuracy"] + spread(row)[1] for row in rows]
+        zoom_accuracy(panels[0], [*lowest, *highest])
         running = [(row, value / cheapest) for row, value in zip(rows, costs, strict=True)]
         _draw(panels[0], running, lambda value: f"{value:.3g}×")
         panels[0].set_xlabel("cost of a prediction (1×: that of one network)")

@@ -49,7 +49,8 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
         guessed = next((row["majority"] for row in rows if row.get("majority") is not None), None)
         shown = guessed is not None and guessed >= min(0.5, *lowest)
         axes.set_xlabel(_label(rows, shown))
-        start = zoom_accuracy(axes, [*lowest, guessed if shown else None], "x")
+        highest = [row["accuracy"] + spread(row)[1] for row in rows]
+        start = zoom_accuracy(axes, [*lowest, *highest, guessed if shown else None], "x")
         for position, row in enumerate(reversed(rows)):
             colour = KIND_COLOURS.get(row["kind"], GREY)
             axes.plot([start, row["accuracy"]], [position] * 2, color=colour, lw=1.2, alpha=0.5)
@@ -71,11 +72,20 @@ def plot_methods(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figur
             axes.text(1.025, position, text, transform=beside, va="center", fontsize=8)
         if guessed is not None and shown:
             axes.axvline(guessed, color="black", ls=":", lw=0.8)
-        axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), _names(rows)[::-1])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
         axes.set_title(title or "Merges against their ingredients")
     return figure
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods, with how many networks each was made of where that differs."""
+    several = len(pool_sizes(rows)) > 1
+    return [
+        f"{row['method']} of {row[SIZE]}" if several and row.get(SIZE) else row["method"]
+        for row in rows
+    ]
 
 
 def spread(row: Mapping[str, Any]) -> tuple[float, float]:

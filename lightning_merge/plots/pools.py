@@ -63,6 +63,7 @@ def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
                     at, accuracy, [low, high], fmt="none", ecolor=look["color"], elinewidth=0.9
                 )
             ends += [value - below for value, below in zip(accuracy, low, strict=True)]
+            ends += [value + above for value, above in zip(accuracy, high, strict=True)]
         axes.set_xticks(sizes)
         axes.set_xlabel("networks in the pool")
         axes.set_ylabel("test accuracy")

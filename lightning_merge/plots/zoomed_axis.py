@@ -1,4 +1,4 @@
-"""Axes of accuracies that start where the data do, and say so."""
+"""Axes of accuracies that show the range of the data; one that does not start at 0 says so."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Where the lowest accuracy is above this, an axis from 0 would be mostly empty.
-_HIGH = 0.5
+# Where the lowest accuracy is above this share of the axis, one from 0 would be mostly empty, and
+# where the highest is below the other, so would one up to 1.
+_HIGH, _LOW = 0.5, 0.75
 
 
 def zoom_accuracy(
     axes: "Axes", values: Sequence[float | None], which: Literal["x", "y"] = "y"
 ) -> float:
-    """Sets an axis of accuracies, from 0 or, if all are above one half, from below the lowest.
+    """Sets an axis of accuracies: from 0, or, if all are in its upper half, from below the lowest.
 
-    An axis that does not start at 0 gets two strokes across its lower end, and says so beside
-    its label, which must be set first.
+    It goes up to 1, or, if all are far from that, to above the highest. An axis that does not
+    start at 0 gets two strokes across its lower end, and says so beside its label, which must be
+    set first.
 
     Args:
         axes: The axes.
@@ -28,14 +30,15 @@ def zoom_accuracy(
         Where the axis starts.
     """
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
-    lowest = min(known, default=0.0)
+    lowest, highest = min(known, default=0.0), max(known, default=1.0)
+    top = 1.0 if highest > _LOW else max(0.1, math.ceil(highest * 21.2) / 20)
     start = 0.0
-    if lowest > _HIGH:
-        below = lowest - 0.25 * (1 - lowest) - 0.005
-        step = 0.1 if lowest < 0.8 else 0.05 if lowest < 0.93 else 0.01
+    if lowest > _HIGH * top:
+        below = lowest - 0.25 * (top - lowest) - 0.005
+        step = 0.01 if lowest > 0.93 else 0.05 if lowest > 0.8 or top < 1 else 0.1
         start = round(max(0.0, math.floor(below / step) * step), 4)
     # A level axis ends where accuracies do; above an upright one there is room for half a dot.
-    end = 1.0 if which == "x" else 1 + 0.02 * (1 - start)
+    end = top if which == "x" else top + 0.02 * (top - start)
     setter, label = (
         (axes.set_xlim, axes.set_xlabel) if which == "x" else (axes.set_ylim, axes.set_ylabel)
     )

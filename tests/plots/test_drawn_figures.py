@@ -265,6 +265,33 @@ def test_an_axis_that_does_not_start_at_0_says_so(tmp_path):
     assert "//" not in shown(low, tmp_path)
 
 
+def test_an_axis_of_low_accuracies_ends_above_the_highest_and_holds_all_bars():
+    bars = {"accuracy_low": 0.36, "accuracy_high": 0.48}
+    close = [{**row("soup", "merge", 0.4, size), **bars} for size in (2, 5)]
+    (axes,) = plot_pools(close).axes
+    bottom, top = axes.get_ylim()
+    assert 0.2 < bottom < 0.36
+    assert 0.48 < top < 0.6
+    assert f"axis from {bottom:g}" in axes.get_ylabel()
+    (axes,) = plot_pools([*close, row("other", "merge", 0.01, 2)]).axes
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] == pytest.approx(top, abs=0.01)
+    (axes,) = plot_pools([row("chance", "merge", 0.0, size) for size in (2, 5)]).axes
+    assert axes.get_ylim()[1] > 0
+
+
+def test_methods_of_several_numbers_of_networks_are_told_apart():
+    from lightning_merge.plots.methods import plot_methods
+
+    def names(rows):
+        return [label.get_text() for label in plot_methods(rows).axes[0].get_yticklabels()]
+
+    soups = [row("soup", "merge", 0.4, size) for size in (2, 5)]
+    alone = {**row("one", "ingredient", 0.3), "pool_size": None}
+    assert names([alone, *soups]) == ["soup of 5", "soup of 2", "one"]
+    assert names([alone, soups[0]]) == ["soup", "one"]
+
+
 def test_one_seed_has_the_intervals_over_test_examples():
     rows = [
         {**row("soup", "merge", 0.8, size), "accuracy_low": 0.7, "accuracy_high": 0.85}
