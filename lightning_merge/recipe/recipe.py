@@ -74,7 +74,12 @@ class Recipe:
         for option, one in ("recalibrate", recalibration), ("start", self.aggregate.start):
             if one is None:
                 continue
-            one.check(module, self.name)
+            try:
+                one.check(module, self.name)
+            except ConfigError as error:
+                # A recalibration speaks of the option that usually names it.
+                text = str(error).replace("`recalibrate:", f"`{option}:")
+                raise ConfigError(text) from None
             if one.of_functions and self.align and not self.align.keeps_function:
                 raise ConfigError(
                     f"recipe '{self.name}': {one.label} aims at what the aligned ingredients "

@@ -117,7 +117,7 @@ def test_a_start_is_checked_as_a_recalibration_is():
     context = context_of()
     with pytest.raises(ConfigError, match=r"CCAMatching changes that.*leave `start` out"):
         Recipe("one", NPMerge(start="least-squares"), align=CCAMatching()).check_context(context)
-    with pytest.raises(ConfigError, match="no BatchNorm statistics"):
+    with pytest.raises(ConfigError, match=r"no BatchNorm statistics: write `start: repair`"):
         Recipe("one", FineTune(start="batchnorm")).check_context(context)
     with pytest.raises(ConfigError, match="least-squares"):
         NPMerge(start="least_square")
