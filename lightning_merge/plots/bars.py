@@ -56,6 +56,8 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
     sizes = sorted({row.get("pool_size") for row in rows}, key=lambda size: size or 0)
     labels = list(kept)
     width = 0.86 / len(look)
+    highest = max((row["accuracy"] + spread(row)[1] for row in rows), default=1.0)
+    top = next(end for end in (0.2, 0.4, 0.6, 1.0) if highest <= end or end == 1)
     with style():
         size = (max(7.6, 1.6 + 0.16 * len(look) * len(labels)), 1.3 + 1.7 * len(sizes))
         figure = Figure(figsize=size, layout="constrained")
@@ -69,8 +71,9 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
                     if row["method"] == method and row.get("pool_size") == count
                 }
                 _draw(axes, found, labels, place, width, method, one)
-            axes.set_ylim(0, 1.2)
-            axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+            # Room above the highest bar for its number.
+            axes.set_ylim(0, 1.2 * top)
+            axes.set_yticks([top * part / 4 for part in range(5)])
             axes.set_ylabel("test accuracy")
             axes.grid(axis="x", visible=False)
             if count:

@@ -280,6 +280,16 @@ def test_an_axis_of_low_accuracies_ends_above_the_highest_and_holds_all_bars():
     assert axes.get_ylim()[1] > 0
 
 
+def test_bars_of_low_accuracies_fill_their_panels():
+    def ends(accuracy):
+        tables = {"x": [row("soup", "merge", accuracy, 2), row("other", "merge", 0.01, 2)]}
+        (axes,) = plot_bars(tables).axes
+        return axes.get_ylim()
+
+    for accuracy, top in ((0.15, 0.2), (0.4, 0.4), (0.41, 0.6), (0.61, 1.0), (1.0, 1.0)):
+        assert ends(accuracy) == pytest.approx((0, 1.2 * top))
+
+
 def test_methods_of_several_numbers_of_networks_are_told_apart():
     from lightning_merge.plots.methods import plot_methods
 
