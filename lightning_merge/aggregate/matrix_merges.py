@@ -31,6 +31,10 @@ _NO_MAP = re.compile(
 )
 
 
+# Where torch's own tensors begin: multiples of so many bytes.
+_ALIGNED = 64
+
+
 @dataclass(frozen=True)
 class Layer:
     """The K matrices of one layer, each read anew whenever it is its turn.
@@ -58,7 +62,9 @@ class Layer:
             if not isinstance(vector, LazyTaskVector):
                 check_finite(f"task vectors: '{self.name}'", value, [])
             device = device or value.device
-            yield as_matrix(value).to(device)
+            matrix = as_matrix(value).to(device)
+            # A file's tensors lie anywhere, on which the last bits of a product depend.
+            yield matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
 
 
 MatrixMerge = Callable[[Layer], Tensor | None]
