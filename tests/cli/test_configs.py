@@ -35,7 +35,11 @@ WRITERS = {
 NETWORKS = {
     "compare/alignment_resnet20.yaml": {"num_classes": 2, "model_kwargs": {"depth": 1}},
     "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
-    "compare/least_squares.yaml": {"num_classes": 100, "in_chans": 3},
+    "compare/least_squares.yaml": {
+        "num_classes": 100,
+        "in_chans": 3,
+        "model_kwargs": {"depth": 1},
+    },
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
 # Networks with the same kinds of layers and groups, and fewer or narrower ones.
@@ -168,7 +172,11 @@ def test_study(name, tmp_path, request):
     learned = [one["align"] for one in recipes if "LearnedMatching" in str(one.get("align"))]
     for matching in learned:
         matching["init_args"] = {"steps": 2}
-    words += ["--recipes", json.dumps(recipes)] if learned else []
+    kinds = [one["aggregate"] for one in recipes if isinstance(one["aggregate"], dict)]
+    tuned = [kind["init_args"] for kind in kinds if "learning_rates" in kind.get("init_args", {})]
+    for arguments in tuned:
+        arguments |= {"max_epochs": 1, "learning_rates": arguments["learning_rates"][:2]}
+    words += ["--recipes", json.dumps(recipes)] if learned or tuned else []
     main([*words, "--barrier", "3", "--output", str(output)])
     check_results(output, 2 + len(recipes), recipes)
 
