@@ -36,25 +36,27 @@ def moved_to_start(
     Raises:
         MergeError: As the recalibration does.
     """
+    mean = average(states, shares)
 
-    def compute() -> list[StateDict]:
-        mean = average(states, shares)
+    def compute() -> StateDict:
         module = context.build(mean)
         start.prepare(states, context)(module, shares)
-        found = {name: value.cpu().clone() for name, value in module.state_dict().items()}
-        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        return [
-            {
-                name: _moved(value.cpu(), mean[name].cpu(), found[name])
-                if name in parameters
-                else found[name]
-                for name, value in state.items()
-            }
-            for state in states
-        ]
+        return {name: value.cpu().clone() for name, value in module.state_dict().items()}
 
     key = "start", identity(start), tuple(map(digest, states)), identity(shares)
-    return context.recall(key, compute)
+    found = context.recall(key, compute)
+    network = context.module
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    moved = [
+        {
+            name: _moved(value.cpu(), mean[name].cpu(), found.value[name])
+            if name in parameters
+            else found.value[name]
+            for name, value in state.items()
+        }
+        for state in states
+    ]
+    return Cached(moved, found.seconds, found.saved)
 
 
 def _moved(value: Tensor, mean: Tensor, start: Tensor) -> Tensor:

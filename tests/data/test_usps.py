@@ -83,10 +83,12 @@ def test_the_text_is_read_where_both_are_there(tmp_path, monkeypatch):
 
 def test_hdf5_is_not_downloaded_over(tmp_path, monkeypatch):
     write_hdf5(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(
         "lightning_merge.data.sets.handwritten.USPSDataModule._open", lambda *_, **__: 1 / 0
     )
     USPSDataModule(root=str(tmp_path), download=True).prepare_data()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_damaged_files_and_a_missing_package_are_named(tmp_path, monkeypatch):

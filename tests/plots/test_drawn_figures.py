@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawn_rows import row
 
 from lightning_merge.plots import (
     plot_bars,
@@ -21,16 +22,6 @@ from lightning_merge.plots.scaling_curves import has_pair
 from lightning_merge.plots.style import looks
 from lightning_merge.plots.templates import to_pixels
 from lightning_merge.report.summary import AVERAGE
-
-
-def row(method, kind, accuracy, size=None, deviation=None):
-    return {
-        "method": method,
-        "kind": kind,
-        "accuracy": accuracy,
-        "accuracy_sd": deviation,
-        "pool_size": size,
-    }
 
 
 def summary(shift=0.0, sizes=(2, 5)):
@@ -233,13 +224,6 @@ def test_no_method_is_marked_by_its_test_accuracy():
     assert len({line.get_color() for line in axes.lines}) == 1
 
 
-def shown(figure, tmp_path):
-    """The texts in a saved figure."""
-    import re
-
-    return re.findall(r"<text[^>]*>([^<]*)</text>", save(figure, tmp_path / "f")[1].read_text())
-
-
 def test_a_ring_is_where_held_out_data_chose():
     from lightning_merge.plots.methods import plot_methods
 
@@ -249,45 +233,6 @@ def test_a_ring_is_where_held_out_data_chose():
     # The rows go from the top down: b, whose test accuracy is lower, is the lowest one.
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(0.5, 0)]
     assert "ring" in axes.get_xlabel()
-
-
-def test_an_axis_that_does_not_start_at_0_says_so(tmp_path):
-    from lightning_merge.plots.methods import plot_methods
-
-    high = plot_methods([row("a", "merge", 0.97), row("b", "merge", 0.96)])
-    (axes,) = high.axes
-    start = axes.get_xlim()[0]
-    assert 0.9 < start < 0.96
-    assert f"axis from {start:g}" in axes.get_xlabel()
-    assert "//" in shown(high, tmp_path)
-    low = plot_methods([row("a", "merge", 0.97), row("b", "merge", 0.1)])
-    assert low.axes[0].get_xlim()[0] == 0
-    assert "//" not in shown(low, tmp_path)
-
-
-def test_an_axis_of_low_accuracies_ends_above_the_highest_and_holds_all_bars():
-    bars = {"accuracy_low": 0.36, "accuracy_high": 0.48}
-    close = [{**row("soup", "merge", 0.4, size), **bars} for size in (2, 5)]
-    (axes,) = plot_pools(close).axes
-    bottom, top = axes.get_ylim()
-    assert 0.2 < bottom < 0.36
-    assert 0.48 < top < 0.6
-    assert f"axis from {bottom:g}" in axes.get_ylabel()
-    (axes,) = plot_pools([*close, row("other", "merge", 0.01, 2)]).axes
-    assert axes.get_ylim()[0] == 0
-    assert axes.get_ylim()[1] == pytest.approx(top, abs=0.01)
-    (axes,) = plot_pools([row("chance", "merge", 0.0, size) for size in (2, 5)]).axes
-    assert axes.get_ylim()[1] > 0
-
-
-def test_bars_of_low_accuracies_fill_their_panels():
-    def ends(accuracy):
-        tables = {"x": [row("soup", "merge", accuracy, 2), row("other", "merge", 0.01, 2)]}
-        (axes,) = plot_bars(tables).axes
-        return axes.get_ylim()
-
-    for accuracy, top in ((0.15, 0.2), (0.4, 0.4), (0.41, 0.6), (0.61, 1.0), (1.0, 1.0)):
-        assert ends(accuracy) == pytest.approx((0, 1.2 * top))
 
 
 def test_methods_of_several_numbers_of_networks_are_told_apart():

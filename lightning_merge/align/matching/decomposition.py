@@ -16,6 +16,9 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         `(..., m, m)`, `(..., min(m, n))` in descending order, and `(..., n, n)`.
+
+    Raises:
+        torch.linalg.LinAlgError: If a number is not finite.
     """
     try:
         u, values, vt = torch.linalg.svd(matrix)
@@ -29,12 +32,9 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _by_iterations(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from scipy.linalg import svd as lapack
 
-    flat = matrix.reshape(-1, *matrix.shape[-2:]).cpu().numpy()
-    parts = zip(*(lapack(one, lapack_driver="gesvd") for one in flat), strict=True)
+    flat = matrix.detach().reshape(-1, *matrix.shape[-2:]).cpu().numpy()
     u, values, vt = (
-        torch.from_numpy(np.stack(part)).to(matrix).unflatten(0, matrix.shape[:-2])
-        if matrix.dim() > 2
-        else torch.from_numpy(part[0]).to(matrix)
-        for part in parts
+        torch.from_numpy(np.stack(part)).to(matrix).reshape(*matrix.shape[:-2], *part[0].shape)
+        for part in zip(*(lapack(one, lapack_driver="gesvd") for one in flat), strict=True)
     )
     return u, values, vt
