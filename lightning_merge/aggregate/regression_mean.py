@@ -6,6 +6,7 @@ a convolution is a linear layer on patches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from lightning_merge.aggregate.inputs import (
 )
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
-from lightning_merge.linear_layers import input_rows, is_plain
+from lightning_merge.linear_layers import Linear, input_rows, is_plain
 from lightning_merge.modes import evaluation
 from lightning_merge.state_dicts import StateDict
+from lightning_merge.watched_inputs import watch_input
 
 # Relative to the mean of the Gram matrix's diagonal: too small to move a well-determined
 # weight, enough to make the factorisation succeed.
@@ -134,16 +136,16 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
     sums: dict[int, Tensor] = {}
     rows: dict[int, int] = {}
 
-    def accumulate(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
+    def accumulate(layer: nn.Module, given: Tensor) -> None:
+        assert isinstance(layer, Linear)
         key = id(layer.weight)
-        x = input_rows(layer, arguments[0])
+        x = input_rows(layer, given)
         gram = x.mT @ x
         sums[key] = sums[key].add_(gram) if key in sums else gram
         rows[key] = rows.get(key, 0) + x.shape[1]
 
     handles = [
-        layer.register_forward_pre_hook(accumulate)
+        watch_input(layer, partial(accumulate, layer))
         for layer in model.modules()
         if is_plain(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in known
     ]

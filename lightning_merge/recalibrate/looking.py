@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.watched_inputs import watch_input
+
 Place = tuple[str, str]
 """A module's name, and `in` or `out`: where in a network a tensor is looked at."""
 
@@ -35,7 +37,7 @@ def looking(
     def watch(place: Place) -> Any:
         module, side = model.get_submodule(place[0]), place[1]
         if side == "in":
-            return module.register_forward_pre_hook(lambda _m, given: arrive(place, given[0]))
+            return watch_input(module, lambda given: arrive(place, given))
         return module.register_forward_hook(lambda _m, _given, output: arrive(place, output))
 
     handles = [watch(place) for place in places]

@@ -139,7 +139,7 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
 
     def before(module: nn.Module, given: Any, further: Any, name: str) -> None:
         seen.calls[name] = seen.calls.get(name, 0) + 1
-        value = given[0] if given else None
+        value = next(iter((*given, *further.values())), None)
         if len(given) == 1 and not further and isinstance(value, Tensor):
             seen.alone.add(name)
         if _is_whole(module):

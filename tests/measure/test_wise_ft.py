@@ -6,8 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from strangers import quiet_trainer
+from torch import nn
 
-from lightning_merge import Average, Context, DigitsDataModule, ImageClassifier, Recipe, average
+from lightning_merge import (
+    Average,
+    Context,
+    DigitsDataModule,
+    ImageClassifier,
+    PermutationSpec,
+    Recipe,
+    WeightMatching,
+    average,
+)
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.sweep import sweep_of
 from lightning_merge.plots.figure import Stored, figures
@@ -91,3 +101,24 @@ def test_accuracies_that_are_no_numbers_leave_a_gap():
         pytest.approx([0.5, math.nan], nan_ok=True),
         pytest.approx([math.nan, 0.5], nan_ok=True),
     ]
+
+
+def test_repaired_networks_have_the_statistics_of_the_aligned_ingredients():
+    """Of two copies with their units shuffled, REPAIR changes nothing once they are aligned."""
+    torch.manual_seed(0)
+    module = linear()
+    module.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    first = module.state_dict()
+    spec = PermutationSpec.from_model(module, torch.randn(4, 1, 8, 8))
+    second = spec.apply(first, spec.random(torch.Generator().manual_seed(1)))
+    data = DigitsDataModule()
+    context = Context(
+        module, [first, second], ["a", "b"], data, quiet_trainer, progress=False, pretrained=first
+    )
+    sweep = sweep_of("wise_ft")
+    recipe = Recipe("soup", Average(), WeightMatching(), "repair")
+    value = {"points": 2, "corruptions": ["contrast"]}
+    own, soup = sweep.measure(
+        context, sweep.settings(value, [recipe], [2]), lambda name, size: first
+    )
+    assert soup["accuracy"] == own["accuracy"]

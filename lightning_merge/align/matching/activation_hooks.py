@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.watched_inputs import watch_input
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -147,16 +148,15 @@ def watching(
     modules = dict(model.named_modules())
     handles = []
     for port in ports:
-        path, output = port
+        layer, output = modules[port[0]], port[1]
 
-        def hook(_module: nn.Module, *values: Any, port: Port = port) -> None:
-            value = values[-1]
+        def passed(value: Any, port: Port = port) -> None:
             receive(port, value[0] if isinstance(value, tuple) else value)
 
-        layer = modules[path]
-        handles.append(
-            layer.register_forward_hook(hook) if output else layer.register_forward_pre_hook(hook)
-        )
+        def hook(_module: nn.Module, _given: Any, value: Any, passed: Any = passed) -> None:
+            passed(value)
+
+        handles.append(layer.register_forward_hook(hook) if output else watch_input(layer, passed))
     try:
         yield
     finally:

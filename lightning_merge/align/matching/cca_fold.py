@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.align.matching.cca_map import LinearMap
 from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.watched_inputs import watch_input
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # A norm's ratio below this share of the layer's median is not divided by.
@@ -27,14 +28,14 @@ def norms_behind_layers(model: nn.Module) -> Iterator[dict[str, str]]:
         def made(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
             last[:] = [(name, output)]
 
-        def normed(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            if last and inputs[0] is last[0][1]:
+        def normed(given: Tensor, name: str = name) -> None:
+            if last and given is last[0][1]:
                 found[last[0][0]] = name
 
         if isinstance(module, _LAYERS):
             handles.append(module.register_forward_hook(made))
         elif isinstance(module, _BatchNorm) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(normed))
+            handles.append(watch_input(module, normed))
     try:
         yield found
     finally:

@@ -25,6 +25,7 @@ from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.linear_maps import map_member
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.watched_inputs import watch_input
 
 # Less than any difference of correlations that data can show.
 _PREFERRED = 1e-6
@@ -242,11 +243,11 @@ def first_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """A list that gets two of the first inputs that a network is given."""
     kept: list[Tensor] = []
 
-    def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def keep(given: Tensor) -> None:
         if not kept:
-            kept.append(inputs[0][:_ENOUGH].detach().clone())
+            kept.append(given[:_ENOUGH].detach().clone())
 
-    handle = model.register_forward_pre_hook(keep)
+    handle = watch_input(model, keep)
     try:
         yield kept
     finally:

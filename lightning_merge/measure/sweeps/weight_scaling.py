@@ -27,6 +27,7 @@ from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import are_classes, are_probabilities, are_right
 from lightning_merge.recipe.recipe import Recipe
+from lightning_merge.watched_inputs import watch_input
 
 
 @dataclass
@@ -236,7 +237,7 @@ class _Network:
         self.features: Tensor | None = None
         layers = dict(module.named_modules())
         if head is not None and head in layers:
-            layers[head].register_forward_pre_hook(self._keep)
+            watch_input(layers[head], self._keep)
 
     def multiply(self, factor: float) -> None:
         for parameter, weight in zip(self.module.parameters(), self.weights, strict=True):
@@ -246,8 +247,8 @@ class _Network:
         logits: Tensor = self.module(inputs)
         return logits, self.features
 
-    def _keep(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0]
+    def _keep(self, features: Tensor) -> None:
+        self.features = features
 
 
 @dataclass

@@ -21,7 +21,7 @@ from lightning_merge.progress import tracked
 from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
-from lightning_merge.recipe.recalibration import recalibrate_with
+from lightning_merge.recipe.recalibration import Recalibrate, recalibrate_with
 
 _DEFAULTS: Plain = {"corruptions": ["gaussian_noise"], "severity": 3, "points": 11}
 
@@ -82,22 +82,24 @@ class WiSEFT(Sweep):
         conditions = {"clean": data}
         for name in settings["corruptions"]:
             conditions[name] = data.corrupted(name, settings["severity"])
-        ends: list[tuple[str, StateDict, Context]] = [
-            (context.names[0], context.states[0], context)
+        ends: list[tuple[str, StateDict, Recalibrate, Sequence[float] | None]] = [
+            (context.names[0], context.states[0], recalibrate_with(context, context.states), None)
         ]
         for given in settings["recipes"]:
             recipe = build_recipe(given)
             own = context.recalibrated_by(recipe.recalibration, recipe.name)
-            ends.append((recipe.name, weights(recipe.name, settings["size"]), own))
+            states = recipe.aligned(own).states
+            shares = recipe.aggregate.weights_of_mean(len(states))
+            end = weights(recipe.name, settings["size"])
+            ends.append((recipe.name, end, recalibrate_with(own, states), shares))
         last = settings["points"] - 1
         coefficients = [index / last for index in range(settings["points"])]
         found = []
-        for name, end, own in ends:
-            recalibrate = recalibrate_with(own, context.states)
+        for name, end, recalibrate, shares in ends:
             accuracy: dict[str, list[float]] = {condition: [] for condition in conditions}
             for coefficient in tracked(coefficients, f"WiSE-FT {name}", context.progress):
                 module = context.build(interpolate(end, start, coefficient))
-                recalibrate(module, None)
+                recalibrate(module, shares)
                 for condition, images in conditions.items():
                     metrics, _ = evaluate(module, images, context.trainer())
                     accuracy[condition].append(metrics.get("accuracy", math.nan))
