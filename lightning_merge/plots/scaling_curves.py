@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
 from lightning_merge.plots.style import BLUE, MARKERS, looks, style
+from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
 Curve = Mapping[str, Any]
 _COLUMNS = 3
@@ -59,21 +60,24 @@ def plot_magnitude(curves: Sequence[Curve], title: str = "") -> Figure:
     look = looks([{**curve, "method": curve["name"]} for curve in curves])
     with style():
         figure, panels = _panels(len(sizes), (3.3, 2.7), sharey=True)
+        shown: list[float] = []
         for axes, size in zip(panels, sizes, strict=False):
             for name, one in look.items():
                 factor, mean, deviation = _mean(curves, name, size)
                 axes.plot(mean, label=name, **one)
+                shown += [*mean]
                 if deviation is not None:
                     low, high = mean - deviation, mean + deviation
                     places = range(len(factor))
                     axes.fill_between(places, low, high, color=one["color"], alpha=0.12, lw=0)
+                    shown += [*low, *high]
                 if one.get("ls") == ":" and 1.0 in factor:
                     axes.axhline(mean[factor.index(1.0)], color=one["color"], lw=0.8)
             _factors(axes, factor)
-            axes.set_ylim(0, 1.02)
             axes.set_title(f"{size} networks", weight="normal")
             axes.set_xlabel("weights multiplied by")
         panels[0].set_ylabel("test accuracy")
+        zoom_accuracy(panels[0], shown)
         handles, labels = panels[0].get_legend_handles_labels()
         columns = 2 if len(sizes) == 1 else 4
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8)

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_merge.files import write_whole
+from lightning_merge.plots.wrapped_titles import wrap_titles
 
 # Okabe and Ito's palette (2008): distinguishable with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -108,6 +109,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     """
     # Resolution and fonts take effect when a file is written, not when the figure is made.
     with style():
+        wrap_titles(figure)
         return [
             write_whole(file, lambda partial: figure.savefig(partial, bbox_inches="tight"))
             for file in files(path)
