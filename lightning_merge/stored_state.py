@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ _MODELS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+# As the Hugging Face libraries call the files of a network that lies in several.
+_PART = re.compile(r"-\d{5}-of-(?!0*1\.)(\d{5})\.(safetensors|bin)$")
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -87,9 +90,20 @@ def open_state(path: str | Path) -> StoredState:
         The open state dict.
 
     Raises:
-        CheckpointError: If it is missing, damaged, unsafe to read, or not a state dict.
+        CheckpointError: If it is missing, damaged, unsafe to read, not a state dict, or a part of a
+            network in several files.
     """
     path = found_file(path)
+    part = _PART.search(path.name)
+    if part:
+        raise CheckpointError(
+            f"{path} is one of {int(part[1])} files that hold a network together; give their index "
+            "(....index.json), or the folder that holds them with it"
+        )
+    return _opened(path)
+
+
+def _opened(path: Path) -> StoredState:
     if path.name.endswith(INDEX):
         return _open_sharded(path)
     if is_safetensors(path):
@@ -143,7 +157,7 @@ def _open_sharded(index: Path) -> StoredState:
         shard = index.parent / file
         if not shard.is_file():
             raise CheckpointError(f"{index} names '{file}', which is not there; copy all its files")
-        parts[file] = open_state(shard)
+        parts[file] = _opened(shard)
     for name, file in names.items():
         if name not in parts[file].table:
             raise CheckpointError(f"{index}: '{name}' is not in {file}; copy its files again")

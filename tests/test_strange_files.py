@@ -210,6 +210,16 @@ def test_sharded_networks_by_their_index_or_folder(tmp_path):
     refused(index, "no index of shards")
 
 
+def test_a_part_of_a_sharded_network_is_no_network(tmp_path):
+    state = {"a": torch.randn(2)}
+    for name in ("model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"):
+        save_file(state, tmp_path / name)
+        refused(tmp_path / name, "one of 2 files")
+    alone = tmp_path / "model-00001-of-00001.safetensors"
+    save_file(state, alone)
+    assert read_checkpoint(alone).state_dict.keys() == {"a"}
+
+
 def test_files_without_batch_counters_and_with_extra_states():
     norm = nn.BatchNorm1d(2)
     old = {name: value for name, value in norm.state_dict().items() if "num_batches" not in name}
