@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_merge.callbacks.diverged import StopDiverged
 from lightning_merge.callbacks.epoch_checkpoint import EpochCheckpoint
 from lightning_merge.callbacks.first_batch import FirstBatch
 from lightning_merge.recipe.counting import counting
@@ -50,8 +51,12 @@ def fit(
 def fit_resumably(
     module: LightningModule, data: LightningDataModule, trainer: Trainer, kept: Path
 ) -> Fitted:
-    """As `fit`, from the last epoch whose end is in the file `kept` (`EpochCheckpoint`), if any."""
+    """As `fit`, from the last epoch whose end is in the file `kept` (`EpochCheckpoint`), if any.
+
+    Raises:
+        NonFiniteError: If the training diverges.
+    """
     keeper = EpochCheckpoint(kept)
-    trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
+    trainer.callbacks += [StopDiverged(), keeper]  # type: ignore[attr-defined]
     examples = fit(module, data, trainer, keeper.found())
     return Fitted(examples, keeper.seconds)

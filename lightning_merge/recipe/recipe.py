@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_merge.align import Matching
+from lightning_merge.callbacks.diverged import warn_if_diverged
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.aggregate import Aggregate, Merged
@@ -130,6 +131,8 @@ class Recipe:
             made = self._merge(alignment.states, context)
         else:
             made = merge_selected(self.select, self._merge, alignment.states, context)
+        if self.aggregate.learns:
+            warn_if_diverged(made.module, f"recipe '{self.name}'")
         seconds = alignment.seconds + time.perf_counter() - start + made.seconds
         looked = max((choice.details["examples"] for choice in alignment.choices), default=0)
         return replace(

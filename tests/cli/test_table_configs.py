@@ -34,7 +34,8 @@ COMMANDS = {
 # Those that run here: the differences that each makes, on networks that a test has time for.
 FAST = {
     "np_merge_table1_resnet20 + np_merge_small": [],
-    "np_merge_table1_resnet20 + np_merge_table1_vgg11 + np_merge_small": [],
+    "np_merge_table1_resnet20 + np_merge_table1_vgg11 + np_merge_small + "
+    "np_merge_table1_vgg11_small": [],
     "np_merge_table1_resnet20 + np_merge_table2_80-20 + np_merge_small": [],
     "np_merge_table1_resnet20 + np_merge_table2_dirichlet + np_merge_small": [],
     "np_merge_table1_resnet20 + np_merge_table2_dirichlet + np_merge_small + np_merge_table4_1": [],
