@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_merge.errors import MergeError
 from lightning_merge.files import is_full
+from lightning_merge.interrupts import no_interrupt_lost
 
 _HELP = """usage: python -m lightning_merge COMMAND [options]
 
@@ -73,7 +74,8 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
     try:
-        _run(command, words, args is not None)
+        with no_interrupt_lost():
+            _run(command, words, args is not None)
         print(end="", flush=True)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning's Trainer turns an interrupt into a SystemExit.

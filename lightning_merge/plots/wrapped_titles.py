@@ -1,6 +1,7 @@
 """Headings of figures that go on in a second line where they are wider than the figure."""
 
 import textwrap
+import warnings
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -16,7 +17,10 @@ def wrap_titles(figure: Figure) -> None:
     for axes in figure.axes:
         headings |= {axes.get_title("left"), axes.get_title("center"), axes.get_title("right")}
     shown = [text for text in figure.findobj(Text) if text.get_text() in headings - {""}]
-    figure.draw_without_rendering()
+    with warnings.catch_warnings():
+        # Saving says it again.
+        warnings.simplefilter("ignore")
+        figure.draw_without_rendering()
     for text in shown:
         box = text.get_window_extent()
         room = figure.bbox.x1 - max(box.x0, figure.bbox.x0)
