@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), once (torch is large) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	# Compiled once, as PYTHONDONTWRITEBYTECODE would have every process compile torch and Lightning.
+	@# Compiled once, as PYTHONDONTWRITEBYTECODE would have every process compile torch and Lightning.
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -114,6 +114,9 @@ def test_the_smallest_part_of_a_small_table_runs(name, parsed, tmp_path, cifar):
     config = parsed(words)
     kept = [one for one in config["recipes"] if "Average" in str(one["aggregate"])][-1:]
     learning = [one for one in config["recipes"] if "NPMerge" in str(one["aggregate"])][:1]
+    for recipe in kept:
+        if "CCA" in str(recipe["align"]):
+            recipe["align"]["init_args"]["candidates"] = [0.1, 1.0]
     for recipe in learning:
         recipe["aggregate"]["init_args"] |= {"max_epochs": 1}
         recipe["align"] = recipe["align"] and "WeightMatching"
