@@ -24,7 +24,7 @@ _MODELS = (
     "pytorch_model.bin",
 )
 # As the Hugging Face libraries call the files of a network that lies in several.
-_PART = re.compile(r"-\d{5}-of-(?!0*1\.)(\d{5})\.(safetensors|bin)$")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -95,10 +95,10 @@ def open_state(path: str | Path) -> StoredState:
     """
     path = found_file(path)
     part = _PART.search(path.name)
-    if part:
+    if part and int(part[1]) > 1:
         raise CheckpointError(
-            f"{path} is one of {int(part[1])} files that hold a network together; give their index "
-            "(....index.json), or the folder that holds them with it"
+            f"{path} is one of {int(part[1])} files that hold a network together; give the one "
+            f"that ends in {INDEX}, or the folder that holds them all"
         )
     return _opened(path)
 

@@ -25,7 +25,7 @@ from lightning_merge.errors import ConfigError
 from lightning_merge.linear_layers import Linear, input_rows, is_plain
 from lightning_merge.modes import evaluation
 from lightning_merge.state_dicts import StateDict
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input
 
 # Relative to the mean of the Gram matrix's diagonal: too small to move a well-determined
 # weight, enough to make the factorisation succeed.

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input, watch_output
 
 Place = tuple[str, str]
 """A module's name, and `in` or `out`: where in a network a tensor is looked at."""
@@ -35,10 +36,9 @@ def looking(
                 raise _Stop
 
     def watch(place: Place) -> Any:
-        module, side = model.get_submodule(place[0]), place[1]
-        if side == "in":
-            return watch_input(module, lambda given: arrive(place, given))
-        return module.register_forward_hook(lambda _m, _given, output: arrive(place, output))
+        name, side = place
+        watched = watch_input if side == "in" else watch_output
+        return watched(model.get_submodule(name), partial(arrive, place))
 
     handles = [watch(place) for place in places]
     try:

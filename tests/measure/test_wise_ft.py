@@ -122,3 +122,18 @@ def test_repaired_networks_have_the_statistics_of_the_aligned_ingredients():
         context, sweep.settings(value, [recipe], [2]), lambda name, size: first
     )
     assert soup["accuracy"] == own["accuracy"]
+
+
+class Unasked(WeightMatching):
+    def aligned(self, *args, **kwargs):
+        pytest.fail("nothing is aligned for a path that needs no ingredients")
+
+
+def test_nothing_is_aligned_where_no_recalibration_reads_the_ingredients():
+    start, *ends = states(3)
+    context = Context(
+        linear(), ends, ["a", "b"], DigitsDataModule(), quiet_trainer, False, pretrained=start
+    )
+    sweep = sweep_of("wise_ft")
+    settings = sweep.settings({"points": 2}, [Recipe("soup", Average(), Unasked())], [2])
+    assert len(sweep.measure(context, settings, lambda name, size: ends[0])) == 2

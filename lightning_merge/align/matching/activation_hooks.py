@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.symmetry.unit_group import Group
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input, watch_output
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -153,10 +153,8 @@ def watching(
         def passed(value: Any, port: Port = port) -> None:
             receive(port, value[0] if isinstance(value, tuple) else value)
 
-        def hook(_module: nn.Module, _given: Any, value: Any, passed: Any = passed) -> None:
-            passed(value)
-
-        handles.append(layer.register_forward_hook(hook) if output else watch_input(layer, passed))
+        watch = watch_output if output else watch_input
+        handles.append(watch(layer, passed))
     try:
         yield
     finally:

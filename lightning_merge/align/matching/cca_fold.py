@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.align.matching.cca_map import LinearMap
 from lightning_merge.symmetry.unit_group import Group, Member
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input, watch_output
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # A norm's ratio below this share of the layer's median is not divided by.
@@ -25,7 +24,7 @@ def norms_behind_layers(model: nn.Module) -> Iterator[dict[str, str]]:
     handles = []
     for name, module in model.named_modules():
 
-        def made(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
+        def made(output: Tensor, name: str = name) -> None:
             last[:] = [(name, output)]
 
         def normed(given: Tensor, name: str = name) -> None:
@@ -33,7 +32,7 @@ def norms_behind_layers(model: nn.Module) -> Iterator[dict[str, str]]:
                 found[last[0][0]] = name
 
         if isinstance(module, _LAYERS):
-            handles.append(module.register_forward_hook(made))
+            handles.append(watch_output(module, made))
         elif isinstance(module, _BatchNorm) and module.track_running_stats:
             handles.append(watch_input(module, normed))
     try:

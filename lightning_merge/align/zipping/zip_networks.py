@@ -25,7 +25,7 @@ from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.linear_maps import map_member
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input
 
 # Less than any difference of correlations that data can show.
 _PREFERRED = 1e-6

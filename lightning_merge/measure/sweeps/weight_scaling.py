@@ -27,7 +27,7 @@ from lightning_merge.recipe.build import build_recipe
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import are_classes, are_probabilities, are_right
 from lightning_merge.recipe.recipe import Recipe
-from lightning_merge.watched_inputs import watch_input
+from lightning_merge.watched_layers import watch_input
 
 
 @dataclass

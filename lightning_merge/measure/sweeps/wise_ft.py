@@ -88,7 +88,9 @@ class WiSEFT(Sweep):
         for given in settings["recipes"]:
             recipe = build_recipe(given)
             own = context.recalibrated_by(recipe.recalibration, recipe.name)
-            states = recipe.aligned(own).states
+            repairs = recipe.recalibration
+            to_means = repairs is not None and repairs.of_means
+            states = recipe.aligned(own).states if to_means else context.states
             shares = recipe.aggregate.weights_of_mean(len(states))
             end = weights(recipe.name, settings["size"])
             ends.append((recipe.name, end, recalibrate_with(own, states), shares))
