@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_merge.batches import inputs_in, to_device_of
@@ -21,7 +20,7 @@ from lightning_merge.modes import evaluation
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
-from lightning_merge.recalibrate.observed import Observed, observing
+from lightning_merge.recalibrate.observed import Norm, Observed, observing
 from lightning_merge.recalibrate.pooled import pool_over_ranks
 
 Weighting = Literal["examples", "batches"]
@@ -41,7 +40,7 @@ def reset_batchnorm(
     seed: int = 0,
     call: Call | None = None,
 ) -> int:
-    """Sets the running statistics of every BatchNorm to those of `batches`.
+    """Sets the running statistics of every norm that keeps some to those of `batches`.
 
     Merged networks carry statistics that neither ingredient had; estimating them anew
     undoes the variance collapse. In one pass every norm normalises by its batch's own
@@ -54,8 +53,8 @@ def reset_batchnorm(
     the states of all random generators are as before afterwards. `num_batches_tracked` is
     the number of batches that a norm was given; one that is used twice counts, and pools, both
     uses. Norms that the network did not run keep what they have. Subclasses are reset like
-    plain ones; SyncBatchNorm's, too, do not mix the batches of ranks. What InstanceNorm
-    tracks is left as it is.
+    plain ones; SyncBatchNorm's, too, do not mix the batches of ranks. An InstanceNorm that tracks
+    statistics gets the mean over all instances of their means and of their unbiased variances.
 
     Args:
         model: A network that takes one input; changed in place.
@@ -85,7 +84,7 @@ def reset_batchnorm(
     """
     if weighting not in ("examples", "batches"):
         raise ConfigError(f"weighting is {weighting!r}: choose 'examples' or 'batches'")
-    layers = {name: layer for name, layer in model.named_modules() if _tracks(layer)}
+    layers = {name: layer for name, layer in model.named_modules() if tracks(layer)}
     if not layers:
         return 0
     observed = [Observed(layer, pooled=weighting == "examples") for layer in layers.values()]
@@ -118,9 +117,10 @@ def reset_batchnorm(
     return len(new)
 
 
-def _tracks(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+def tracks(layer: nn.Module) -> TypeGuard[Norm]:
+    """Whether a layer is a norm with running statistics."""
     return (
-        isinstance(layer, _BatchNorm)
+        isinstance(layer, Norm)
         and layer.track_running_stats
         and isinstance(layer.running_mean, Tensor)
         and not is_lazy(layer.running_mean)

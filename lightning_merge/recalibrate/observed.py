@@ -1,4 +1,4 @@
-"""A BatchNorm layer that normalises by its batches' own statistics, and pools them."""
+"""A norm that normalises by its batches' own statistics, and pools them."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from lightning_merge.errors import DataError
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments
 
-_BATCH_NORM = inspect.signature(F.batch_norm)
+Norm = _BatchNorm | _InstanceNorm
+
+_FUNCTIONS = {f: inspect.signature(f) for f in (F.batch_norm, F.instance_norm)}
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -22,7 +25,7 @@ class Observed:
     """What one layer was given.
 
     Args:
-        layer: A BatchNorm layer, or one of a subclass, that keeps running statistics.
+        layer: A BatchNorm or InstanceNorm, or one of a subclass, that keeps running statistics.
         pooled: Whether values are pooled; else every batch counts once, as torch does it.
 
     Attributes:
@@ -30,12 +33,13 @@ class Observed:
         calls: How many batches those are.
     """
 
-    def __init__(self, layer: _BatchNorm, pooled: bool = True) -> None:
+    def __init__(self, layer: Norm, pooled: bool = True) -> None:
         assert layer.running_mean is not None
         self.layer = layer
         self.pooled = pooled
         self.device = layer.running_mean.device
-        self.pool = Pooled.empty(layer.running_mean.numel(), self.device, between=pooled)
+        between = pooled and isinstance(layer, _BatchNorm)
+        self.pool = Pooled.empty(layer.running_mean.numel(), self.device, between=between)
         self.calls = 0
 
     def add(self, count: int, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
@@ -77,6 +81,26 @@ class Observed:
             self.add(*channel_moments(value, 1))
         return output
 
+    def each_normalised(self, call: inspect.BoundArguments) -> Tensor:
+        """What `F.instance_norm` gives for its arguments, with each instance's own statistics."""
+        given = call.arguments
+        self.add_instances(given["input"])
+        given["use_input_stats"], given["running_mean"], given["running_var"] = True, None, None
+        return F.instance_norm(*call.args, **call.kwargs)
+
+    def add_instances(self, value: Tensor) -> None:
+        """Joins the instances of `(N, C, ...)`: their means, and their unbiased variances."""
+        rows = value.detach().flatten(2)
+        if rows.shape[2] < 2:
+            raise DataError(
+                "reset of statistics: an InstanceNorm is given one value per channel, which has "
+                "no variance; use larger images"
+            )
+        if len(rows):
+            variance, mean = torch.var_mean(rows.float() if rows.dtype in _HALVES else rows, dim=2)
+            self.pool.add(len(rows) if self.pooled else 1, mean.mean(0), variance.mean(0))
+            self.calls += 1
+
     def statistics(self, copies: int = 1) -> tuple[Tensor, Tensor, int]:
         """Mean, unbiased variance and number of batches.
 
@@ -87,7 +111,7 @@ class Observed:
             DataError: If there is a single value, which has no variance.
         """
         pool = self.pool
-        free = pool.weight - copies if self.pooled else pool.weight
+        free = pool.weight - copies if pool.between else pool.weight
         if free < 1:
             raise DataError(
                 "BatchNorm reset: a norm was given one value per channel, which has no variance; "
@@ -113,7 +137,7 @@ class Observed:
 
 
 class _Call(TorchFunctionMode):
-    """One call of a layer, in which its own `F.batch_norm` is observed."""
+    """One call of a layer, in which its own normalisation is observed."""
 
     def __init__(self, observed: Observed) -> None:
         super().__init__()
@@ -122,11 +146,13 @@ class _Call(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        if func is F.batch_norm:
-            call = _BATCH_NORM.bind(*args, **(kwargs or {}))
+        if func in _FUNCTIONS:
+            call = _FUNCTIONS[func].bind(*args, **(kwargs or {}))
             call.apply_defaults()
             if call.arguments["running_mean"] is self.observed.layer.running_mean:
                 self.caught = True
+                if func is F.instance_norm:
+                    return self.observed.each_normalised(call)
                 return self.observed.normalised(call)
         return func(*args, **(kwargs or {}))
 
@@ -147,7 +173,10 @@ def observing(observed: Observed) -> Iterator[None]:
             # A norm that computes by itself.
             value = next(iter((*args, *kwargs.values())))
             if value.shape[1] == observed.pool.mean.numel():
-                observed.add(*channel_moments(value, 1))
+                if isinstance(layer, _InstanceNorm):
+                    observed.add_instances(value)
+                else:
+                    observed.add(*channel_moments(value, 1))
         return output
 
     # In training mode it uses its batch's statistics; what it holds (dropout) stays as it is.

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.checkpoint import StateDict
+from lightning_merge.recalibrate.batchnorm import tracks
 from lightning_merge.registry import Registry
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def own_recalibration(module: nn.Module) -> Recalibration:
 
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether a network has BatchNorm statistics."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+    """Whether a network has statistics to reset."""
+    return any(tracks(layer) for layer in module.modules())
 
 
 def recalibrate_with(context: "Context", states: Sequence[StateDict]) -> Recalibrate:

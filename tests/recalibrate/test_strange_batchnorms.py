@@ -109,14 +109,44 @@ def test_a_norm_that_never_runs_stays_and_one_that_runs_twice_pools_both():
     assert model.used.num_batches_tracked == 4
 
 
-def test_statistics_without_a_counter_and_of_instances():
-    norm, instances = nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)
+def test_statistics_without_a_counter():
+    norm = nn.BatchNorm2d(3)
     norm.num_batches_tracked = None
-    model = nn.Sequential(norm, randomise(instances, 1))
-    before = copy.deepcopy(instances.state_dict())
-    assert reset_batchnorm(model, images()) == 1
+    assert reset_batchnorm(norm, images()) == 1
     torch.testing.assert_close(norm.running_mean, torch.cat(images()).mean((0, 2, 3)))
-    assert all(torch.equal(before[k], v) for k, v in instances.state_dict().items())
+
+
+class OwnInstanceNorm(nn.InstanceNorm2d):
+    def forward(self, x):
+        kept = (self.running_mean[:, None, None], self.running_var[:, None, None])
+        own = (x.mean((2, 3), True), x.var((2, 3), correction=0, keepdim=True))
+        mean, variance = own if self.training else kept
+        return (x - mean) * (variance + self.eps).rsqrt()
+
+
+@pytest.mark.parametrize("kind", [nn.InstanceNorm2d, OwnInstanceNorm])
+@pytest.mark.parametrize("weighting", ["examples", "batches"])
+def test_an_instance_norm_gets_the_mean_of_its_instances(kind, weighting):
+    model = nn.Sequential(kind(3, track_running_stats=True), nn.BatchNorm2d(3))
+    given = [len(x) * x for x in images((7, 2, 5))]
+    assert reset_batchnorm(model, given, weighting=weighting) == 2
+    every = [(x.mean((2, 3)), x.var((2, 3))) for x in given]
+    if weighting == "batches":
+        every = [(mean.mean(0, True), variance.mean(0, True)) for mean, variance in every]
+    mean, variance = (torch.cat(rows).mean(0) for rows in zip(*every, strict=True))
+    torch.testing.assert_close(model[0].running_mean, mean)
+    torch.testing.assert_close(model[0].running_var, variance)
+    # The norm behind it is given what training would give it: each instance by its own.
+    shown = [nn.functional.instance_norm(x) for x in given]
+    means = torch.stack([x.mean((0, 2, 3)) for x in shown]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, means, atol=1e-6, rtol=0)
+    if weighting == "examples":
+        torch.testing.assert_close(model[1].running_var, torch.cat(shown).var((0, 2, 3)))
+
+
+def test_instances_of_one_pixel_have_no_variance():
+    with pytest.raises(DataError, match="use larger images"):
+        reset_batchnorm(nn.InstanceNorm2d(3, track_running_stats=True), [torch.rand(4, 3, 1, 1)])
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
