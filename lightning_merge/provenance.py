@@ -31,7 +31,8 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return {
         "command": "python -m lightning_merge " + shlex.join(words),
         "versions": _versions(),

@@ -69,13 +69,11 @@ def explanation(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     examples = sorted({row["test_examples"] for row in rows})
     spread = "Numbers are mean ± standard deviation over seeds. " if len(seeds) > 1 else ""
-    learned = sorted({row["train_examples"] for row in rows if row["kind"] != "ingredient"} - {0})
     return (
         f"{_listed('Seed', seeds)}; {' or '.join(f'{count:,}' for count in examples)} test "
-        f"examples. Merges that learn saw {', '.join(f'{count:,}' for count in learned) or 'no'} "
-        f"labelled training examples. {spread}Seconds are those of making the model (training "
-        "for an ingredient; alignment, aggregation and recalibration for a merge); MFLOPs are "
-        "those of one prediction, a multiply-add counting as two. "
+        f"examples. Merges that learn saw {_labelled(rows)}. {spread}Seconds are those of making "
+        "the model (training for an ingredient; alignment, aggregation and recalibration for a "
+        "merge); MFLOPs are those of one prediction, a multiply-add counting as two. "
         + intervals_line(summary)
         + "`held out` is the accuracy on examples held out of train: by it alone the best is "
         "chosen, and what is tied with it (within one example)."
@@ -120,6 +118,19 @@ def choices(rows: Sequence[Row]) -> list[str]:
             where += f"seed {row['seed']}"
             methods.setdefault((where, row["chosen"]), []).append(row["method"])
     return [f"{', '.join(of)}, {where}: {what}" for (where, what), of in methods.items()]
+
+
+def _labelled(rows: Sequence[Row]) -> str:
+    """How many labelled examples merges learned from; those that had another number are named."""
+    having: dict[int, dict[str, None]] = {}
+    for row in rows:
+        if row["kind"] != "ingredient" and row["train_examples"]:
+            having.setdefault(row["train_examples"], {})[row["method"]] = None
+    if not having:
+        return "no labelled training examples"
+    most, *others = sorted(having, key=lambda count: (-len(having[count]), -count))
+    named = "; ".join(f"{count:,}: {', '.join(having[count])}" for count in others)
+    return f"{most:,} labelled training examples" + (f" ({named})" if named else "")
 
 
 def _listed(what: str, values: Sequence[int]) -> str:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lightning_merge.report.comparison_report import explanation
 from lightning_merge.report.summary import (
     AVERAGE,
     markdown_lines,
@@ -87,3 +88,21 @@ def test_a_metric_that_nobody_has_gets_no_column():
 def test_a_bar_in_a_name_begins_no_cell():
     text = markdown_lines([["method", "n", "of"], ["a | b", "1", "x"]], ["of"])
     assert text == "| method | n | of |\n| --- | ---: | --- |\n| a \\| b | 1 | x |\n"
+
+
+@pytest.mark.parametrize(
+    ("saw", "said"),
+    [
+        ({"mean": 0, "np": 0}, "saw no labelled training examples."),
+        ({"mean": 0, "np": 1500}, "saw 1,500 labelled training examples."),
+        (
+            {"mean": 500, "np": 1500, "tuned": 1500},
+            "saw 1,500 labelled training examples (500: mean).",
+        ),
+    ],
+)
+def test_how_many_labelled_examples_each_merge_learned_from(saw, said):
+    rows = [{**row(name, "merge", 0, 0.5), "train_examples": count} for name, count in saw.items()]
+    rows.append({**row("A", "ingredient", 0, 0.5), "train_examples": 70})
+    rows = [{**one, "test_examples": 10} for one in rows]
+    assert said in explanation(rows, [{"interval": ""}])
