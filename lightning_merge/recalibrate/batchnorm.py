@@ -5,6 +5,7 @@ Repair"; NP Merge, Sec. IV-A.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, TypeGuard
@@ -21,6 +22,7 @@ from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
 from lightning_merge.recalibrate.observed import Norm, Observed, observing
+from lightning_merge.recalibrate.other_norms import OtherNorm, own_statistics
 from lightning_merge.recalibrate.pooled import pool_over_ranks
 
 Weighting = Literal["examples", "batches"]
@@ -55,6 +57,9 @@ def reset_batchnorm(
     uses. Norms that the network did not run keep what they have. Subclasses are reset like
     plain ones; SyncBatchNorm's, too, do not mix the batches of ranks. An InstanceNorm that tracks
     statistics gets the mean over all instances of their means and of their unbiased variances.
+    Another layer with `running_mean`, `running_var` (or `moving_`) that takes a share of each
+    batch's (timm's EvoNorm, one written by hand) gets the mean of what its own code finds in the
+    batches, each counting with its examples; one that updates them otherwise stays, with a warning.
 
     Args:
         model: A network that takes one input; changed in place.
@@ -87,10 +92,14 @@ def reset_batchnorm(
     layers = {name: layer for name, layer in model.named_modules() if tracks(layer)}
     if not layers:
         return 0
-    observed = [Observed(layer, pooled=weighting == "examples") for layer in layers.values()]
+    pooled = weighting == "examples"
+    observed = [
+        Observed(layer, pooled) if _is_torchs(layer) else OtherNorm(layer, pooled)
+        for layer in layers.values()
+    ]
     batches = in_random_order(batches, seed)
     copies = batches.copies if isinstance(batches, Share) else 1
-    inputs = batches if call else _Inputs(batches, join=weighting == "examples")
+    inputs = batches if call else _Inputs(batches, join=pooled)
     seen = 0
     with ExitStack() as stack:
         stack.enter_context(isolated_randomness())
@@ -112,13 +121,24 @@ def reset_batchnorm(
                     f"BatchNorm reset: norm '{name}' was given NaN or infinity; look for it in the "
                     "images and in the network's weights"
                 )
+            if isinstance(one, OtherNorm) and one.unclear:
+                warnings.warn(
+                    f"BatchNorm reset: {', '.join(one.names)} of '{name}' "
+                    f"({type(one.layer).__name__}) stay as they are, for it does not update them "
+                    "by a share of each batch: estimate them yourself",
+                    stacklevel=2,
+                )
     for one, mean, variance, count in new:
         one.write(mean, variance, count)
     return len(new)
 
 
-def tracks(layer: nn.Module) -> TypeGuard[Norm]:
+def tracks(layer: nn.Module) -> bool:
     """Whether a layer is a norm with running statistics."""
+    return _is_torchs(layer) or bool(own_statistics(layer))
+
+
+def _is_torchs(layer: nn.Module) -> TypeGuard[Norm]:
     return (
         isinstance(layer, Norm)
         and layer.track_running_stats

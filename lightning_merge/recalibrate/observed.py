@@ -1,7 +1,7 @@
 """A norm that normalises by its batches' own statistics, and pools them."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,20 @@ class Observed:
         between = pooled and isinstance(layer, _BatchNorm)
         self.pool = Pooled.empty(layer.running_mean.numel(), self.device, between=between)
         self.calls = 0
+
+    def run(self, code: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the layer's code gives, with its batch's own statistics, which are joined."""
+        with _Call(self) as call:
+            output = code(*args, **kwargs)
+        if not call.caught:
+            # A norm that computes by itself.
+            value = next(iter((*args, *kwargs.values())))
+            if value.shape[1] == self.pool.mean.numel():
+                if isinstance(self.layer, _InstanceNorm):
+                    self.add_instances(value)
+                else:
+                    self.add(*channel_moments(value, 1))
+        return output
 
     def add(self, count: int, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
         """Joins a batch of `count` values a channel, as `Pooled.add` does."""
@@ -160,24 +174,14 @@ class _Call(TorchFunctionMode):
 @contextmanager
 def observing(observed: Observed) -> Iterator[None]:
     """Observes a layer; its statistics, mode and code are as before afterwards."""
-    layer = observed.layer
+    layer: nn.Module = observed.layer
     code: Any = layer.forward
     own = layer.__dict__.get("forward")
     before = {name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)}
     mode = layer.training
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _Call(observed) as call:
-            output = code(*args, **kwargs)
-        if not call.caught:
-            # A norm that computes by itself.
-            value = next(iter((*args, *kwargs.values())))
-            if value.shape[1] == observed.pool.mean.numel():
-                if isinstance(layer, _InstanceNorm):
-                    observed.add_instances(value)
-                else:
-                    observed.add(*channel_moments(value, 1))
-        return output
+        return observed.run(code, args, kwargs)
 
     # In training mode it uses its batch's statistics; what it holds (dropout) stays as it is.
     # A synchronised norm would wait for ranks that have fewer batches, but not in eval mode.
