@@ -20,32 +20,44 @@ def majority(data: LightningDataModule, targets: NDArray[np.int64] | None) -> fl
     """
     if targets is None:
         return None
+    rows = targets.reshape(len(targets), -1)
     known = _training_targets(data)
-    if known is None or known.shape[1:] != targets.shape[1:]:
-        known = targets
-    columns = known.reshape(len(known), -1).T
-    answer = [int(np.bincount(column).argmax()) for column in columns]
-    return float((targets.reshape(len(targets), -1) == answer).mean())
+    if known is None or known.shape[1] != rows.shape[1]:
+        known = rows
+    answer = [int(np.bincount(column).argmax()) for column in known.T]
+    return float((rows == answer).mean())
 
 
 def _training_targets(data: LightningDataModule) -> NDArray[np.int64] | None:
+    """The training examples' classes `(N, 1)`, or labels `(N, L)`."""
     try:
-        found = _targets(data.train_dataloader().dataset)
+        array = _targets(data.train_dataloader().dataset)
     except (AttributeError, MisconfigurationException):
         return None
-    if found is None:
+    if array is None or array.ndim not in (1, 2) or not array.size:
         return None
-    array = np.asarray(found)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    whole = array.ndim in (1, 2) and len(array) and array.dtype.kind in "iub" and array.min() >= 0
-    return array.astype(np.int64) if whole else None
+    array = array.reshape(len(array), -1)
+    # Labels of zeros and ones are floating-point numbers, for the loss.
+    labels = bool(np.isin(array, (0, 1)).all())
+    whole = array.dtype.kind in "iub" and array.min() >= 0
+    return array.astype(np.int64) if labels or whole else None
 
 
-def _targets(dataset: Any) -> Any:
+def _targets(dataset: Any) -> NDArray[Any] | None:
     if isinstance(dataset, torch.utils.data.Subset):
         found = _targets(dataset.dataset)
-        return None if found is None else np.asarray(found)[np.asarray(dataset.indices)]
+        return None if found is None else found[np.asarray(dataset.indices)]
     if isinstance(dataset, torch.utils.data.TensorDataset):
-        return dataset.tensors[1] if len(dataset.tensors) > 1 else None
-    return getattr(dataset, "targets", getattr(dataset, "labels", None))
+        return _array(dataset.tensors[1]) if len(dataset.tensors) > 1 else None
+    if getattr(dataset, "target_transform", None) is not None:
+        # Torchvision's sets keep what the files say, and give what is made of it.
+        return None
+    return _array(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+
+
+def _array(found: Any) -> NDArray[Any] | None:
+    """Targets as an array; None where they are no table, such as lists of several lengths."""
+    try:
+        return np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found)
+    except (TypeError, ValueError):
+        return None

@@ -8,8 +8,9 @@ from sklearn.metrics import confusion_matrix
 from strangers import quiet_trainer
 from tiny_contexts import Perceptron, Points, trained
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from lightning_merge.measure.guessing import majority
 from lightning_merge.measure.measurement import measure
 from lightning_merge.modules import EnsembleModule, ImageClassifier
 from lightning_merge.report.confusion_matrices import confusion_matrices
@@ -115,6 +116,41 @@ def test_the_most_frequent_class_is_that_of_training():
     )
     frequent = int(train.bincount().argmax())
     assert measured(with_weights(Perceptron)).majority == pytest.approx((test == frequent).mean())
+
+
+class Parity(Dataset):
+    """Keeps the classes that its files have, as torchvision's sets do, and gives others."""
+
+    targets = (9, 9, 9, 1, 2, 2)
+
+    def target_transform(self, target):
+        return target % 2
+
+
+class OfLabels(Dataset):
+    """Keeps each example's labels in a list of its own."""
+
+    labels = ((0,), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "tested_on", "wanted"),
+    [
+        # What is rare in training is frequent in the test: labels, and one label in a column.
+        (TensorDataset(torch.zeros(4, 1), torch.ones(4, 2)), [[0, 1], [0, 0], [0, 0]], 1 / 6),
+        (TensorDataset(torch.zeros(4, 1), torch.ones(4, 1)), [[0], [0], [1]], 1 / 3),
+        (TensorDataset(torch.zeros(4, 1), torch.ones(4, 1).long()), [0, 0, 1], 1 / 3),
+        (Subset(TensorDataset(torch.zeros(4, 1), torch.eye(4)), [1, 1]), [[1, 0, 0, 0]], 2 / 4),
+        # Where it cannot be told, the test labels decide.
+        (TensorDataset(torch.zeros(4, 1), torch.full((4, 1), 0.3)), [[0], [0], [1]], 2 / 3),
+        (Parity(), [1, 1, 0], 2 / 3),
+        (OfLabels(), [1, 1, 0], 2 / 3),
+    ],
+)
+def test_the_most_frequent_answer_of_any_training_set(trained_on, tested_on, wanted):
+    data = LightningDataModule()
+    data.train_dataloader = lambda: DataLoader(trained_on)
+    assert majority(data, np.array(tested_on)) == pytest.approx(wanted)
 
 
 def test_without_validation_data_nothing_is_held_out():
