@@ -29,13 +29,18 @@ def reloaded(
         drop_last: Whether a last, smaller batch is left out; None for the other loader's setting.
 
     Raises:
-        ConfigError: If the data set cannot be indexed, or `batch_size` is None and the other
-            loader's batch sampler has none.
+        ConfigError: If the data set cannot be indexed, the other loader makes no batches, or
+            `batch_size` is None and the other loader's batch sampler has none.
     """
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError(
             f"{type(loader.dataset).__name__} has no indices by which examples could be chosen: "
             "give a DataLoader over an indexed data set"
+        )
+    if loader.batch_sampler is None:
+        raise ConfigError(
+            "the loader makes no batches (its batch_size is None), so that none of another size "
+            "can be made: give a DataLoader with a batch_size"
         )
     size = batch_size or loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     if size is None:

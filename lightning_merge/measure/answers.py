@@ -106,7 +106,10 @@ class AnswerRecorder(Callback):
         """Forgets the last batch."""
         del trainer, pl_module, args, kwargs
         self._outputs, self._targets = {}, targets_of(batch)
-        if self._targets is not None and are_classes(self._targets):
+        if self._targets is not None and self._targets.dim() == 0:
+            # A loader that makes no batches gives the class of one example.
+            self._targets = self._targets.reshape(1)
+        elif self._targets is not None and are_classes(self._targets):
             self._targets = self._targets.flatten()
 
     def on_test_batch_end(

@@ -61,6 +61,8 @@ class Stream(IterableDataset):
 
 
 def test_what_has_no_indices_or_no_batch_size_is_refused():
+    with pytest.raises(ConfigError, match="makes no batches"):
+        reloaded(loader(batch_size=None), batch_size=2)
     with pytest.raises(ConfigError, match="Stream has no indices"):
         reloaded(DataLoader(Stream()))
     own = DataLoader(TensorDataset(torch.arange(4)), batch_sampler=[[0, 1], [2, 3]])

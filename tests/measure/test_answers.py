@@ -118,6 +118,43 @@ def test_the_most_frequent_class_is_that_of_training():
     assert measured(with_weights(Perceptron)).majority == pytest.approx((test == frequent).mean())
 
 
+class OneByOne(Dataset):
+    """Gives inputs as a batch of one, and the class as a number without dimensions."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        x, y = self.examples[index]
+        return x[None], y
+
+
+class Unbatched(Points):
+    """The points without batches."""
+
+    def test_dataloader(self):
+        return DataLoader(OneByOne(super().test_dataloader().dataset), batch_size=None)
+
+
+class Unflattened(Perceptron):
+    """Takes classes without dimensions, too."""
+
+    def test_step(self, batch, batch_idx):
+        x, y = batch
+        return super().test_step((x, y.reshape(-1)), batch_idx)
+
+
+def test_a_class_without_dimensions_is_that_of_one_example():
+    module, data = with_weights(Unflattened), Unbatched()
+    row = measured(module, data)
+    truth, predicted = of(Points().test_dataloader(), module)
+    np.testing.assert_array_equal(row.answers.targets, truth)
+    np.testing.assert_array_equal(row.answers.predicted, predicted)
+
+
 class Parity(Dataset):
     """Keeps the classes that its files have, as torchvision's sets do, and gives others."""
 
