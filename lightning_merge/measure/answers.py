@@ -135,8 +135,10 @@ class AnswerRecorder(Callback):
         if are_classes(targets):
             found = predicted_classes(found) if found.is_floating_point() else found.flatten()
         else:
+            # Smoothed labels stand for the nearer of 0 and 1, as for the metrics.
+            targets = targets > 0.5
             # A logit that is no number is wrong about its label.
-            found = torch.where(found.isnan(), targets < 1, found > 0)
+            found = torch.where(found.isnan(), ~targets, found > 0)
         self._answered.append((targets.cpu().long(), found.cpu().long()))
 
     @property

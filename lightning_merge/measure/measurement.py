@@ -205,9 +205,12 @@ def answered_test(module: LightningModule, data: LightningDataModule, trainer: T
     """Tests a module, and records what it answers."""
     with counting(trainer) as seen, recording(trainer, module) as recorded:
         metrics = _tested(module, data, trainer)
-    answers = recorded.answers(seen.count, metrics.get("accuracy"))
+    answers, targets = recorded.answers(seen.count, metrics.get("accuracy")), recorded.targets
+    if answers is None and targets is not None and targets.ndim > 1:
+        # Probabilities of classes, or one class as a row of zeros and a one, are no labels.
+        targets = None
     with isolate_rng():
-        guessed = majority(data, recorded.targets)
+        guessed = majority(data, targets)
     return Tested(metrics, seen.count, answers, guessed, seen.example)
 
 

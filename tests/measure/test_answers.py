@@ -227,6 +227,28 @@ def test_other_tasks(task, classes):
     assert row.majority == pytest.approx(float((targets == answer).double().mean()))
 
 
+def test_smoothed_labels_are_the_nearer_ones():
+    labels = (torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) > 0.7).long()
+    torch.manual_seed(0)
+    options = {"model_kwargs": {"img_size": 8}}
+    module = ImageClassifier("linear_classifier", 3, 1, "multilabel", **options).eval()
+    plain, smoothed = (measured(module, Images(one)) for one in (labels, 0.8 * labels + 0.1))
+    np.testing.assert_array_equal(smoothed.answers.right, plain.answers.right)
+    assert smoothed.answers.examples == plain.answers.examples
+    assert smoothed.majority == plain.majority
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_probabilities_of_classes_are_no_labels(smoothing):
+    classes = nn.functional.one_hot(torch.arange(40) % 5)
+    targets = (1 - smoothing) * classes.float() + smoothing / 5
+    torch.manual_seed(0)
+    module = ImageClassifier("linear_classifier", 5, 1, model_kwargs={"img_size": 8}).eval()
+    row = measured(module, Images(targets))
+    assert row.answers is None
+    assert row.majority is None
+
+
 def test_confusion_matrices_count_over_seeds():
     rows = [measured(trained(seed)) for seed in range(2)]
     found = confusion_matrices(rows, ["a", "b", "c"])
