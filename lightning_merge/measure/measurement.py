@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from lightning_merge.measure.cost import flops, parameters_at_inference
 from lightning_merge.measure.guessing import majority
 from lightning_merge.measure.intervals import interval_of
 from lightning_merge.recipe.counting import counting
+from lightning_merge.recipe.held_out import validation_loaders
 
 AVERAGE = "Ingredients' average"
 
@@ -230,14 +230,18 @@ def evaluate(
 
 def on_held_out(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
-) -> tuple[float | None, int]:
-    """The accuracy of the module's own test on the validation data, and on how many examples."""
-    if not is_overridden("val_dataloader", data, LightningDataModule):
-        return None, 0
+) -> tuple[float | None, int | None]:
+    """The accuracy of the module's own test on the validation data, and on how many examples.
+
+    Nothing is measured, None and None, where these are in several loaders.
+    """
     with isolate_rng():
-        loader = data.val_dataloader()
-        if not isinstance(loader, DataLoader):
+        loaders = validation_loaders(data)
+        if not loaders:
             return None, 0
+        loader, *others = loaders
+        if others or not isinstance(loader, DataLoader):
+            return None, None
         held_out = copy.copy(data)
         held_out.test_dataloader = lambda: loader  # type: ignore[method-assign]
         metrics, examples = evaluate(module, held_out, trainer)

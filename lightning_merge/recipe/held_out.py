@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -62,6 +63,14 @@ def are_right(logits: Tensor, targets: Tensor) -> Tensor:
     return predicted_classes(logits) == targets
 
 
+def validation_loaders(data: LightningDataModule) -> list[Any]:
+    """The loaders of a data module's validation data, in whatever collection they are given."""
+    if not is_overridden("val_dataloader", data, LightningDataModule):
+        return []
+    given = data.val_dataloader()
+    return [] if given in (None, [], (), {}) else list(CombinedLoader(given).flattened)
+
+
 class HeldOut:
     """A context's validation data.
 
@@ -71,7 +80,8 @@ class HeldOut:
 
     def __init__(self, context: "Context") -> None:
         self.context = context
-        loader = context.data.val_dataloader()
+        loaders = validation_loaders(context.data)
+        loader = loaders[0] if len(loaders) == 1 else None
         if not isinstance(loader, DataLoader) or not sized_len(loader):
             raise ConfigError(
                 f"candidates are compared on held-out examples, and {type(context.data).__name__} "
@@ -236,8 +246,7 @@ def check_validation(data: LightningDataModule, what: str) -> None:
     Raises:
         ConfigError: If it has none.
     """
-    has = is_overridden("val_dataloader", data, LightningDataModule)
-    if not has or data.val_dataloader() in (None, [], ()):
+    if not validation_loaders(data):
         raise ConfigError(
             f"{what} chooses on examples held out of train, and {type(data).__name__} has none: "
             "set its held_out, or give CCAMatching a gamma of its own"

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_merge.measure.guessing import majority
 from lightning_merge.measure.measurement import measure
+from lightning_merge.measure.recommendation import recommend
 from lightning_merge.modules import EnsembleModule, ImageClassifier
 from lightning_merge.report.confusion_matrices import confusion_matrices
 
@@ -193,6 +194,25 @@ def test_the_most_frequent_answer_of_any_training_set(trained_on, tested_on, wan
 def test_without_validation_data_nothing_is_held_out():
     row = measured(with_weights(Perceptron), Points(validated=False))
     assert (row.held_out, row.held_out_examples) == (None, 0)
+
+
+class Several(Points):
+    """Has its validation data in a list of so many loaders."""
+
+    def __init__(self, loaders):
+        super().__init__()
+        self.loaders = loaders
+
+    def val_dataloader(self):
+        return [self._points(2, 70) for _ in range(self.loaders)]
+
+
+def test_a_list_of_one_loader_is_held_out_and_of_two_is_not_measured():
+    module = with_weights(Perceptron)
+    plain, one, two = (measured(module, data) for data in (Points(), Several(1), Several(2)))
+    assert (one.held_out, one.held_out_examples) == (plain.held_out, 70)
+    assert (two.held_out, two.held_out_examples) == (None, None)
+    assert recommend([two]).reason == ("No recommendation: these results have no held-out scores.")
 
 
 class Images(LightningDataModule):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
-from tiny_contexts import CLASSES, Perceptron, Points, trained
+from tiny_contexts import CLASSES, Perceptron, Points, made_context, trained
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -126,3 +127,14 @@ def test_a_stream_of_unknown_length_is_refused_in_a_line(monkeypatch):
     monkeypatch.setattr(made.data, "val_dataloader", lambda: DataLoader(Stream()), raising=False)
     with pytest.raises(ConfigError, match="of known length"):
         Recipe("greedy", GreedySoup()).check_context(made)
+
+
+def test_a_loader_in_a_list_is_held_out_and_without_any_a_search_says_so(monkeypatch):
+    made = made_context(3)
+    taken = Recipe("greedy", GreedySoup())(made).choices[0].details
+    plain = Points.val_dataloader
+    monkeypatch.setattr(Points, "val_dataloader", lambda self: [plain(self)])
+    assert Recipe("greedy", GreedySoup())(made).choices[0].details == taken
+    monkeypatch.setattr(Points, "val_dataloader", LightningDataModule.val_dataloader)
+    with pytest.raises(ConfigError, match="has no validation data in one loader"):
+        HeldOut(made)
