@@ -199,6 +199,12 @@ def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor
     return inputs[:2].to(device)
 
 
+def loaders_in(given: Any) -> list[Any]:
+    """The loaders in what a data module gives: one, or any collection that Lightning accepts."""
+    # Lightning takes an empty list for a loader. Whether one is true asks for its length.
+    return [] if given in (None, [], (), {}) else list(CombinedLoader(given).flattened)
+
+
 def _plain(data: LightningDataModule | None) -> Any:
     make = getattr(data, "statistics_dataloader", None)
     return None if make is None else make()

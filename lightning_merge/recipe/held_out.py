@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred, example_inputs
+from lightning_merge.loaders import Transferred, example_inputs, loaders_in
 from lightning_merge.modules.last_layer import last_layer, take_off
 from lightning_merge.orders import examples_of
 from lightning_merge.recipe.counting import counting
@@ -67,8 +66,7 @@ def validation_loaders(data: LightningDataModule) -> list[Any]:
     """The loaders of a data module's validation data, in whatever collection they are given."""
     if not is_overridden("val_dataloader", data, LightningDataModule):
         return []
-    given = data.val_dataloader()
-    return [] if given in (None, [], (), {}) else list(CombinedLoader(given).flattened)
+    return loaders_in(data.val_dataloader())
 
 
 class HeldOut:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import loaders_in
 from lightning_merge.orders import in_random_order
 from lightning_merge.recipe.build import Plain, build_data
+from lightning_merge.recipe.held_out import validation_loaders
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, execute
 
@@ -215,19 +217,26 @@ def _lengths(config: Plain, tested: bool) -> tuple[int, int, int]:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    train = data.train_dataloader() or []
-    others = []
-    if tested:
-        others.append(data.test_dataloader())
-        if is_overridden("val_dataloader", data, LightningDataModule):
-            others.append(data.val_dataloader())
+    train = data.train_dataloader()
+    batches = _most_batches(loaders_in(train), data)
     try:
         in_random_order(train, 0, 2)
-        examples = len(train) * (getattr(train, "batch_size", None) or 0)
+        examples = batches * (getattr(train, "batch_size", None) or 0)
     except ConfigError:
         examples = 0
-    tests = max((len(loader) for loader in others if loader), default=0)
-    return len(train), tests, examples
+    others = [*loaders_in(data.test_dataloader()), *validation_loaders(data)] if tested else []
+    return batches, _most_batches(others, data), examples
+
+
+def _most_batches(loaders: Sequence[Any], data: LightningDataModule) -> int:
+    counts = [sized_len(loader) for loader in loaders]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        raise ConfigError(
+            f"--dry_run counts batches, and a loader of {type(data).__name__} does not say how "
+            "many it has: give its data set a `__len__`, or leave --dry_run out"
+        )
+    return max(known, default=0)
 
 
 def _shortened(work: Work, amounts: _Amounts, epochs: int) -> Work:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from test_study_verbs import STUDY, TASKS, rows_of
 from tiny_contexts import Learner, Points
+from torch.utils.data import DataLoader, IterableDataset
 from unrendered import unrendered
 
 from lightning_merge import run_study, run_tasks
@@ -281,6 +282,24 @@ def test_a_dry_run_on_few_held_out_batches(tmp_path):
     data = {"class_path": f"{__name__}.FewHeldOut"}
     study = {**ONE, "data": data, "recipes": STUDY["recipes"][:1]}
     assert estimate_study(study, tmp_path / "out").total > 0
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Points().test_dataloader().dataset)
+
+
+class Streamed(Points):
+    """Does not say how many examples there are to test on."""
+
+    def test_dataloader(self):
+        return DataLoader(Stream(), batch_size=32)
+
+
+def test_a_dry_run_on_batches_that_cannot_be_counted_says_so(tmp_path):
+    study = {**ONE, "data": {"class_path": f"{__name__}.Streamed"}}
+    with pytest.raises(ConfigError, match="a loader of Streamed does not say how many"):
+        estimate_study(study, tmp_path / "out")
 
 
 def test_the_command_prints_a_dry_run(by_seed, tmp_path, capsys):
