@@ -176,9 +176,13 @@ def markdown_lines(cells: Sequence[Sequence[str]], words: Collection[str] = ()) 
     """
     header, *lines = cells
     sides = ["---", *("---" if name in words else "---:" for name in header[1:])]
-    # The bar of a name would begin another cell.
-    shown = [[cell.replace("|", "\\|") for cell in line] for line in (header, sides, *lines)]
+    shown = [[_markdown_cell(cell) for cell in line] for line in (header, sides, *lines)]
     return "".join("| " + " | ".join(line) + " |\n" for line in shown)
+
+
+def _markdown_cell(text: str) -> str:
+    # The bar of a name would begin another cell, and its line break another line.
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:

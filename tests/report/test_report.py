@@ -106,3 +106,8 @@ def test_how_many_labelled_examples_each_merge_learned_from(saw, said):
     rows.append({**row("A", "ingredient", 0, 0.5), "train_examples": 70})
     rows = [{**one, "test_examples": 10} for one in rows]
     assert said in explanation(rows, [{"interval": ""}])
+
+
+def test_a_line_break_in_a_name_begins_no_row():
+    text = markdown_lines([["method", "n"], ["a\nb", "1"], ["c\n", "2"]])
+    assert text == "| method | n |\n| --- | ---: |\n| a b | 1 |\n| c | 2 |\n"
