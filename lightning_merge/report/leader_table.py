@@ -193,7 +193,8 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
         seeds = len({row["seed"] for row in results["measurements"]})
         title = results["config"].get("title", "a study")
         studies[name] = f"{title}, {seeds} seed{'s' if seeds > 1 else ''} ({folder})"
-        fields += _fields(name, results["config"], results["measurements"])
+        classes = len((results.get("confusion") or {}).get("classes") or ())
+        fields += _fields(name, results["config"], results["measurements"], classes)
     if not fields:
         raise ConfigError("these studies have no two merges of the same ingredients to compare")
     rows = []
@@ -202,35 +203,45 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
     return LeaderTable(rows, studies)
 
 
-def situation_of(config: Plain, rows: Sequence[Plain], size: int | None) -> dict[str, str]:
+def situation_of(
+    config: Plain, rows: Sequence[Plain], size: int | None, classes: int | None = None
+) -> dict[str, str]:
     """The situation of a study's merges of so many ingredients, by factor.
 
     Args:
         config: The study's options.
         rows: Its measurements.
         size: The number of ingredients.
+        classes: The number of classes, for models without a `num_classes` of their own. Where
+            neither is known it is not known either whether data are little.
     """
     model, data = (arguments_of(config.get(name)) for name in ("model", "data"))
     ingredients = config.get("ingredients") or []
     same = config.get("start") is not None or bool(model.get("pretrained"))
-    examples = data.get("examples_per_class")
-    if examples is None:
+    examples, count = data.get("examples_per_class"), model.get("num_classes") or classes
+    if examples is None and count:
         seen = [row["train_examples"] for row in rows if row.get("train_examples")]
-        examples = max(seen, default=0) / int(model.get("num_classes") or 1)
-    classes = {str(one["classes"]) for one in ingredients if one.get("classes") is not None}
-    if len(classes) > 1 or data.get("split") == "classes":
+        examples = max(seen, default=0) / int(count)
+    divided = {str(one["classes"]) for one in ingredients if one.get("classes") is not None}
+    if len(divided) > 1 or data.get("split") == "classes":
         shared = "disjoint"
     else:
         shared = "shared unevenly" if data.get("split") in _SKEWED else "the same"
     return {
         "initialisation": "same" if same else "different",
-        "data": "little" if examples <= LITTLE else "much",
+        "data": _amount(examples),
         "networks": str(size or 2),
         "classes": shared,
     }
 
 
-def _fields(study: str, config: Plain, rows: Sequence[Plain]) -> list[_Field]:
+def _amount(examples: float | None) -> str:
+    if examples is None:
+        return "unknown"
+    return "little" if examples <= LITTLE else "much"
+
+
+def _fields(study: str, config: Plain, rows: Sequence[Plain], classes: int) -> list[_Field]:
     known = {recipe["name"]: _described(recipe) for recipe in config.get("recipes") or []}
     merges = [row for row in rows if row["kind"] == "merge" and row["method"] in known]
     found = []
@@ -241,7 +252,7 @@ def _fields(study: str, config: Plain, rows: Sequence[Plain]) -> list[_Field]:
             if None not in own:
                 scores.setdefault(known[method], []).append(statistics.fmean(own))
         networks, best = _networks(rows, size)
-        field = _Field(study, situation_of(config, rows, size), scores, networks, best)
+        field = _Field(study, situation_of(config, rows, size, classes), scores, networks, best)
         if field.size > 1:
             found.append(field)
     return found

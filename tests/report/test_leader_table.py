@@ -186,3 +186,18 @@ def test_what_is_no_study_is_refused(tmp_path, capsys):
         main(["leaders", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert "holds no results of a study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("confusion", "data"),
+    [(["a"] * 100, "little"), (["a"] * 5, "much"), (None, "unknown")],
+)
+def test_the_classes_of_a_model_that_does_not_say_them_are_those_of_its_answers(
+    tmp_path, confusion, data
+):
+    folder = write(tmp_path / "a", {"Mean": [0.1], "NP": [0.5]}, model={"class_path": "x.Own"})
+    path = folder / "results.json"
+    classes = {"confusion": None if confusion is None else {"classes": confusion}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **classes}))
+    situations = {row.situation for row in leader_table([folder]).rows}
+    assert {one for one in situations if one.startswith("data: ")} == {f"data: {data}"}
