@@ -1,7 +1,9 @@
 """Context managers for evaluation mode."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,12 +31,21 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gradient_free(*models: nn.Module) -> Iterator[None]:
-    """As `evaluation`, with gradients and inference mode disabled meanwhile.
+    """As `evaluation`, without gradients, inference mode and compiled code meanwhile.
 
     Hooks need to detect changes to tensors, which inference tensors do not record.
 
     Args:
         models: The networks.
     """
-    with evaluation(*models), torch.inference_mode(False), torch.no_grad():
+    with evaluation(*models), as_written(), torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Runs what was compiled as it is written: compiled code calls no hook that came later."""
+    # Nothing was compiled before torch's compiler was imported, which takes seconds.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

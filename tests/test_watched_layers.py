@@ -1,6 +1,7 @@
-"""Networks that pass inputs by name, as equals of those that pass them by position."""
+"""Networks whose layers are called otherwise, by name or by compiled code, as equals of others."""
 
 import pytest
+import torch
 from strangers import quiet_trainer
 from tiny_contexts import Perceptron, Points, trained
 from torch import nn
@@ -56,3 +57,32 @@ def test_merges_do_not_depend_on_how_layers_are_called(norm, parts):
     ]
     assert digest(found[0]) == digest(found[1])
     assert digest(found[0]) != digest(states[0])
+
+
+class Compiled(Perceptron):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.compile(self.net, backend="eager")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"aggregate": Average(), "recalibrate": "repair"},
+        {"aggregate": Average(), "recalibrate": "outputs"},
+        {"aggregate": RegMean()},
+    ],
+    ids=["REPAIR", "outputs", "RegMean"],
+)
+def test_merges_of_networks_that_ran_compiled_are_those_of_plain_ones(parts):
+    torch.compiler.reset()
+    states = [trained(seed, steps=8).state_dict() for seed in range(2)]
+    found = []
+    for kind in (Perceptron, Compiled):
+        module = kind().eval()
+        with torch.no_grad():
+            module(torch.zeros(32, 6))
+        named = [dict(zip(module.state_dict(), s.values(), strict=True)) for s in states]
+        context = Context(module, named, ["a", "b"], Points(), quiet_trainer, progress=False)
+        found.append([*Recipe("one", **parts)(context).module.state_dict().values()])
+    torch.testing.assert_close(found[1], found[0])

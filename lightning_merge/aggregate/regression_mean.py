@@ -23,7 +23,7 @@ from lightning_merge.aggregate.inputs import (
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.linear_layers import Linear, input_rows, is_plain
-from lightning_merge.modes import evaluation
+from lightning_merge.modes import as_written, evaluation
 from lightning_merge.state_dicts import StateDict
 from lightning_merge.watched_layers import watch_input
 
@@ -150,7 +150,7 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
         if is_plain(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in known
     ]
     try:
-        with evaluation(model):
+        with evaluation(model), as_written():
             for inputs in inputs_in(batches):
                 model(to_device_of(model, inputs))
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import ConfigError
-from lightning_merge.modes import evaluation
+from lightning_merge.modes import as_written, evaluation
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def last_layer(network: nn.Module, inputs: Tensor) -> str:
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear)
     ]
-    with evaluation(network):
+    with evaluation(network), as_written():
         inputs = to_device_of(network, inputs)
         try:
             output = network(inputs)

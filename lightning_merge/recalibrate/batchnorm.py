@@ -4,10 +4,9 @@ Source: Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Inte
 Repair"; NP Merge, Sec. IV-A.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.distributed import Share, ranks, sum_over_ranks
 from lightning_merge.errors import ConfigError, DataError, MergeError, NonFiniteError
-from lightning_merge.modes import evaluation
+from lightning_merge.modes import as_written, evaluation
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
@@ -107,7 +106,7 @@ def reset_batchnorm(
         for one in observed:
             stack.enter_context(observing(one))
         for given in tracked(inputs, "BatchNorm reset", progress):
-            with _eager():
+            with as_written():
                 _run(model, given, call, first=not seen)
             seen += 1
         if isinstance(batches, Share):
@@ -163,15 +162,6 @@ def _run(model: nn.Module, given: Any, call: Call | None, first: bool) -> None:
             f"{type(model).__name__} does not run on a batch's input ({text}): say how it does, "
             "reset_batchnorm(..., call=lambda model, batch: ...)"
         ) from error
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Runs what was compiled as it is written: compiled code does not look at its layers again."""
-    # Nothing was compiled before torch's compiler was imported, which takes seconds.
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def _over_ranks(observed: list[Observed], seen: int) -> int:

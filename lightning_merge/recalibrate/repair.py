@@ -4,8 +4,7 @@ Source: Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Inte
 Repair". For networks without BatchNorm; with it, `reset_batchnorm` does the same.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.batches import inputs_in
 from lightning_merge.distributed import Share, ranks
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError
-from lightning_merge.modes import evaluation
+from lightning_merge.modes import gradient_free
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
@@ -123,7 +122,7 @@ class Repair:
         self.parents = []
         for number, parent in enumerate(parents, start=1):
             check_norms(parent, which)
-            with _observing(parent):
+            with gradient_free(parent):
                 if number == 1:
                     with isolated_randomness():
                         self._inputs = list(inputs_in(in_random_order(batches, seed)))
@@ -167,7 +166,7 @@ class Repair:
         """
         check_norms(merged, self._which)
         shares = shares_of(weights, len(self.parents))
-        with _observing(merged):
+        with gradient_free(merged):
             self._check(merged)
             together = [self.layers] if self._added_up else [[name] for name in self.layers]
             for names in tracked(together, "REPAIR: layers", progress):
@@ -208,13 +207,6 @@ def check_norms(model: nn.Module, which: Which) -> None:
         raise ConfigError(
             "REPAIR is for networks without BatchNorm, this one has some: use reset_batchnorm"
         )
-
-
-@contextmanager
-def _observing(model: nn.Module) -> Iterator[None]:
-    # A weight that is corrected in inference mode would be lost to training.
-    with evaluation(model), torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
