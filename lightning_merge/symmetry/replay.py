@@ -178,6 +178,7 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
     Raises:
         AlignmentError: The time is up, or no random state gives finite outputs.
     """
+    fallback: Replay | None = None
     for scale in _SCALES:
         state = randomise(exported, generator, scale)
         inputs = []
@@ -194,9 +195,20 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
         with torch.no_grad():
             replay.keep(deadline)
         outputs = replay.result(replay.kept)
-        if all(bool(torch.isfinite(x).all()) and float(x.std()) > 0 for x in outputs):
-            return replay
+        if all(bool(torch.isfinite(x).all()) for x in outputs):
+            varied = [_varies(x) for x in outputs]
+            if all(varied):
+                return replay
+            # An output may be constant for good: a loss of zero, a temperature for all classes.
+            fallback = fallback or (replay if any(varied) else None)
+    if fallback is not None:
+        return fallback
     raise AlignmentError("the network's output is not finite for random parameters")
+
+
+def _varies(output: Tensor) -> bool:
+    """Whether an output has different numbers; a single one has none to differ from."""
+    return output.numel() == 1 or float(output.std()) > 0
 
 
 def randomise(

@@ -1,6 +1,7 @@
 """Networks that the engine cannot know, or cannot follow."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,41 @@ def test_an_operator_without_a_derivative_is_verified_by_running_it() -> None:
     permuted = spec.apply(model, {group.name: torch.arange(8).flip(0)})
     with torch.no_grad():
         torch.testing.assert_close(torch.func.functional_call(model, permuted, x), model(x))
+
+
+class WithRest(nn.Module):
+    """Logits, and something that is one number or always the same."""
+
+    def __init__(self, rest: str, classes: int = 3) -> None:
+        super().__init__()
+        self.rest = rest
+        self.one, self.out = nn.Linear(5, 8), nn.Linear(8, classes)
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.out(self.one(x).relu())
+        return {
+            "a number": (logits, self.temperature.exp()),
+            "a loss of zero": {"logits": logits, "loss": logits.new_zeros(())},
+            "the same everywhere": [logits, torch.ones_like(logits)],
+            "nothing": logits,
+        }[self.rest]
+
+
+@pytest.mark.parametrize(
+    ("rest", "classes", "examples"),
+    [
+        ("a number", 3, 4),
+        ("a loss of zero", 3, 4),
+        ("the same everywhere", 3, 4),
+        ("nothing", 1, 1),
+    ],
+)
+def test_outputs_that_do_not_vary_are_no_obstacle(rest: str, classes: int, examples: int) -> None:
+    model, x = WithRest(rest, classes), torch.randn(examples, 5)
+    spec = PermutationSpec.from_model(model, x)
+    assert [(group.name, group.size) for group in spec.groups] == [("one", 8)]
+    permuted = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
+    assert not torch.equal(permuted["one.weight"], model.one.weight)
+    after = torch.func.functional_call(model, permuted, x)
+    torch.testing.assert_close(after, model(x))
