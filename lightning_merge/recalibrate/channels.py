@@ -143,7 +143,7 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
             kept.append(output)
             makers[output.data_ptr()] = name
             last.append(name)
-            if plain:
+            if plain and output.numel():
                 called.append(name)
 
         hooks[name] = hook

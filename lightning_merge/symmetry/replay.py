@@ -208,7 +208,7 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
 
 def _varies(output: Tensor) -> bool:
     """Whether an output has different numbers; a single one has none to differ from."""
-    return output.numel() == 1 or float(output.std()) > 0
+    return output.numel() < 2 or float(output.std()) > 0
 
 
 def randomise(
@@ -231,7 +231,7 @@ def randomise(
             value = tensor.double()  # bounds of a clamp, drawn at random, would let nothing pass
         elif tensor.ndim > 1 and tensor.shape[0] == 1:
             value = noise  # embeddings tell tokens apart; without them attention is uniform
-        elif tensor.ndim > 1:
+        elif tensor.ndim > 1 and tensor.numel():
             fan_in = tensor.numel() / tensor.shape[0]
             value = noise * (2.0 / fan_in) ** 0.5 * scale
         else:

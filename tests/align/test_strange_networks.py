@@ -8,6 +8,7 @@ import torch
 from networks import Branching, randomised
 from torch import Tensor, nn
 
+from lightning_merge import ActivationMatching, LeastSquares, repair
 from lightning_merge.align import PermutationSpec
 from lightning_merge.errors import AlignmentError
 
@@ -150,3 +151,34 @@ def test_outputs_that_do_not_vary_are_no_obstacle(rest: str, classes: int, examp
     assert not torch.equal(permuted["one.weight"], model.one.weight)
     after = torch.func.functional_call(model, permuted, x)
     torch.testing.assert_close(after, model(x))
+
+
+class WithEmptyParts(nn.Module):
+    """A head without classes beside the one that is used, and a prompt of no tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out, self.other = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 0)
+        self.prompt = nn.Parameter(torch.empty(0, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.one(x).relu(), self.prompt])
+        return self.out(x), self.other(x)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parts_without_a_number_are_no_obstacle() -> None:
+    torch.manual_seed(0)
+    a, b = WithEmptyParts(), WithEmptyParts()
+    batches = [torch.randn(16, 5), torch.randn(16, 5)]
+    spec = PermutationSpec.from_model(a, batches[0])
+    permuted = spec.apply(a.state_dict(), spec.random(torch.Generator().manual_seed(1)))
+    b.load_state_dict(permuted)
+    assert not torch.equal(b.one.weight, a.one.weight)
+    back = ActivationMatching().align(spec, a, b, batches)
+    torch.testing.assert_close(back, dict(a.state_dict()))
+    with torch.no_grad():
+        b.one.weight *= 3
+    assert repair(b, a, a, batches) == 1
+    assert LeastSquares([a], batches)(b) == 2
+    torch.testing.assert_close(b(batches[0])[0], a(batches[0])[0])

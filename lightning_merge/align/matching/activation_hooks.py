@@ -80,6 +80,8 @@ def find_sites(group: Group, model: nn.Module) -> list[Site]:
         module = modules.get(path)
         if leaf != "weight" or not isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             continue
+        if not module.weight.numel():
+            continue  # a head without classes reads nothing
         dim = -1 if isinstance(module, nn.Linear) else 1
         products = group.size**2 / module.weight.numel()
         grouped = isinstance(module, _CONVOLUTIONS) and module.groups > 1
