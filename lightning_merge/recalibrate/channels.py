@@ -139,11 +139,13 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
             output: Tensor,
             name: str = name,
             plain: bool = own is not None and uses[id(own)] == 1 and is_plain(layer, _LAYERS),
+            axes: int = 0 if own is None else own.ndim,
         ) -> None:
             kept.append(output)
             makers[output.data_ptr()] = name
             last.append(name)
-            if plain and output.numel():
+            # One that is given a single vector or image, not a batch, has its channels elsewhere.
+            if plain and output.numel() and output.ndim >= axes:
                 called.append(name)
 
         hooks[name] = hook

@@ -73,8 +73,9 @@ class Repair:
 
     Convolutions and linear layers are corrected, except those that make the network's
     output (the classifier; the layer that runs last, where the output is computed from it), that
-    run more than once, that share their weight with another layer, or that compute with
-    something other than their own `weight` (weight standardisation, parametrisations).
+    run more than once, that share their weight with another layer, that are given one vector or
+    one image instead of a batch, or that compute with something other than their own `weight`
+    (weight standardisation, parametrisations).
     A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
     and which a network into which it is to be loaded must have (`without_bias` names them
     beforehand). A channel that never varies in the merged network is only shifted.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
-from lightning_merge.recalibrate import repair
+from lightning_merge.recalibrate import LeastSquares, repair
 
 
 class Small(nn.Module):
@@ -205,6 +205,34 @@ def test_layers_that_a_scale_would_not_reach_are_left_alone() -> None:
     before = copy.deepcopy(merged.state_dict())
     assert repair(merged, a, b, [torch.randn(3, 1, 2, 2)]) == 0
     assert all(torch.equal(merged.state_dict()[name], before[name]) for name in before)
+
+
+class Conditioned(nn.Module):
+    """Layers that compute from parameters alone, without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.picture = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(2, 6, 6))
+        self.gate, self.view = nn.Linear(5, 4), nn.Conv2d(2, 4, 3)
+        self.one, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.view(self.picture).mean((1, 2))
+        return self.out((self.one(x) * self.gate(self.code) + shift).relu())
+
+
+def test_layers_that_see_no_batch_are_left_alone() -> None:
+    torch.manual_seed(0)
+    a, merged, x = Conditioned(), Conditioned(), torch.randn(50, 3)
+    merged.load_state_dict(a.state_dict())
+    with torch.no_grad():
+        merged.one.weight *= 0.5
+    assert repair(merged, a, a, [x]) == 1
+    torch.testing.assert_close(merged(x), a(x))
+    with torch.no_grad():
+        merged.one.weight *= 0.5
+    assert LeastSquares([a], [x])(merged) == 2
+    torch.testing.assert_close(merged(x), a(x))
 
 
 def test_errors_say_what_to_do() -> None:
