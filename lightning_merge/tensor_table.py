@@ -180,7 +180,8 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
     within, dot, own = name.rpartition(".")
     if own == "zero_point" and f"{within}{dot}scale" in names:
         return "is of another quantisation: merge the networks before they are prepared for it"
-    if entry.code in ("I8", "U8") and len(entry.shape) > 1:
+    # Packed weights of four bits lie in numbers of 8 or 32.
+    if entry.code in ("I8", "U8", "I32", "U32") and len(entry.shape) > 1:
         return "holds other whole numbers, which have no mean: dequantise the networks first"
     return None
 
@@ -188,14 +189,18 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
 # As loralib, peft, torchtune, and diffusers name the matrices of an adapter.
 _FACTOR = re.compile(r"(?<![a-z])(lora(?:_embedding)?_)(A|a|down)(?![a-z])")
 _OTHER = {"A": "B", "a": "b", "down": "up"}
+# By what numbers of eight bits are multiplied, as transformers and vLLM name it.
+_SCALES = ("_scale", "_scale_inv")
 
 
-def other_factor(name: str, names: Mapping[str, object]) -> str | None:
-    """The tensor that a low-rank adapter multiplies another one with; None for all other tensors.
+def other_factor(name: str, names: Table) -> str | None:
+    """The tensor that another one is multiplied with; None where there is none.
 
-    The mean of the products is the product of the means only where one factor is the same in all
-    networks.
+    Those of a low-rank adapter, and the scale of a weight in eight bits. The mean of the products
+    is the product of the means only where one factor is the same in all networks.
     """
+    if name in names and names[name].code.startswith("F8"):
+        return next((name + end for end in _SCALES if name + end in names), None)
     found = _FACTOR.search(name)
     if found is None:
         return None
@@ -205,6 +210,11 @@ def other_factor(name: str, names: Mapping[str, object]) -> str | None:
 
 def not_linear(name: str, other: str) -> CheckpointError:
     """The error for two factors that both differ between networks."""
+    if other.startswith(name):
+        return CheckpointError(
+            f"'{name}' in eight bits is multiplied by '{other}', and the mean of such products is "
+            "not the product of the means: dequantise the networks first"
+        )
     return CheckpointError(
         f"'{name}' and '{other}' are the factors of one matrix (a LoRA adapter's), and the mean of "
         "such matrices is not the product of the factors' means: add the adapters to the weights "

@@ -86,10 +86,35 @@ def pruned(seed):
     return net.state_dict()
 
 
+def packed(seed):
+    """A weight of four bits, as GPTQ and AWQ write it."""
+    draw = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 1 << 30, (2, 3), dtype=torch.int32, generator=draw)
+    return {"0.qweight": words, "0.scales": torch.full((3,), float(seed))}
+
+
+def scaled(seed, scale=None, end="_scale"):
+    """A weight of eight bits, to be multiplied by its scale."""
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+    scale = torch.tensor(float(scale or seed))
+    return {"0.weight": (weight / scale).to(torch.float8_e4m3fn), f"0.weight{end}": scale}
+
+
+def test_weights_of_eight_bits_with_one_scale_have_a_mean():
+    states = [scaled(seed, scale=0.5) for seed in (1, 2)]
+    merged = average(states)
+    wanted = sum(state["0.weight"].double() for state in states) / 2
+    assert torch.equal(merged["0.weight"], wanted.to(torch.float8_e4m3fn))
+    assert merged["0.weight_scale"] == 0.5
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (packed, "'0.qweight' of .* holds other whole numbers"),
+        (scaled, "'0.weight' in eight bits is multiplied by '0.weight_scale'"),
+        (lambda seed: scaled(seed, end="_scale_inv"), "by '0.weight_scale_inv'"),
         (pruned, "'0.weight_mask' of .* is another pruning mask"),
         (lambda seed: adapter(NAMES[0], seed), "factors of one matrix"),
     ],
