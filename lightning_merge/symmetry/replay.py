@@ -176,7 +176,8 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
     """Run the network in float64 on random inputs with random parameters and buffers.
 
     Raises:
-        AlignmentError: The time is up, or no random state gives finite outputs.
+        AlignmentError: The time is up, no random state gives finite outputs, or no output has
+            real numbers.
     """
     fallback: Replay | None = None
     for scale in _SCALES:
@@ -195,6 +196,11 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
         with torch.no_grad():
             replay.keep(deadline)
         outputs = replay.result(replay.kept)
+        if not outputs:
+            raise AlignmentError(
+                "the network gives no real numbers, by which its permutations could be verified: "
+                "let forward return logits, and take their argmax outside"
+            )
         if all(bool(torch.isfinite(x).all()) for x in outputs):
             varied = [_varies(x) for x in outputs]
             if all(varied):

@@ -153,6 +153,19 @@ def test_outputs_that_do_not_vary_are_no_obstacle(rest: str, classes: int, examp
     torch.testing.assert_close(after, model(x))
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_a_network_without_an_output_of_real_numbers_is_refused(kind: torch.dtype) -> None:
+    class Other(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits.to(kind) if kind.is_complex else logits.argmax(1)
+
+    model = Other(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(AlignmentError, match="let forward return logits") as caught:
+        PermutationSpec.from_model(model, torch.randn(4, 5))
+    assert "\n" not in str(caught.value)
+
+
 class WithEmptyParts(nn.Module):
     """A head without classes beside the one that is used, and a prompt of no tokens."""
 
