@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from lightning_merge.errors import ConfigError
 
 
 def watch_input(module: nn.Module, receive: Callable[[Any], None]) -> RemovableHandle:
@@ -31,3 +34,22 @@ def watch_output(module: nn.Module, receive: Callable[[Any], None]) -> Removable
         receive(output)
 
     return module.register_forward_hook(after)
+
+
+def check_watchable(model: nn.Module, *having: str) -> None:
+    """Checks that no layer of a network is a program of TorchScript, whose layers call no hooks.
+
+    Args:
+        model: The network.
+        having: Attributes of which a layer must have one to matter.
+
+    Raises:
+        ConfigError: If there is one; the message names it.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule) and any(hasattr(layer, one) for one in having):
+            where = f"'{name}' of " if name else ""
+            raise ConfigError(
+                f"{where}{type(model).__name__} is TorchScript, whose layers cannot be "
+                "observed: give the network that it was made from, with its weights"
+            )

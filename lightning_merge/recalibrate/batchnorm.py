@@ -23,6 +23,7 @@ from lightning_merge.randomness import isolated_randomness
 from lightning_merge.recalibrate.observed import Norm, Observed, observing
 from lightning_merge.recalibrate.other_norms import OtherNorm, own_statistics
 from lightning_merge.recalibrate.pooled import pool_over_ranks
+from lightning_merge.watched_layers import check_watchable
 
 Weighting = Literal["examples", "batches"]
 Call = Callable[[Any, Any], Any]
@@ -84,10 +85,11 @@ def reset_batchnorm(
             no variance.
         NonFiniteError: If a norm is given NaN or infinity; it is named. Then, and after any
             other error, the statistics are what they were.
-        ConfigError: If the network does not take a batch's input.
+        ConfigError: If the network does not take a batch's input, or is TorchScript.
     """
     if weighting not in ("examples", "batches"):
         raise ConfigError(f"weighting is {weighting!r}: choose 'examples' or 'batches'")
+    check_watchable(model, "running_mean")
     layers = {name: layer for name, layer in model.named_modules() if tracks(layer)}
     if not layers:
         return 0

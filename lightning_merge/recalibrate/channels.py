@@ -14,6 +14,7 @@ from lightning_merge.errors import NonFiniteError
 from lightning_merge.linear_layers import is_plain
 from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
+from lightning_merge.watched_layers import check_watchable
 
 Which = Literal["hidden", "output"]
 """The layers that make hidden units, or those that make the output."""
@@ -119,7 +120,11 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
         model: The network.
         x: Inputs of it, to see which layers run.
         which: Those that make hidden units, or those that make the output.
+
+    Raises:
+        ConfigError: If the network is TorchScript.
     """
+    check_watchable(model, "weight")
     uses = Counter(
         id(parameter) for layer in model.modules() for parameter in layer.parameters(recurse=False)
     )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_merge.data.decode import UnreadableImageError
 from lightning_merge.errors import ConfigError, DataError
-from lightning_merge.recalibrate import reset_batchnorm
+from lightning_merge.recalibrate import LeastSquares, reset_batchnorm
 
 timm = pytest.importorskip("timm.layers")
 
@@ -230,3 +230,15 @@ def test_an_error_of_the_loader_stays_the_loaders(weighting):
 
     with pytest.raises(UnreadableImageError, match=r"^scan\.png is damaged$"):
         reset_batchnorm(two_norms(nn.BatchNorm2d), batches(), weighting=weighting)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning", "ignore::DeprecationWarning")
+def test_a_program_of_torchscript_is_refused():
+    network = nn.Sequential(torch.jit.script(two_norms(nn.BatchNorm2d)))
+    for recalibrate in (
+        lambda: reset_batchnorm(network, images()),
+        lambda: LeastSquares([network], images()),
+    ):
+        with pytest.raises(ConfigError, match="is TorchScript, whose layers cannot be") as caught:
+            recalibrate()
+        assert "\n" not in str(caught.value)
