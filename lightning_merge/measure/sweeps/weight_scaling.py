@@ -21,6 +21,7 @@ from lightning_merge.loaders import Transferred
 from lightning_merge.measure.measurement import AVERAGE
 from lightning_merge.measure.path_recipes import Given
 from lightning_merge.measure.sweep import MergedWeights, Plain, Sweep, sweeps
+from lightning_merge.modes import as_written
 from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.build import build_recipe
@@ -244,7 +245,8 @@ class _Network:
             parameter.copy_(weight * factor)
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits: Tensor = self.module(inputs)
+        with as_written():
+            logits: Tensor = self.module(inputs)
         return logits, self.features
 
     def _keep(self, features: Tensor) -> None:
