@@ -50,11 +50,16 @@ def refuse_if_lost(model: nn.Module, groups: Sequence[Group], frozen: Sequence[s
             f"{name} has no units that can be permuted, because its weights are computed "
             f"({path!r} by {kind}): call {remove} on its layers first"
         )
-    reasons = dict.fromkeys(line.split(": ", 1)[1].split(": ", 1)[-1] for line in lost)
+    reasons = dict.fromkeys(map(_reason, lost))
     raise AlignmentError(
         f"{name} has no units that can be permuted ({'; '.join([*reasons][:3])}): list its groups "
         "with PermutationSpec.from_groups"
     )
+
+
+def _reason(line: str) -> str:
+    where = line.split(": ", 1)[1]
+    return where.removesuffix(_FAILED) if line.endswith(_FAILED) else where.split(": ", 1)[-1]
 
 
 def _computed_weights(model: nn.Module) -> dict[str, tuple[str, str]]:

@@ -19,6 +19,7 @@ _SCALES = (1.0, 0.3, 0.1)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _VIEWS = frozenset({"view", "reshape", "slice", "select", "transpose", "permute", "getitem"})
 _VIEWS |= {"chunk", "split", "unbind", "expand", "narrow", "squeeze", "unsqueeze", "flatten", "t"}
+_DROPOUT = frozenset({"dropout", "feature_dropout"})
 _LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "convolution", "linear"})
 
 
@@ -83,6 +84,10 @@ class Replay:
         args: Any = fx.node.map_aggregate(node.args, fill)
         kwargs: Any = fx.node.map_aggregate(node.kwargs, fill)
         target: Any = node.target
+        if operator_name(target) in _DROPOUT and bind(node).get("train"):
+            # One that is always on draws its masks anew. Permutations and scales pass through
+            # it, and rotations do not: so through this, which draws nothing.
+            return torch.nn.functional.leaky_relu(args[0], 0.5)
         if node.name in self.in_place and self.pure:
             args = (args[0].clone(), *args[1:])
         return target(*args, **kwargs)

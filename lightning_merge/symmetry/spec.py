@@ -98,11 +98,16 @@ class PermutationSpec:
 
         Raises:
             AlignmentError: The network cannot be exported, none of its units can be moved
-                because of how it is written, a group's name is unknown, or the time is up.
+                because of how it is written, the example inputs are empty, a group's name is
+                unknown, or the time is up.
         """
         arrays = (Tensor, np.ndarray)
         given = (example_inputs,) if isinstance(example_inputs, arrays) else tuple(example_inputs)
         inputs = [torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in given]
+        if any(isinstance(x, Tensor) and x.ndim and not len(x) for x in inputs):
+            raise AlignmentError(
+                f"{type(model).__name__}: the example inputs hold no examples: give a batch of some"
+            )
         deadline = Deadline(time_limit)
         exported = export(model, [_short(x) for x in inputs])
         key = structure_hash(exported)

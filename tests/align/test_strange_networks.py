@@ -195,3 +195,59 @@ def test_parts_without_a_number_are_no_obstacle() -> None:
     assert repair(b, a, a, batches) == 1
     assert LeastSquares([a], batches)(b) == 2
     torch.testing.assert_close(b(batches[0])[0], a(batches[0])[0])
+
+
+class AlwaysDropped(nn.Module):
+    """Monte Carlo dropout: on at inference, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Linear(5, 8), nn.LayerNorm(8)
+        self.two, self.back, self.out = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.one(x), 0.3, training=True)
+        inner = nn.functional.dropout(self.two(self.norm(x)).relu(), 0.3, training=True)
+        return self.out(nn.functional.layer_norm(x + self.back(inner), (8,)))
+
+
+def test_dropout_that_is_always_on_takes_units_in_any_order_but_no_rotation() -> None:
+    model = randomised(AlwaysDropped()).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    spec = PermutationSpec.from_model(model, x)
+    assert {group.size for group in spec.groups} == {8, 12}
+    shuffled = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
+    other = AlwaysDropped().double()
+    other.load_state_dict(shuffled)
+    torch.manual_seed(0)
+    means = [torch.stack([one(x) for _ in range(4000)]).mean(0) for one in (model, other)]
+    torch.testing.assert_close(*means, atol=0.05, rtol=0.05)
+    every = PermutationSpec.from_model(model, x, symmetries="all")
+    assert {group.size: group.symmetry for group in every.groups} == {
+        8: "permutation",
+        12: "scaled",
+    }
+
+
+class Random(nn.Module):
+    """Draws anew whenever it is run, so that no two runs agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.alpha_dropout(self.one(x), 0.3, training=True))
+
+
+def test_what_a_verification_found_is_said() -> None:
+    with (
+        pytest.warns(UserWarning, match="permuting it changes the output"),
+        pytest.raises(AlignmentError, match=r"\(permuting it changes the output by .*\): list"),
+    ):
+        PermutationSpec.from_model(randomised(Random()), torch.randn(4, 5))
+
+
+def test_an_empty_batch_is_no_example() -> None:
+    with pytest.raises(AlignmentError, match="no examples"):
+        PermutationSpec.from_model(nn.Linear(5, 3), torch.randn(0, 5))
