@@ -68,7 +68,8 @@ class OtherNorm(Observed):
             self._put(values)
             return code(*args, **kwargs), self._read()
 
-        examples = next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim)
+        examples = len(next(given, ()))
         if not examples:
             return updated(start)[0]
         of_zeros = updated(torch.zeros_like(start))[1]

@@ -91,7 +91,7 @@ def test_a_norm_written_by_hand_gets_the_means_over_batches():
     torch.testing.assert_close(model[0].moving_var.flatten(), by_examples(variances))
     # What is behind it is given batches that their own statistics normalised.
     torch.testing.assert_close(model[1].running_mean, torch.zeros(3), atol=1e-5, rtol=0)
-    assert not model[0].training or model.training
+    assert model[0].training
 
 
 def test_a_network_of_one_batch_computes_as_in_training():
