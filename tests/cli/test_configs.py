@@ -70,7 +70,7 @@ def of(folder):
 
 def studies():
     """Those that are not a paper's table, nor a difference from another: these have own tests."""
-    later = ("np_merge_table1_resnet20", "transformers_small")
+    later = ("np_merge_table1_resnet20", "transformers_small", "rethinking_resnet18")
     papers = ("paper:", "differs:", *(f"-c configs/studies/{name}.yaml" for name in later))
     return [
         name
