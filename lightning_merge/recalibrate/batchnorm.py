@@ -7,10 +7,11 @@ Repair"; NP Merge, Sec. IV-A.
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_merge.batches import inputs_in, to_device_of
@@ -20,7 +21,7 @@ from lightning_merge.modes import as_written, evaluation
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
-from lightning_merge.recalibrate.observed import Norm, Observed, observing
+from lightning_merge.recalibrate.observed import Norm, Observed, ObservedInstances, observing
 from lightning_merge.recalibrate.other_norms import OtherNorm, own_statistics
 from lightning_merge.recalibrate.pooled import pool_over_ranks
 from lightning_merge.watched_layers import check_watchable
@@ -94,10 +95,7 @@ def reset_batchnorm(
     if not layers:
         return 0
     pooled = weighting == "examples"
-    observed = [
-        Observed(layer, pooled) if _is_torchs(layer) else OtherNorm(layer, pooled)
-        for layer in layers.values()
-    ]
+    observed = [_observer(layer)(layer, pooled) for layer in layers.values()]
     batches = in_random_order(batches, seed)
     copies = batches.copies if isinstance(batches, Share) else 1
     inputs = batches if call else _Inputs(batches, join=pooled)
@@ -139,7 +137,13 @@ def tracks(layer: nn.Module) -> bool:
     return _is_torchs(layer) or bool(own_statistics(layer))
 
 
-def _is_torchs(layer: nn.Module) -> TypeGuard[Norm]:
+def _observer(layer: nn.Module) -> Callable[[Any, bool], Observed]:
+    if not isinstance(layer, Norm):
+        return OtherNorm
+    return ObservedInstances if isinstance(layer, _InstanceNorm) else Observed
+
+
+def _is_torchs(layer: nn.Module) -> bool:
     return (
         isinstance(layer, Norm)
         and layer.track_running_stats

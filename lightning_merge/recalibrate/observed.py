@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -33,12 +33,15 @@ class Observed:
         calls: How many batches those are.
     """
 
+    across_examples: ClassVar[bool] = True
+    """Whether its statistics are those of all examples together."""
+
     def __init__(self, layer: Norm, pooled: bool = True) -> None:
         assert layer.running_mean is not None
         self.layer = layer
         self.pooled = pooled
         self.device = layer.running_mean.device
-        between = pooled and isinstance(layer, _BatchNorm)
+        between = pooled and self.across_examples
         self.pool = Pooled.empty(layer.running_mean.numel(), self.device, between=between)
         self.calls = 0
 
@@ -50,11 +53,12 @@ class Observed:
             # A norm that computes by itself.
             value = next(iter((*args, *kwargs.values())))
             if value.shape[1] == self.pool.mean.numel():
-                if isinstance(self.layer, _InstanceNorm):
-                    self.add_instances(value)
-                else:
-                    self.add(*channel_moments(value, 1))
+                self.see(value)
         return output
+
+    def see(self, value: Tensor) -> None:
+        """Joins what the layer was given, `(N, C, ...)`."""
+        self.add(*channel_moments(value, 1))
 
     def add(self, count: int, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
         """Joins a batch of `count` values a channel, as `Pooled.add` does."""
@@ -95,26 +99,6 @@ class Observed:
             self.add(*channel_moments(value, 1))
         return output
 
-    def each_normalised(self, call: inspect.BoundArguments) -> Tensor:
-        """What `F.instance_norm` gives for its arguments, with each instance's own statistics."""
-        given = call.arguments
-        self.add_instances(given["input"])
-        given["use_input_stats"], given["running_mean"], given["running_var"] = True, None, None
-        return F.instance_norm(*call.args, **call.kwargs)
-
-    def add_instances(self, value: Tensor) -> None:
-        """Joins the instances of `(N, C, ...)`: their means, and their unbiased variances."""
-        rows = value.detach().flatten(2)
-        if rows.shape[2] < 2:
-            raise DataError(
-                "reset of statistics: an InstanceNorm is given one value per channel, which has "
-                "no variance; use larger images"
-            )
-        if len(rows):
-            variance, mean = torch.var_mean(rows.float() if rows.dtype in _HALVES else rows, dim=2)
-            self.pool.add(len(rows) if self.pooled else 1, mean.mean(0), variance.mean(0))
-            self.calls += 1
-
     def statistics(self, copies: int = 1) -> tuple[Tensor, Tensor, int]:
         """Mean, unbiased variance and number of batches.
 
@@ -150,6 +134,32 @@ class Observed:
             layer.num_batches_tracked.fill_(count)
 
 
+class ObservedInstances(Observed):
+    """What an InstanceNorm was given: the means of its instances' means and unbiased variances."""
+
+    across_examples = False
+
+    def normalised(self, call: inspect.BoundArguments) -> Tensor:
+        """What `F.instance_norm` gives for its arguments, with each instance's own statistics."""
+        given = call.arguments
+        self.see(given["input"])
+        given["use_input_stats"], given["running_mean"], given["running_var"] = True, None, None
+        return F.instance_norm(*call.args, **call.kwargs)
+
+    def see(self, value: Tensor) -> None:
+        """Joins the instances of `(N, C, ...)`."""
+        rows = value.detach().flatten(2)
+        if rows.shape[2] < 2:
+            raise DataError(
+                "reset of statistics: an InstanceNorm is given one value per channel, which has "
+                "no variance; use larger images"
+            )
+        if len(rows):
+            variance, mean = torch.var_mean(rows.float() if rows.dtype in _HALVES else rows, dim=2)
+            self.pool.add(len(rows) if self.pooled else 1, mean.mean(0), variance.mean(0))
+            self.calls += 1
+
+
 class _Call(TorchFunctionMode):
     """One call of a layer, in which its own normalisation is observed."""
 
@@ -165,8 +175,6 @@ class _Call(TorchFunctionMode):
             call.apply_defaults()
             if call.arguments["running_mean"] is self.observed.layer.running_mean:
                 self.caught = True
-                if func is F.instance_norm:
-                    return self.observed.each_normalised(call)
                 return self.observed.normalised(call)
         return func(*args, **(kwargs or {}))
 
