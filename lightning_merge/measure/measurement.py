@@ -16,7 +16,7 @@ from lightning_merge.measure.answers import Answers, recording
 from lightning_merge.measure.cost import flops, parameters_at_inference
 from lightning_merge.measure.guessing import majority
 from lightning_merge.measure.intervals import interval_of
-from lightning_merge.recipe.counting import counting
+from lightning_merge.recipe.counting import ExampleCounter, counting
 from lightning_merge.recipe.held_out import validation_loaders
 
 AVERAGE = "Ingredients' average"
@@ -203,8 +203,8 @@ class Tested:
 
 def answered_test(module: LightningModule, data: LightningDataModule, trainer: Trainer) -> Tested:
     """Tests a module, and records what it answers."""
-    with counting(trainer) as seen, recording(trainer, module) as recorded:
-        metrics = _tested(module, data, trainer)
+    with recording(trainer, module) as recorded:
+        metrics, seen = _tested(module, data, trainer)
     answers, targets = recorded.answers(seen.count, metrics.get("accuracy")), recorded.targets
     if answers is None and targets is not None and targets.ndim > 1:
         # Probabilities of classes, or one class as a row of zeros and a one, are no labels.
@@ -221,10 +221,10 @@ def evaluate(
 
     Returns:
         The metrics that the module's test reports, without the prefix `test_` or `test/` (`acc` is
-        `accuracy`), and how many examples they stand on.
+        `accuracy`), and how many examples they stand on. Of several loaders each has its own, and
+        accuracy and loss are those of all examples.
     """
-    with counting(trainer) as seen:
-        metrics = _tested(module, data, trainer)
+    metrics, seen = _tested(module, data, trainer)
     return metrics, seen.count
 
 
@@ -250,17 +250,22 @@ def on_held_out(
 
 def _tested(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
-) -> dict[str, float]:
-    with contextlib.redirect_stdout(io.StringIO()):
+) -> tuple[dict[str, float], ExampleCounter]:
+    with contextlib.redirect_stdout(io.StringIO()), counting(trainer) as seen:
         results = trainer.test(module, datamodule=data, verbose=False)
     found = {
         name.removeprefix("test_").removeprefix("test/"): float(value)
         for metrics in results
         for name, value in metrics.items()
     }
+    # Lightning reports what several loaders have one by one.
+    for name in ("acc", "accuracy", "loss"):
+        parts = {f"{name}/dataloader_idx_{index}": count for index, count in seen.counts.items()}
+        if parts and parts.keys() <= found.keys():
+            found[name] = sum(found[part] * count for part, count in parts.items()) / seen.count
     if "acc" in found and "accuracy" not in found:
         found["accuracy"] = found.pop("acc")
-    return found
+    return found, seen
 
 
 def _flops(module: LightningModule, example: Tensor | None) -> int | None:

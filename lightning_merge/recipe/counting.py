@@ -1,5 +1,6 @@
 """Counting the examples that a Trainer's loop really goes through."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,15 @@ class ExampleCounter(Callback):
 
     Attributes:
         count: How many there were.
+        counts: How many of them came from each of several loaders, by its number.
         example: The input of the last batch's first one.
     """
 
     count: int = 0
     example: Tensor | None = None
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
 
     def state_dict(self) -> dict[str, int]:
         """The count, for a training that goes on after its first epoch."""
@@ -35,14 +40,15 @@ class ExampleCounter(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        *args: Any,
-        **kwargs: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        del pl_module, outputs, args, kwargs
+        del pl_module, outputs, batch_idx
         if trainer.training and trainer.current_epoch > 0:
             return
         inputs = inputs_of(batch)
         self.count += len(inputs)
+        self.counts[dataloader_idx] += len(inputs)
         self.example = inputs[:1]
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _add

@@ -282,3 +282,31 @@ def test_confusion_matrices_count_over_seeds():
     for row in rows:
         row.answers = None
     assert confusion_matrices(rows) is None
+
+
+class OfSeveral(Perceptron):
+    """Is tested on several loaders."""
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        self._log(batch, "test")
+
+
+class TwoTestSets(Points):
+    """Test images in two loaders of 30 and of what is left."""
+
+    def test_dataloader(self):
+        test = super().test_dataloader().dataset
+        parts = [Subset(test, range(30)), Subset(test, range(30, len(test)))]
+        return [DataLoader(part, batch_size=16) for part in parts]
+
+
+def test_the_accuracy_on_several_test_loaders_is_that_of_all_their_examples():
+    module = with_weights(OfSeveral)
+    whole, found = measured(with_weights(Perceptron)), measured(module, TwoTestSets())
+    assert found.test_examples == whole.test_examples
+    assert found.accuracy == pytest.approx(whole.accuracy)
+    targets, predicted = of(Points().test_dataloader(), module)
+    assert found.metrics["acc/dataloader_idx_0"] == pytest.approx(
+        (targets == predicted)[:30].mean()
+    )
+    assert np.array_equal(found.answers.predicted, predicted)
