@@ -71,7 +71,7 @@ class _WeightsOfCoefficients(torch.autograd.Function):
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         add_vectors_(out, ctx.like, ingredients, layout)
-        return layout.views(out)
+        return layout.untracked(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -79,6 +79,10 @@ class FlatLayout:
             buffer.as_strided(slot.shape, slot.stride, start + slot.offset) for slot in self.slots
         )
 
+    def untracked(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """`views` that autograd takes for tensors of their own: each may be changed in place."""
+        return tuple(view.data for view in self.views(buffer))
+
     def named_views(self, buffer: Tensor) -> dict[str, Tensor]:
         """`views`, by name."""
         names = (slot.name for slot in self.slots)

@@ -192,7 +192,7 @@ class _MergedWeights(torch.autograd.Function):
             interpolate_flat_(out, logits.detach(), *ingredients)
         else:
             combine_flat_(out, logits.detach(), ingredients)
-        return layout.views(out)
+        return layout.untracked(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -12,6 +12,7 @@ from foreign_modules import (
     DistilledByHook,
     Lazy,
     Masked,
+    Plain,
     Remembering,
     numbers,
 )
@@ -208,3 +209,31 @@ def test_names_of_ours_are_free_for_the_module():
     quiet_trainer(max_epochs=1).fit(module, numbers())
     assert (module._flat, module._rest, module._run) == (1, 2, 3)
     assert "_kept.weight" in module.alphas()
+
+
+def test_weights_that_a_step_changes_in_place_learn_as_others():
+    class Bounded(Plain):
+        """An embedding whose forward scales the rows that it reads, and a step that bounds."""
+
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(3, 8, max_norm=0.5)
+
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                self.net[3].bias.clamp_(-0.1, 0.1)
+            x = batch[0] + self.words(batch[1])
+            return nn.functional.cross_entropy(self.net(x), batch[1])
+
+    a, b, plain = Bounded(), Bounded(), Bounded()
+    module = MergeModule(Bounded(), [a, b], optimizer=partial(torch.optim.SGD, lr=1.0))
+    plain.load_state_dict(module.state_dict())
+    quiet_trainer(max_steps=1).fit(module, numbers(), numbers())
+    plain.training_step(next(iter(numbers())), 0).backward()
+    for name in ("words.weight", "net.3.bias"):
+        first, other = a.get_parameter(name).detach(), b.get_parameter(name).detach()
+        # The step down from logits of 0.
+        logits = -plain.get_parameter(name).grad * (first - other) / 4
+        expected = torch.lerp(other, first, logits.sigmoid())
+        assert not torch.allclose(module.alphas()[name], torch.tensor(0.5), atol=1e-7)
+        assert torch.allclose(module.state_dict()[name], expected, atol=1e-6)
