@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -209,16 +210,19 @@ def _validate(trainer: Trainer, module: LightningModule, logged: _Monitored) -> 
 
 def _loaders(trainer: Trainer) -> list[Any]:
     """The validation batches that this rank is to see."""
-    given: Any = trainer.val_dataloaders
+    validates = trainer.state.fn == "validate"
+    loop = trainer.validate_loop if validates else trainer.fit_loop.epoch_loop.val_loop
+    given = loop._combined_loader
     if given is None:
         raise ConfigError(
             "soups are validated, and no validation has taken place: lower check_val_every_n_epoch"
         )
-    if isinstance(given, Mapping):
-        given = list(given.values())
-    loaders = list(given) if isinstance(given, (list, tuple)) else [given]
     limits = trainer.num_val_batches
-    return [_divided(loader, limit) for loader, limit in zip(loaders, limits, strict=True)]
+    if loop._is_sequential:
+        return [_divided(one, limit) for one, limit in zip(given.flattened, limits, strict=True)]
+    if ranks()[1] > 1:
+        raise _undivided()
+    return [_combined(given, limits)]
 
 
 def _divided(loader: Any, limit: float) -> Any:
@@ -242,11 +246,24 @@ def _divided(loader: Any, limit: float) -> Any:
             batches = [[drawn[place] for place in batch] for batch in batches]
         return with_batches(loader, batches)
     if count > 1:
-        raise ConfigError(
-            "the validation data cannot be divided among the ranks so that each example counts "
-            "once: give a DataLoader over an indexed data set, without a sampler of its own"
-        )
+        raise _undivided()
     return _untouched(loader, limit)
+
+
+def _undivided() -> ConfigError:
+    return ConfigError(
+        "the validation data cannot be divided among the ranks so that each example counts "
+        "once: give a DataLoader over an indexed data set, without a sampler of its own"
+    )
+
+
+def _combined(given: CombinedLoader, limits: list[int | float]) -> Iterator[Any]:
+    """Batches that are made of a batch of each of several loaders."""
+    limit = (min if given._mode == "min_size" else max)(limits)
+    with kept_generators(*given.flattened):
+        own = CombinedLoader(given.iterables, given._mode)
+        for batch, _, _ in islice(own, None if limit == float("inf") else int(limit)):
+            yield batch
 
 
 def _untouched(loader: Any, limit: float) -> Iterator[Any]:

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
 from strangers import Stranger, image_batches, quiet_trainer, randomise
+from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lightning_merge.callbacks import GreedySoup
@@ -80,3 +82,36 @@ def test_a_sampler_draws_as_it_would_without_candidates(tmp_path):
         trainer.fit(randomise(Stranger(), 1), image_batches(2), loader)
         states.append(own.get_state())
     assert torch.equal(*states)
+
+
+class InTwoParts(Stranger):
+    """Validates on a batch of each of two loaders."""
+
+    def validation_step(self, batch, batch_idx):
+        losses = [nn.functional.cross_entropy(self(batch[key][0]), batch[key][1]) for key in "ab"]
+        self.log("loss", losses[0] + losses[1], batch_size=1)
+
+
+@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size"])
+@pytest.mark.parametrize("limit", [1.0, 0.5, 1])
+def test_batches_of_several_loaders_together_are_those_of_the_trainer(tmp_path, mode, limit):
+    data = image_batches(4).dataset
+    parts = {"a": DataLoader(data, batch_size=10), "b": DataLoader(data, batch_size=20)}
+    soup = GreedySoup("loss", "min", dirpath=tmp_path)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[soup], limit_val_batches=limit)
+    loader = CombinedLoader(parts, mode)
+    trainer.fit(randomise(InTwoParts(), 1), image_batches(2), loader)
+    assert soup.best_score == pytest.approx(float(trainer.callback_metrics["loss"]), rel=1e-5)
+
+
+def test_loaders_may_be_nested(tmp_path):
+    class OfTwo(Stranger):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self.log("loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    soup = GreedySoup("loss/dataloader_idx_1", "min", dirpath=tmp_path)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[soup])
+    loaders = [[image_batches(4)], [image_batches(2)]]
+    trainer.fit(randomise(OfTwo(), 1), image_batches(2), loaders)
+    logged = trainer.callback_metrics["loss/dataloader_idx_1"]
+    assert soup.best_score == pytest.approx(float(logged), rel=1e-5)
