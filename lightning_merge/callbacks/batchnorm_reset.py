@@ -12,12 +12,14 @@ from lightning_merge.recalibrate import reset_batchnorm
 class BatchNormReset(Callback):
     """Resets BatchNorm statistics on training batches, before validation and before saving.
 
-    In an epoch with validation the reset happens at its start, so that what is validated
-    and what `ModelCheckpoint` then writes is the reset network. Where an epoch trains on after
+    In an epoch with validation the reset happens before its first batch, so that what is validated
+    and what `ModelCheckpoint` then writes is the reset network, be it the average that Lightning's
+    `WeightAveraging` puts in the network's place meanwhile. Where an epoch trains on after
     its validation, or has none, it happens at the end of the training epoch, before
-    `ModelCheckpoint` (which Lightning always calls last). The sanity check is left alone.
-    Statistics do not enter training, so the weights that are learned are the same with and
-    without this callback.
+    `ModelCheckpoint` (which Lightning always calls last), and is of the network in training: an
+    average that changes after the last validation keeps averaged statistics. The sanity check is
+    left alone. Statistics do not enter training, so the weights that are learned are the same with
+    and without this callback.
 
     Training data are read in an order of this callback's own, whatever their loader is, and no
     random number that training draws is another for it. The batches are divided among the ranks,
@@ -52,17 +54,21 @@ class BatchNormReset(Callback):
         del trainer, pl_module
         self._reset_at = None
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resets before an epoch's validation."""
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Resets before an epoch's validation, when other callbacks have put their weights in."""
+        del args, kwargs
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._reset(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resets where no validation did so since the last step."""
-        if self._reset_at != trainer.global_step:
-            self._reset(trainer, pl_module)
+        self._reset(trainer, pl_module)
 
     def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._reset_at == trainer.global_step:
+            return
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         # Lightning does not say that it stops where the steps are those it was to take.
         last = last or 0 <= trainer.max_steps <= trainer.global_step

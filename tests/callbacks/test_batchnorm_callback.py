@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -35,9 +35,10 @@ class AtValidation(Callback):
     def __init__(self):
         self.seen, self.wanted = [], []
 
-    def on_validation_epoch_start(self, trainer, pl_module):
-        self.seen.append(statistics(pl_module))
-        self.wanted.append(reset_by_hand(pl_module))
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.seen.append(statistics(pl_module))
+            self.wanted.append(reset_by_hand(pl_module))
 
 
 def test_validation_sees_reset_statistics_but_the_sanity_check_does_not():
@@ -65,6 +66,20 @@ def test_without_validation_the_checkpoint_holds_reset_statistics(tmp_path):
     assert equal(statistics(module), wanted)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert equal(wanted, saved)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_average_that_another_callback_makes_is_what_is_reset(tmp_path, order):
+    module = randomise(Stranger(), 1)
+    callbacks = [EMAWeightAveraging(decay=0.5), BatchNormReset()][::order]
+    callbacks.append(ModelCheckpoint(tmp_path, save_last=True))
+    trainer = quiet_trainer(max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(module, image_batches(), image_batches(seed=8))
+    wanted = reset_by_hand(module)
+    assert equal(statistics(module), wanted)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert equal(wanted, saved["state_dict"])
+    assert not equal(wanted, saved["current_model_state"])
 
 
 @pytest.mark.parametrize(
