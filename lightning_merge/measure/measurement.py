@@ -273,6 +273,7 @@ def _flops(module: LightningModule, example: Tensor | None) -> int | None:
         return None
     try:
         return flops(module, example)
-    except (NotImplementedError, TypeError):
-        # A module that has no `forward`, or one that takes more than the input.
+    except Exception:
+        # A module that has no `forward`, or one that takes more than the input: a whole batch of
+        # which it unpacks the target raises what it likes.
         return None

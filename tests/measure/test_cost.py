@@ -1,8 +1,10 @@
 import pytest
 import torch
 from strangers import Stranger, randomise
+from tiny_contexts import Learner, Points, trained
 from torch import nn
 
+from lightning_merge import Average, Recipe, average, merge
 from lightning_merge.measure.cost import flops, parameters_at_inference
 from lightning_merge.modules import EnsembleModule, FeatureEnsembleModule, ImageClassifier
 
@@ -61,6 +63,29 @@ def test_counting_leaves_the_module_as_it_was():
     assert module.training
     assert not module.net[1].training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class OfWholeBatches(Learner):
+    """Its `forward` unpacks input and target."""
+
+    def forward(self, batch):
+        images, _ = batch
+        return self.net(images)
+
+    def _log(self, batch, part):
+        self.log(f"{part}_acc", (self(batch).argmax(1) == batch[1]).float().mean())
+
+
+def test_a_module_that_takes_whole_batches_is_measured_without_its_operations():
+    states = [trained(seed).state_dict() for seed in range(2)]
+    recipe = Recipe("Mean", Average())
+    (row,) = merge(states, recipe, Points(), model=OfWholeBatches(), progress=False).rows
+    network = Learner()
+    network.load_state_dict(average(states))
+    points, classes = Points().test_dataloader().dataset.tensors
+    right = (network(points).argmax(1) == classes).float().mean()
+    assert row.accuracy == pytest.approx(float(right))
+    assert row.flops is None
 
 
 @pytest.mark.parametrize(
