@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_merge.batches import inputs_of
 from lightning_merge.division import records_of
+from lightning_merge.errors import ConfigError
 from lightning_merge.modules.metrics import MetricChoice, classification_metrics
 from lightning_merge.modules.per_class import Task
 from lightning_merge.modules.targets import certain, check_targets
@@ -28,7 +29,7 @@ class ClassificationModule(LightningModule):
         lr_scheduler: Called with the optimizer; None for none.
 
     Raises:
-        ConfigError: If a metric does not fit the task.
+        ConfigError: If a metric or the number of classes does not fit the task.
 
     Attributes:
         monitor: The name of the metric by which one classifier is better than another.
@@ -65,6 +66,7 @@ class ClassificationModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        _check_classes(task, num_classes)
         self.task = task
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -154,3 +156,16 @@ class ClassificationModule(LightningModule):
 
     def _shape(self, logits: Tensor) -> Tensor:
         return logits.squeeze(1) if self.task == "binary" else logits
+
+
+def _check_classes(task: Task, num_classes: int) -> None:
+    if task == "binary" and num_classes != 1:
+        raise ConfigError(
+            f"a binary task has one logit: num_classes is {num_classes}; set it to 1, or "
+            "choose the multiclass task"
+        )
+    if task != "binary" and num_classes < 2:
+        raise ConfigError(
+            f"a {task} task has two classes or more: num_classes is {num_classes}; set it to "
+            "theirs, or choose the binary task and 1"
+        )

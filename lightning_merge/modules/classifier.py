@@ -93,11 +93,6 @@ class ImageClassifier(ClassificationModule):
 
         import lightning_merge.networks  # noqa: F401  (registers our names with timm)
 
-        if self.task == "binary" and num_classes != 1:
-            raise ConfigError(
-                f"a binary task has one logit: num_classes is {num_classes}; set it to 1, or "
-                "choose the multiclass task"
-            )
         if not timm.is_model(model.split("/")[-1]) and ":" not in model:
             near = get_close_matches(model, timm.list_models(), n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -88,6 +88,9 @@ def test_binary_metrics_are_those_of_scikit_learn():
     [
         ({"model": "resnet20_cifarr"}, "timm knows no model 'resnet20_cifarr'.*resnet20_cifar"),
         ({"task": "binary", "num_classes": 2}, "binary task has one logit"),
+        ({"num_classes": 0}, "multiclass task has two classes or more: num_classes is 0"),
+        ({"num_classes": 1}, "choose the binary task and 1"),
+        ({"task": "multilabel", "num_classes": 1}, "multilabel task has two classes or more"),
         ({"metrics": ["recall"]}, "metric 'recall'"),
         ({"metrics": ["top5"], "num_classes": 4}, "metric 'top5'"),
     ],
