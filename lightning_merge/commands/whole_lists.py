@@ -32,7 +32,10 @@ class WholeLists:
 class _LaterFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         _forget_lists(cfg, _loaded(values))
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except UnicodeDecodeError:
+            parser.error(f"{values} is not in UTF-8: save it so")
 
 
 def with_empty_lists(words: Sequence[str]) -> Iterator[str]:

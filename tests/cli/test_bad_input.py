@@ -159,6 +159,14 @@ def test_a_mistyped_option_is_reported_in_a_few_lines(capsys, words):
     assert any(word in "\n".join(said) for word in ("chekpoints", "nowhere.yaml", "max_epochz"))
 
 
+@pytest.mark.parametrize("command", ["fit", "study"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_configuration_that_is_not_in_utf_8(capsys, tmp_path, command, encoding):
+    (tmp_path / "own.yaml").write_text("title: Größe\n", encoding=encoding)
+    words = [command, "-c", str(tmp_path / "own.yaml")]
+    assert "own.yaml is not in UTF-8" in fails(capsys, words)
+
+
 QUICK = ["--data", "DigitsDataModule", "--recipe", "{name: mean, aggregate: Average}"]
 
 
