@@ -37,6 +37,12 @@ def printable(value: object, longest: int = _LONGEST) -> str:
     )
 
 
+def markdown_cell(value: object) -> str:
+    """Its text as a cell of a Markdown table."""
+    # The bar of a name would begin another cell, and its line break another line.
+    return " ".join(str(value).splitlines()).replace("|", "\\|")
+
+
 def one_line(error: BaseException) -> str:
     """A library's error on one short line; the error's kind where it has no message."""
     return printable(" ".join(str(error).split()), 300) or type(error).__name__

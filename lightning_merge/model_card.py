@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from lightning_merge.checkpoint import Checkpoint, digest
+from lightning_merge.errors import markdown_cell
 from lightning_merge.preprocessing import preprocessing_of
 
 # What a measurement has beside metrics.
@@ -50,7 +51,7 @@ def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) ->
     parts.append(_images(preprocessing_of(checkpoint.content)))
     ingredients = _ingredients(checkpoint, result)
     if ingredients:
-        rows = [f"| {one} | `{sha}` |" for one, sha in ingredients.items()]
+        rows = [f"| {markdown_cell(one)} | `{sha}` |" for one, sha in ingredients.items()]
         parts.append(
             "\n".join(["## Ingredients", "", "| file | SHA-256 |", "| --- | --- |", *rows])
         )
@@ -62,7 +63,8 @@ def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) ->
             text += f"\n\nSHA-256 of the split: `{result['split_hash']}`"
         parts.append(text)
     if result.get("measurement"):
-        rows = [f"| {key} | {value} |" for key, value in result["measurement"].items()]
+        measured = result["measurement"].items()
+        rows = [f"| {markdown_cell(key)} | {markdown_cell(value)} |" for key, value in measured]
         parts.append("\n".join(["## Measured", "", "| | |", "| --- | --- |", *rows]))
     if result.get("command"):
         versions = ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items())
@@ -110,7 +112,10 @@ def _images(prepared: dict[str, Any] | None) -> str:
         "channels": "1 (grey, `Image.convert('L')`)" if channels == 1 else str(channels),
         **{name: value for name, value in prepared.items() if name != "input_size"},
     }
-    lines = [f"| {name.replace('_', ' ')} | {_plain(value)} |" for name, value in rows.items()]
+    lines = [
+        f"| {name.replace('_', ' ')} | {markdown_cell(_plain(value))} |"
+        for name, value in rows.items()
+    ]
     return "\n".join(["## Images", "", "| | |", "| --- | --- |", *lines])
 
 

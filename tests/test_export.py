@@ -85,6 +85,23 @@ def test_the_card_says_what_it_is(tmp_path):
     assert "library_name: timm" in card
 
 
+def test_a_bar_or_a_line_break_in_a_name_stays_in_its_cell_of_the_card(tmp_path):
+    path = write_ingredient(tmp_path / "a.ckpt", 1)
+    prepared = {
+        "input_size": [1, 8, 8],
+        "mean": [0.3],
+        "std": [0.2],
+        "label_names": ["cat | kitten", "dog"],
+    }
+    weights = read_checkpoint(path).state_dict
+    write_checkpoint(path, {"state_dict": weights, "preprocessing": prepared})
+    result = {"ingredients": {"a|b.ckpt": "1"}, "measurement": {"chosen": "2 | 3\nof 4"}}
+    card = (export(path, tmp_path / "out", result) / "README.md").read_text()
+    assert "| label names | cat \\| kitten, dog |\n" in card
+    assert "| a\\|b.ckpt | `1` |\n" in card
+    assert "| chosen | 2 \\| 3 of 4 |\n" in card
+
+
 def test_other_networks_are_written_as_they_are(tmp_path):
     state = randomise(Stranger(), 1).state_dict()
     write_checkpoint(tmp_path / "a.ckpt", {"state_dict": state})

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from lightning_merge.durations import in_seconds
+from lightning_merge.errors import markdown_cell
 from lightning_merge.measure.measurement import AVERAGE, Measurement
 from lightning_merge.measure.recommendation import Recommendation, interval_over_seeds
 from lightning_merge.measure.whole_means import mean_and_deviation, whole_mean
@@ -176,13 +177,8 @@ def markdown_lines(cells: Sequence[Sequence[str]], words: Collection[str] = ()) 
     """
     header, *lines = cells
     sides = ["---", *("---" if name in words else "---:" for name in header[1:])]
-    shown = [[_markdown_cell(cell) for cell in line] for line in (header, sides, *lines)]
+    shown = [[markdown_cell(cell) for cell in line] for line in (header, sides, *lines)]
     return "".join("| " + " | ".join(line) + " |\n" for line in shown)
-
-
-def _markdown_cell(text: str) -> str:
-    # The bar of a name would begin another cell, and its line break another line.
-    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _shown(summary: Sequence[Row], columns: Sequence[str]) -> list[str]:
