@@ -39,6 +39,7 @@ class StoredState:
         extra: Entries of the state dict that are not tensors, such as `_extra_state`.
         content: The file's other entries (`hyper_parameters`, `epoch`, ...).
         shards: For a sharded network, the file name of each tensor; empty for a single file.
+        notes: The metadata in the header of safetensors, of shards in that of the first.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class StoredState:
     extra: dict[str, Any] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
     shards: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def found_file(path: str | Path) -> Path:
@@ -136,7 +138,8 @@ def _open_safetensors(path: Path) -> StoredState:
     table = opened.table | {name: opened.table[kept] for name, kept in tied.items()}
     if not table:
         raise CheckpointError(f"{path} holds no tensors: give a file of weights")
-    return StoredState(path, table, lambda name: opened.raw(tied.get(name, name)))
+    notes = {name: note for name, note in opened.metadata.items() if name not in tied}
+    return StoredState(path, table, lambda name: opened.raw(tied.get(name, name)), notes=notes)
 
 
 def _open_torch(path: Path) -> StoredState:
@@ -162,7 +165,10 @@ def _open_sharded(index: Path) -> StoredState:
         if name not in parts[file].table:
             raise CheckpointError(f"{index}: '{name}' is not in {file}; copy its files again")
     table = {name: parts[file].table[name] for name, file in names.items()}
-    return StoredState(index, table, lambda name: parts[names[name]].raw(name), shards=dict(names))
+    notes = next(iter(parts.values())).notes
+    return StoredState(
+        index, table, lambda name: parts[names[name]].raw(name), shards=dict(names), notes=notes
+    )
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:

@@ -130,8 +130,13 @@ def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list
         _check_absent(chosen, file)
     if chosen.output.name.endswith((".safetensors", INDEX)):
         about = {"format": "pt", "method": "average", "ingredients": ", ".join(files.names)}
-        write_average(files, chosen.output, about, progress)
-        return list(files.extra)
+        first, *others = (state.notes for state in files.states)
+        shared = {
+            key: note for key, note in first.items() if all(o.get(key) == note for o in others)
+        }
+        write_average(files, chosen.output, shared | about, progress)
+        own = [f"the header's {key}" for key in first if key not in shared | about]
+        return [*files.extra, *own]
     from lightning_merge.checkpoint import write_checkpoint
     from lightning_merge.state_dicts import tensor_of
 

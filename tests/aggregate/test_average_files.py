@@ -179,6 +179,21 @@ def test_names_in_a_wrapper_beside_bare_ones(tmp_path, wrap):
         assert same(found, average([a, b]))
 
 
+def test_notes_in_headers_that_all_share_are_kept_and_the_others_named(tmp_path, capsys):
+    paths = []
+    for index in range(2):
+        notes = {"format": "pt", "licence": "MIT", "run": str(index), "ingredients": "x"}
+        paths.append(str(tmp_path / f"{index}.safetensors"))
+        save_file(network(index), paths[-1], notes)
+    output = tmp_path / "out.safetensors"
+    main(["average", *paths, "-o", str(output)])
+    with safe_open(output, "pt") as file:
+        notes = file.metadata()
+    assert notes.pop("ingredients") == ", ".join(paths)
+    assert notes == {"format": "pt", "method": "average", "licence": "MIT"}
+    assert "left out: the header's run" in capsys.readouterr().out
+
+
 def test_files_with_and_without_batch_counters(tmp_path):
     norm = torch.nn.BatchNorm1d(2).state_dict()
     torch.save({k: v for k, v in norm.items() if "num" not in k}, tmp_path / "old.pt")
