@@ -210,7 +210,7 @@ def _found(summary: Sequence[Row], method: str, column: str, metric: str) -> tup
     """The row that has a column's number, and the number's name there."""
     rows = [row for row in summary if row["method"] == method]
     if not column.isdigit():
-        return (rows[0] if rows else None), column
+        return max(rows, key=lambda row: row.get(SIZE) or 0, default=None), column
     return next((row for row in rows if str(row.get(SIZE)) == column), None), metric
 
 

@@ -84,6 +84,12 @@ def test_numbers_of_ingredients_and_metrics_are_columns():
     assert [c.measured for c in table.rows["Soup"]] == ["75.00"]
 
 
+def test_a_metric_of_several_numbers_of_ingredients_is_that_of_the_most():
+    rows = [row("Soup", 0, 0.4 + size / 100, pool_size=size) for size in (2, 10)]
+    (cell,) = table_of(rows, {**PAPER, "figures": {"Soup": 62.21}}).rows["Soup"]
+    assert cell.measured == "50.00"
+
+
 def test_multiplied_weights_are_read_from_their_curves():
     curves = [
         {"name": "Soup", "pool_size": 2, "factor": [1.0, 100.0], "accuracy": [0.9, value]}
