@@ -1,8 +1,11 @@
 """LightningModules whose files or state are not simply their parameters and buffers."""
 
+import copy
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -110,3 +113,26 @@ def numbers(count: int = 64) -> DataLoader:
     """Eight numbers whose first three tell the class, in a fixed order."""
     x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
+
+
+class Smoothed(Plain):
+    """Keeps a running mean of its network, which it writes itself after every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.mean.update_parameters(self.net)
+
+
+class MeanTeacher(Plain):
+    """The same by hand, in a frozen copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        for one, other in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+            one.data.lerp_(other.data, 0.5)

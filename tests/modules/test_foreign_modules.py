@@ -12,12 +12,15 @@ from foreign_modules import (
     DistilledByHook,
     Lazy,
     Masked,
+    MeanTeacher,
     Plain,
     Remembering,
+    Smoothed,
     numbers,
 )
 from strangers import quiet_trainer
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from lightning_merge.align import ActivationMatching
 from lightning_merge.callbacks import GreedySoup, LastEpochsSoup
@@ -237,3 +240,40 @@ def test_weights_that_a_step_changes_in_place_learn_as_others():
         expected = torch.lerp(other, first, logits.sigmoid())
         assert not torch.allclose(module.alphas()[name], torch.tensor(0.5), atol=1e-7)
         assert torch.allclose(module.state_dict()[name], expected, atol=1e-6)
+
+
+def test_a_running_mean_of_the_network_follows_every_step(tmp_path):
+    paths = trained(Smoothed, tmp_path)
+    module = MergeModule(Smoothed(), paths, optimizer=partial(torch.optim.SGD, lr=5.0))
+    stored = [read_checkpoint(path).state_dict for path in paths]
+    name = "mean.module.0.weight"
+    expected = (stored[0][name] + stored[1][name]) / 2
+    assert torch.equal(module.state_dict()[name], expected)
+    quiet_trainer(max_steps=2).fit(module, numbers())
+    (tmp_path / "steps").mkdir()
+    for steps in (1, 2):
+        again = MergeModule(Smoothed(), paths, optimizer=partial(torch.optim.SGD, lr=5.0))
+        trainer = quiet_trainer(max_steps=steps)
+        trainer.fit(again, numbers())
+        expected = (expected + again.net[0].weight) / 2
+    assert torch.allclose(module.state_dict()[name], expected, atol=1e-6)
+    trainer.save_checkpoint(tmp_path / "merged.ckpt")
+    resumed = MergeModule(Smoothed(), paths)
+    quiet_trainer(max_steps=2).fit(resumed, numbers(), ckpt_path=tmp_path / "merged.ckpt")
+    assert torch.equal(resumed.state_dict()[name], module.state_dict()[name])
+    loaded = Smoothed.load_from_checkpoint(tmp_path / "merged.ckpt")
+    assert torch.equal(loaded.mean.module[0].weight, module.mean.module[0].weight)
+
+
+def test_a_part_that_the_module_writes_itself_is_not_merged_without_a_word():
+    states = [MeanTeacher().state_dict() for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"'teacher\.0\.weight'.*keep_a='teacher\[\.\]\.\*'"):
+        quiet_trainer(max_steps=2).fit(MergeModule(MeanTeacher(), states), numbers())
+    module = MergeModule(MeanTeacher(), states, keep_a="teacher[.].*")
+    quiet_trainer(max_steps=9).fit(module, numbers())
+    # It has come from the first one's to where the network is.
+    teacher, network = (
+        parameters_to_vector(part.parameters()) for part in (module.teacher, module.net)
+    )
+    assert torch.allclose(teacher, network, atol=1e-2)
+    assert not torch.allclose(states[0]["teacher.0.weight"], module.net[0].weight, atol=1e-2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import CheckpointError
+from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.modules.adopt import adopt
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
 from lightning_merge.modules.merging.read_ingredients import Ingredients
@@ -36,6 +37,7 @@ class Learned:
         traced: Whether the parameters are at present results of the alphas.
         run: The random numbers of the training run.
         open_gradient: The gradient that a stopped run was accumulating.
+        hook_checked: Whether the module's own hook has been seen to leave the weights alone.
     """
 
     flat: FlatIngredients
@@ -47,6 +49,7 @@ class Learned:
     traced: bool = False
     run: RunState = field(default_factory=RunState)
     open_gradient: Tensor | None = None
+    hook_checked: bool = False
 
 
 class LearnedWeights(LightningModule):
@@ -176,9 +179,21 @@ class LearnedWeights(LightningModule):
         self._learned.run.on_train_epoch_start(self.trainer)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Notes the random numbers, then the module's own hook."""
+        """Notes the random numbers, then the module's own hook, on the weights after the step.
+
+        Raises:
+            ConfigError: If the hook writes merged parameters, which follow from the alphas.
+        """
         self._learned.run.on_train_batch_end()
-        super().on_train_batch_end(*args, **kwargs)
+        hook: Any = super().on_train_batch_end
+        if hook.__func__ is LightningModule.on_train_batch_end:
+            return
+        self.refresh()
+        flat, first = self._learned.flat, not self._learned.hook_checked
+        before = flat.merged.clone() if first else None
+        hook(*args, **kwargs)
+        if before is not None:
+            self._refuse_writes(before)
 
     def on_validation_end(self) -> None:
         """The module's own hook; training does not notice what validation drew."""
@@ -281,6 +296,18 @@ class LearnedWeights(LightningModule):
             self.get_parameter(name).data = view
         self.refresh()
 
+    def _refuse_writes(self, before: Tensor) -> None:
+        views = self._learned.flat.layout.named_views
+        now = views(self._learned.flat.merged)
+        for name, value in views(before).items():
+            if not torch.equal(value, now[name]):
+                part = name.partition(".")[0]
+                raise ConfigError(
+                    f"'{name}' is written by the module's own on_train_batch_end, and the alphas "
+                    f"would undo it: keep_a='{part}[.].*', for example, merges that part no more"
+                )
+        self._learned.hook_checked = True
+
     def _untrace(self) -> None:
         if not self._learned.traced:
             return
@@ -293,7 +320,9 @@ class LearnedWeights(LightningModule):
         self._learned.traced = False
 
     def _settle(self, states: Sequence[StateDict]) -> None:
-        # What has no alphas: buffers, averaged, and what is kept of one ingredient.
-        buffers = [name for name, _ in self.named_buffers() if name in states[0]]
-        mean = average([{name: state[name] for name in buffers} for state in states])
+        # What has no alphas: buffers and the module's own means, averaged, and what is kept of one.
+        ours = {*self._learned.places, *self._learned.kept, "alpha_logits"}
+        named = chain(self.named_buffers(), self.named_parameters())
+        rest = [name for name, _ in named if name in states[0] and name not in ours]
+        mean = average([{name: state[name] for name in rest} for state in states])
         put(self, {**mean, **{name: states[k][name] for name, k in self._learned.kept.items()}})

@@ -68,6 +68,10 @@ class MergeModule(LearnedWeights):
     module's own class loads it without this package, and under `lightning_merge` what a
     resumed run needs: the logits, and the other ingredients as they were aligned.
 
+    Means that the module keeps of its weights (`torch.optim.swa_utils.AveragedModel`) are averaged
+    at the start, as they are in the files, and have no alphas: the module goes on with them. Other
+    parameters that its `on_train_batch_end` writes (a teacher) want `keep_a` or `keep_b`.
+
     Floating-point buffers (running statistics) are averaged once, at the start, and then
     live as the module's own; reset them after training (`BatchNormReset`). Integer
     buffers and extra state are those of A. What a module leaves out of its files (a frozen

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_merge.aggregate.name_weights import compiled
 from lightning_merge.checkpoint import (
@@ -97,9 +98,9 @@ def read_ingredients(
             elif index != k:
                 state[name] = torch.zeros_like(expected[name])
     _set_extra_state(module, raw[0])
-    merged = {}
+    merged, own_means = {}, _running_means(module)
     for name, parameter in module.named_parameters():
-        if name in kept or name not in states[0]:
+        if name in kept or name in own_means or name not in states[0]:
             continue
         if is_finite(states[0][name]):
             merged[name] = parameter
@@ -162,6 +163,16 @@ def _kept(
             if kept.setdefault(name, index) != index:
                 raise ConfigError(f"'{name}' is matched by keep_a and by keep_b; keep it from one")
     return kept
+
+
+def _running_means(module: nn.Module) -> set[str]:
+    """Names of parameters that the module itself writes, as means of what others become."""
+    return {
+        f"{owner}.{name}" if owner else name
+        for owner, part in module.named_modules()
+        if isinstance(part, AveragedModel)
+        for name, _ in part.named_parameters()
+    }
 
 
 def _tied(module: nn.Module, names: Sequence[str]) -> list[str]:
