@@ -199,8 +199,12 @@ def _of_trainer(error: BaseException) -> MergeError | None:
         return of_checkpoint
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, MisconfigurationException) or (
-            isinstance(found, ValueError | TypeError) and _raised_in(found).startswith(_SETTINGS)
+        where = _raised_in(found)
+        if (
+            isinstance(found, MisconfigurationException)
+            or (isinstance(found, ValueError | TypeError) and where.startswith(_SETTINGS))
+            # A logger or callback whose own package is not installed.
+            or (isinstance(found, ModuleNotFoundError) and where.startswith("lightning."))
         ):
             return MergeError(f"Trainer: {' '.join(str(found).split())}")
         found = found.__cause__

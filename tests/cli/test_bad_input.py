@@ -221,3 +221,17 @@ def test_a_very_long_name_does_not_make_a_figure_as_wide(tmp_path):
     main(["plot", "methods", str(tmp_path / "results.json"), "--output", str(tmp_path / "drawn")])
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert max(drawn.size) < 4000
+
+
+def test_a_logger_whose_package_is_not_installed(tmp_path, capsys, monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    words = ["fit", "--model", "ImageClassifier", "--model.init_args.model", "linear_classifier"]
+    words += ["--data", "DigitsDataModule", "--trainer.default_root_dir", str(tmp_path)]
+    words += ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("lightning_merge fit: Trainer: Neither `tensorboard` nor")
+    assert "pip install" in line
