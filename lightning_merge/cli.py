@@ -290,6 +290,9 @@ def _lightning(words: list[str] | None) -> None:
 
         after_test = after_validate
 
+        def before_predict(self) -> None:
+            fit_output.say_if_unwritten(self.trainer, self.model)
+
     CLI(
         LightningModule,
         LightningDataModule,

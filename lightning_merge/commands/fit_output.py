@@ -4,8 +4,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, RichModelSummary
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    RichModelSummary,
+)
 
 from lightning_merge.callbacks.best_checkpoint import BestCheckpoint, kept_line
 from lightning_merge.callbacks.plain_lines import PlainLines, in_words, print_line
@@ -58,3 +64,26 @@ def print_kept(trainer: Trainer) -> None:
     line = kept_line(trainer)
     if line:
         print_line(line)
+
+
+def say_if_unwritten(trainer: Any, module: LightningModule) -> None:
+    """Says before `predict` that nothing keeps what it computes, where that is so."""
+    hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
+    others = [
+        one
+        for one in (module, *trainer.callbacks)
+        # Bars and timers take part, too.
+        if not type(one).__module__.startswith(("lightning.", "lightning_merge."))
+    ]
+    keeps = any(isinstance(one, BasePredictionWriter) for one in trainer.callbacks) or any(
+        getattr(type(one), hook)
+        is not getattr(LightningModule if one is module else Callback, hook)
+        for one in others
+        for hook in hooks
+    )
+    if not keeps:
+        print(
+            "lightning_merge predict: no callback writes the predictions, which are lost: add a "
+            "BasePredictionWriter of yours to trainer.callbacks",
+            file=sys.stderr,
+        )

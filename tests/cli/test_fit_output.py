@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from lightning_merge.callbacks.best_checkpoint import BestCheckpoint
 from lightning_merge.checkpoint import read_checkpoint
@@ -91,3 +92,28 @@ def test_less_is_better_where_only_a_loss_is_logged():
     chosen.filename = "x"
     chosen._choose(torch.nn.Module(), {"val_loss": torch.tensor(1.0), "loss": torch.tensor(1.0)})
     assert (chosen.monitor, chosen.mode, chosen.filename) == ("val_loss", "min", "x-{val_loss:.4f}")
+
+
+class Writer(BasePredictionWriter):
+    """Somebody's own, which says what it has been given."""
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        print(f"wrote {len(predictions)}")
+
+
+class Noting(Callback):
+    """Keeps predictions as they come."""
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        print("noted")
+
+
+@pytest.mark.parametrize("own", [None, "Writer", "Noting"])
+def test_predictions_that_nobody_writes_are_not_lost_without_a_word(own, tmp_path, capsys):
+    words = [*FIT[1:], "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    words += [] if own is None else ["--trainer.callbacks", f"{__name__}.{own}"]
+    words += ["--trainer.callbacks.write_interval", "epoch"] if own == "Writer" else []
+    main(["predict", *words, "--trainer.limit_predict_batches", "1"])
+    said = capsys.readouterr()
+    assert ("BasePredictionWriter" in said.err) == (own is None)
+    assert {None: "", "Writer": "wrote 1", "Noting": "noted"}[own] in said.out
