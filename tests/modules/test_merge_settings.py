@@ -2,11 +2,12 @@
 
 import copy
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -258,3 +259,30 @@ def test_two_optimizers_are_refused_by_name():
     # Lightning has them with manual optimization alone.
     with pytest.raises(ConfigError, match="TwoOptimizers optimizes manually"):
         MergeModule(TwoOptimizers(), states())
+
+
+class Recorder(Callback):
+    """Reads the weights as any callback would."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append({n: v.detach().clone() for n, v in pl_module.net.named_parameters()})
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_callback_sees_the_weights_after_every_step(count):
+    made = [randomise(Stranger(), seed).state_dict() for seed in range(count)]
+
+    def trained(steps, *callbacks):
+        module = MergeModule(Stranger(), made, optimizer=partial(torch.optim.SGD, lr=1.0))
+        quiet_trainer(max_steps=steps, callbacks=[*callbacks]).fit(module, image_batches())
+        return module
+
+    recorder = Recorder()
+    trained(3, recorder)
+    for steps, seen in enumerate(recorder.seen, start=1):
+        module = trained(steps)
+        assert all(torch.equal(seen[n], v) for n, v in module.net.named_parameters())
+    assert not torch.equal(recorder.seen[0]["0.weight"], recorder.seen[1]["0.weight"])

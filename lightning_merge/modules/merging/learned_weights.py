@@ -6,8 +6,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
@@ -37,6 +38,7 @@ class Learned:
         traced: Whether the parameters are at present results of the alphas.
         run: The random numbers of the training run.
         open_gradient: The gradient that a stopped run was accumulating.
+        watched: Whether hooks that are not known may read the weights between two steps.
         hook_checked: Whether the module's own hook has been seen to leave the weights alone.
     """
 
@@ -49,6 +51,7 @@ class Learned:
     traced: bool = False
     run: RunState = field(default_factory=RunState)
     open_gradient: Tensor | None = None
+    watched: bool = False
     hook_checked: bool = False
 
 
@@ -171,6 +174,13 @@ class LearnedWeights(LightningModule):
             self.alpha_logits.grad = self._learned.open_gradient.to(self.alpha_logits)
             self._learned.open_gradient = None
         self._learned.run.on_train_start(self.trainer)
+        self._learned.watched = self._is_watched()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The module's own; then the new weights, where somebody may look between two steps."""
+        super().optimizer_step(*args, **kwargs)
+        if self._learned.watched:
+            self.refresh()
 
     def on_train_epoch_start(self) -> None:
         """The module's own hook, then notes what the epoch's order is drawn from."""
@@ -188,9 +198,7 @@ class LearnedWeights(LightningModule):
         hook: Any = super().on_train_batch_end
         if hook.__func__ is LightningModule.on_train_batch_end:
             return
-        self.refresh()
-        flat, first = self._learned.flat, not self._learned.hook_checked
-        before = flat.merged.clone() if first else None
+        before = None if self._learned.hook_checked else self._learned.flat.merged.clone()
         hook(*args, **kwargs)
         if before is not None:
             self._refuse_writes(before)
@@ -295,6 +303,20 @@ class LearnedWeights(LightningModule):
         for name, view in flat.layout.named_views(flat.merged).items():
             self.get_parameter(name).data = view
         self.refresh()
+
+    def _is_watched(self) -> bool:
+        # A pass over all weights, which Lightning's own callbacks, and ours, can do without.
+        found = [
+            one
+            for one in self.trainer.callbacks  # type: ignore[attr-defined]
+            if not type(one).__module__.startswith(("lightning.", "lightning_merge."))
+        ]
+        own: Any = super()
+        return any(
+            getattr(own, hook).__func__ is not getattr(LightningModule, hook)
+            or any(is_overridden(hook, one, Callback) for one in found)
+            for hook in ("on_train_batch_end", "on_train_epoch_end")
+        )
 
     def _refuse_writes(self, before: Tensor) -> None:
         views = self._learned.flat.layout.named_views
