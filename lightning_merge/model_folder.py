@@ -106,14 +106,18 @@ def _timm_network(read: Checkpoint) -> Any:
     check_arguments(read.path, {"model": name, "model_kwargs": more, **arguments}, _INSTEAD)
     with bounded(read.path, read.state_dict, _INSTEAD):
         network = timm.create_model(name, **arguments, **more)
-    prefix = next((key.split(".")[0] + "." for key in read.state_dict if "." in key), "")
-    own: StateDict = {
-        key.removeprefix(prefix): value
-        for key, value in read.state_dict.items()
-        if key.startswith(prefix)
-    }
     expected = network.state_dict()
-    state = own if own.keys() == expected.keys() else read.state_dict
+    state = read.state_dict
+    # A loss with weights, or metrics, may lie beside the network.
+    for part in dict.fromkeys(key.partition(".")[0] + "." for key in read.state_dict):
+        own: StateDict = {
+            key.removeprefix(part): value
+            for key, value in read.state_dict.items()
+            if key.startswith(part)
+        }
+        if own.keys() == expected.keys():
+            state = own
+            break
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

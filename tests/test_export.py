@@ -112,6 +112,19 @@ def test_other_networks_are_written_as_they_are(tmp_path):
     assert not (folder / "config.json").exists()
 
 
+def test_a_network_is_found_behind_the_weights_of_a_loss(tmp_path):
+    network = timm.create_model("resnet20_cifar", num_classes=3, in_chans=1)
+    module = torch.nn.ModuleDict({"loss": torch.nn.CrossEntropyLoss(torch.ones(3)), "net": network})
+    assert next(iter(module.state_dict())) == "loss.weight"
+    said = {"model": "resnet20_cifar", "num_classes": 3, "in_chans": 1}
+    content = {"state_dict": module.state_dict(), "hyper_parameters": said}
+    write_checkpoint(tmp_path / "a.ckpt", content)
+    folder = export(tmp_path / "a.ckpt", tmp_path / "out")
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(loaded(images), network.eval()(images))
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
     path = write_ingredient(tmp_path / "a.ckpt", 1)
     export(path, tmp_path / "out")
