@@ -26,7 +26,9 @@ def export_masks(
     paths: dict[str, Path] = {}
     for given in tasks:
         name, found, path = given.partition("=")
-        path, name = (path, name) if found else (given, Path(given).stem)
+        if not found or Path(given).exists():
+            # Lightning's own names have a sign of equality: epoch=1-step=40.ckpt.
+            name, path = Path(given).stem, given
         if name in paths:
             raise ConfigError(f"--masks: two tasks are called '{name}': write NAME=CHECKPOINT")
         paths[name] = Path(path)

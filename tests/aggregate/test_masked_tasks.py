@@ -92,3 +92,14 @@ def test_what_is_not_there_is_said(start, tmp_path):
         write_masked(start, {"a/b": start}, tmp_path / "other")
     with pytest.raises(ArchitectureMismatchError, match=r"net\.0\.weight"):
         write_masked(start, {"a": {"other": torch.zeros(1)}}, tmp_path / "other")
+
+
+def test_files_as_lightning_names_them_are_tasks(start, tmp_path):
+    torch.save(start, tmp_path / "start.pt")
+    paths = [tmp_path / f"epoch={seed}-step=3.pt" for seed in (1, 2)]
+    for seed, path in enumerate(paths, start=1):
+        torch.save(tuned(start, seed, True), path)
+    words = ["export", str(tmp_path / "start.pt"), "--output", str(tmp_path / "out"), "--masks"]
+    main([*words, str(paths[0]), f"cars={paths[1]}"])
+    for name, path in (("epoch=1-step=3", paths[0]), ("cars", paths[1])):
+        assert load_task(tmp_path / "out", name).keys() == torch.load(path).keys()
