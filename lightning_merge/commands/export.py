@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning_merge.commands.export_masks import export_masks
 from lightning_merge.commands.short_errors import PlainParser
+from lightning_merge.errors import ConfigError
 from lightning_merge.hub import push_to_hub
 from lightning_merge.model_folder import export as export_checkpoint
 from lightning_merge.report.result_of_merge import result_of_merge
@@ -51,6 +52,10 @@ def export(words: list[str]) -> None:
     )
     chosen = parser.parse_args(words)
     if chosen.masks:
+        without = ("result", "onnx", "torch_export", "push_to_hub")
+        unused = [f"--{name}" for name in without if getattr(chosen, name)]
+        if unused:
+            raise ConfigError(f"--masks goes without {', '.join(unused)}: leave one of them out")
         folder = export_masks(
             chosen.checkpoint, chosen.masks, chosen.output, chosen.threshold, chosen.overwrite
         )

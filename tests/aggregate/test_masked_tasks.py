@@ -103,3 +103,13 @@ def test_files_as_lightning_names_them_are_tasks(start, tmp_path):
     main([*words, str(paths[0]), f"cars={paths[1]}"])
     for name, path in (("epoch=1-step=3", paths[0]), ("cars", paths[1])):
         assert load_task(tmp_path / "out", name).keys() == torch.load(path).keys()
+
+
+def test_what_masks_would_leave_out_is_refused(start, tmp_path, capsys):
+    torch.save(start, tmp_path / "start.pt")
+    words = ["export", str(tmp_path / "start.pt"), "--output", str(tmp_path / "out"), "--masks"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, f"a={tmp_path / 'start.pt'}", "--onnx", "--push_to_hub", "me/it"])
+    assert stopped.value.code == 2
+    assert "--masks goes without --onnx, --push_to_hub" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
