@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -146,11 +147,29 @@ def test_more_of_a_study_goes_on_and_another_one_is_refused(study, tmp_path):
         run_study({**STUDY, "training": {"max_epochs": 2}}, folder)
 
 
+def test_seeds_of_any_kind_of_whole_numbers_are_those_of_a_list(study):
+    folder, result = study
+    for seeds in (range(2), np.arange(2), (0, 1)):
+        assert rows_of(run_study({**STUDY, "seeds": seeds}, folder, progress=False)) == rows_of(
+            result
+        )
+    assert json.loads((folder / "study.json").read_text())["seeds"] == [0, 1]
+
+
+def test_the_largest_seed_is_trained_with(tmp_path):
+    largest = {**STUDY, "seeds": [4294966], "start": {"max_epochs": 1}}
+    assert run_study(largest, tmp_path / "out", progress=False).rows[0].seed == 4294966
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"recipes": []}, "there are no recipes"),
         ({"seeds": [0, 0]}, "seeds that differ"),
+        ({"seeds": [0, 4294967]}, "seeds has 4294967: choose whole numbers from 0 to 4294966"),
+        ({"seeds": [-1]}, "seeds has -1"),
+        ({"seeds": ["0"]}, "seeds is .*: give a list of whole numbers"),
+        ({"seeds": 3}, "seeds is 3: give a list of whole numbers"),
         ({"barrier": 1}, "barrier is 1"),
         ({"pool_sizes": [3]}, "pool_sizes"),
         ({"colour": "red"}, "colour"),

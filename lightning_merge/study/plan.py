@@ -9,6 +9,9 @@ from lightning_merge.measure.sweep import Sweep, chosen_sweeps, sweeps
 from lightning_merge.recipe.build import Plain
 from lightning_merge.study.work import Work, make_work
 
+# How far the seeds of two repetitions' trainings are apart, and which of them the start has.
+_APART, _START = 1000, 999
+
 
 @dataclass
 class Study:
@@ -85,13 +88,17 @@ def plan(study: Study) -> list[Work]:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Checks that there are seeds, and that they differ.
+    """Checks that there are seeds, that they differ, and that generators take what they determine.
 
     Raises:
         ConfigError: If not.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
+    largest = (2**32 - 1 - _START) // _APART
+    for seed in seeds:
+        if not 0 <= seed <= largest:
+            raise ConfigError(f"seeds has {seed}: choose whole numbers from 0 to {largest}")
 
 
 def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
@@ -121,13 +128,13 @@ def _repetition(study: Study, seed: int, swept: Mapping[Sweep, Plain]) -> list[W
             "data": data_for(study.data, seed, changes),
             "trainer": {**determining(study.trainer), **arguments},
             # Far apart, so that no two repetitions ever share an initialisation.
-            "seed": 1000 * seed + number,
+            "seed": _APART * seed + number,
         }
         works.append(make_work(kind, name, seed, settings, before))
         return works[-1]
 
     if study.start is not None:
-        before = (train("start", "Common start", {}, study.start, 999).key,)
+        before = (train("start", "Common start", {}, study.start, _START).key,)
     names = [f"Ingredient {index + 1}" for index in range(len(study.ingredients))]
     trained = [
         train("ingredient", names[index], changes, study.training, index).key

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, fields
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def options_of(
     missing = [name for name in defaults if name not in given and defaults[name] is MISSING]
     if missing:
         raise ConfigError(f"{what}: `{missing[0]}` is missing")
+    for name in ("seeds", "pool_sizes"):
+        if name in given:
+            given[name] = _whole_numbers(given[name], name)
     given["paper"] = check_paper(given.get("paper") or {})
     return spelled_out({**defaults, **given})
 
@@ -83,6 +87,14 @@ def check_paper(paper: Any) -> Plain:
         for name, of in figures.items()
     }
     return {**paper, "figures": text}
+
+
+def _whole_numbers(values: Any, name: str) -> list[int]:
+    """Whole numbers of any kind, as a range or an array has them, as they are stored."""
+    try:
+        return [index(one) for one in (() if values is None else values)]
+    except TypeError as error:
+        raise ConfigError(f"{name} is {values!r}: give a list of whole numbers") from error
 
 
 def _read_options(path: Path) -> Plain:
