@@ -64,7 +64,7 @@ class StudyFolder:
         store, claims = self.store, Claims(self.store.folder)
         for work in works:
             claims.clear(work.key)
-            store.training(work.key).unlink(missing_ok=True)
+            store.end_training(work.key)
         claims.sweep()
 
     def united(self, config: Plain, overwrite: bool = False) -> Plain:

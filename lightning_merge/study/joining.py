@@ -65,8 +65,9 @@ def gather(sources: Sequence[Store], target: Store) -> int:
         for path in sorted(source.folder.glob("*/result.json")):
             key = path.parent.name
             damage = source.damage(key)
-            if damage:
-                warnings.warn(f"{path.parent}: {damage}; it is left out", stacklevel=2)
+            if damage != "":
+                said = damage or "was not finished"
+                warnings.warn(f"{path.parent}: {said}; it is left out", stacklevel=2)
             elif key not in target:
                 target.take(source, key)
                 copied += 1

@@ -77,6 +77,7 @@ def do(work: Work, store: Store, session: Session, claims: Claims) -> bool | Non
                 f"{store.folder / work.key}: {damage}; seed {work.seed}, {work.name} is done again",
                 stacklevel=3,
             )
+        store.make_room(work.key)
         try:
             execute(work, store, session)
         except ElsewhereError as elsewhere:

@@ -66,6 +66,8 @@ class Store:
     def damage(self, key: str) -> str | None:
         """What is wrong with a piece, in words: empty if nothing is, None if it is not there."""
         path = self.folder / key / _RESULT
+        if path.parent.is_file():
+            return "is a file"
         if not path.is_file():
             return None if not (self.folder / key / _WEIGHTS).is_file() else "was not finished"
         stamp = self._stamp(key)
@@ -96,6 +98,15 @@ class Store:
         self._sound[key] = stamp
         return ""
 
+    def make_room(self, key: str) -> None:
+        """Removes folders in the places of a piece's files, and a file in that of its folder."""
+        piece = self.folder / key
+        if not piece.is_dir():
+            piece.unlink(missing_ok=True)
+        for name in (_WEIGHTS, _RESULT, _TRAINING):
+            if (piece / name).is_dir():
+                _remove(piece / name)
+
     def put(
         self, key: str, result: Mapping[str, Any], content: Mapping[str, Any] | None = None
     ) -> None:
@@ -113,7 +124,7 @@ class Store:
         parts = {"result": plain, "made_by": made_by, "files": files, "key": key}
         digest = _digest_of(*parts.values())
         write_json(self.folder / key / _RESULT, {**parts, "digest": digest})
-        self.training(key).unlink(missing_ok=True)
+        self.end_training(key)
 
     def result(self, key: str) -> dict[str, Any]:
         """The result of a finished piece."""
@@ -133,6 +144,10 @@ class Store:
         """Where the state of a training that has not ended lies, or would."""
         return self.folder / key / _TRAINING
 
+    def end_training(self, key: str) -> None:
+        """Removes the state of a training that has ended, if there is one."""
+        _remove(self.training(key))
+
     def state(self, key: str) -> dict[str, Any]:
         """The state dict in a piece's checkpoint."""
         return read_checkpoint(self.weights(key)).state_dict
@@ -141,6 +156,7 @@ class Store:
         """Copies a finished piece of another store, byte for byte."""
         if not (self.folder / "schema.json").is_file():
             write_json(self.folder / "schema.json", {"schema": SCHEMA})
+        self.make_room(key)
         files = read_json(other.folder / key / _RESULT)["files"]
         # The result comes last: with it the piece is finished.
         for name in (*files, _RESULT):
@@ -158,6 +174,13 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 stats.append(path.stat())
         return tuple(number for one in stats for number in (one.st_size, one.st_mtime_ns))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digest_of(*parts: Any) -> str:

@@ -148,10 +148,12 @@ def test_conflicts_and_damage_are_named(by_seed, tmp_path):
     store.put(key, result, {"state_dict": store.state(key)})
     weights = other / f"runs/{broken}/weights.ckpt"
     weights.write_bytes(weights.read_bytes()[:-5])
+    (other / "runs/folder/result.json").mkdir(parents=True)
     with pytest.warns(UserWarning, match="runs") as warned:
         joined = join([first, other], tmp_path / "joined")
     named = [str(one.message) for one in warned if "runs" in str(one.message)]
-    assert len(named) == 2
+    assert len(named) == 3
+    assert any("runs/folder: was not finished" in line for line in named)
     assert any(key in line and "different results" in line for line in named)
     assert any(broken in line and "was changed" in line for line in named)
     assert joined.left == 0

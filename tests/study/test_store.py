@@ -96,6 +96,21 @@ DAMAGE = {
         lambda path: path.write_text(json.dumps(json.loads(path.read_text())["result"])),
         "cannot be read",
     ),
+    "that the weights are a file": (
+        "weights.ckpt",
+        lambda path: (path.unlink(), path.mkdir(), (path / "data.pkl").touch()),
+        "is missing",
+    ),
+    "that the result is a file": (
+        "result.json",
+        lambda path: (path.unlink(), (path / "more").mkdir(parents=True)),
+        "was not finished",
+    ),
+    "that the piece is a folder": (
+        "",
+        lambda path: (shutil.rmtree(path), path.write_text("")),
+        "is a file",
+    ),
     "that it was finished": ("result.json", lambda path: path.unlink(), "was not finished"),
 }
 
@@ -132,6 +147,13 @@ def test_a_piece_that_may_not_be_read_is_not_taken_for_a_damaged_one(folder, mon
     monkeypatch.setattr("lightning_merge.study.store.read_json", denied)
     with pytest.raises(PermissionError, match=r"result\.json"):
         Store(folder).damage(MERGE.key)
+
+
+def test_a_folder_in_the_place_of_an_ended_trainings_state_goes(tmp_path):
+    store = Store(tmp_path)
+    (store.training("key") / "more").mkdir(parents=True)
+    store.put("key", {"row": 1}, {"state_dict": {}})
+    assert not store.training("key").exists()
 
 
 def test_what_another_process_is_writing_may_vanish(folder, monkeypatch):
