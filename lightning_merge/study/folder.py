@@ -139,7 +139,9 @@ class StudyFolder:
             found = read_json(kept)
         except (OSError, ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not all(
+            _is_sound(found.get(name), name) for name in _GROWS
+        ):
             raise OutputExistsError(
                 f"{kept} is damaged, so that it does not say which study the folder holds: choose "
                 "another --output, or add --overwrite (finished work is not computed again)"
@@ -162,21 +164,27 @@ def unite(before: Plain, now: Plain, shown: Sequence[str]) -> Plain | None:
     both = dict(now)
     for key in ("seeds", "pool_sizes"):
         if key in now:
-            both[key] = list(dict.fromkeys([*_listed(before.get(key)), *now[key]]))
-    by_name = {one["name"]: one for one in _listed(before.get("recipes"))}
+            both[key] = list(dict.fromkeys([*(before.get(key) or []), *now[key]]))
+    by_name = {one["name"]: one for one in before.get("recipes") or []}
     both["recipes"] = list({**by_name, **{one["name"]: one for one in now["recipes"]}}.values())
     if "ingredients" in now:
-        fewer, more = sorted((_listed(before.get("ingredients")), now["ingredients"]), key=len)
+        fewer, more = sorted((before.get("ingredients") or [], now["ingredients"]), key=len)
         if more[: len(fewer)] != fewer:
             return None
         both["ingredients"] = more
     return both
 
 
+def _is_sound(value: Any, name: str) -> bool:
+    """Whether an option that grows, if it is there, is as it was written."""
+    if value is None:
+        return True
+    if not isinstance(value, list):
+        return False
+    if name == "recipes":
+        return all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in value)
+    return all(isinstance(one, Mapping if name == "ingredients" else int) for one in value)
+
+
 def _determining(trainer: Any) -> Any:
     return determining(trainer) if isinstance(trainer, Mapping) else (trainer or {})
-
-
-def _listed(value: Any) -> list[Any]:
-    # What is no list was not written here.
-    return value if isinstance(value, list) else []

@@ -102,7 +102,16 @@ def test_a_study_sweeps_its_store_and_its_merges(tmp_path):
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff", "[" * 99999, '{"trainer": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "\udcff", "[" * 99999, '{"trainer": 3}'),
+        '{"data": 1, "trainer": {}, "recipes": [{"aggregate": "Average"}]}',
+        '{"data": 1, "trainer": {}, "recipes": ["Mean"]}',
+        '{"data": 1, "trainer": {}, "recipes": [], "seeds": ["first"]}',
+        '{"data": 1, "trainer": {}, "recipes": [], "ingredients": {}}',
+    ],
+)
 def test_a_damaged_note_of_the_study_is_named(text, tmp_path):
     (tmp_path / "study.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     folder = StudyFolder(tmp_path, "study.json", ())
