@@ -10,7 +10,8 @@ from lightning_merge.errors import printable
 KEY = "division"
 """Under which a checkpoint keeps it."""
 
-_SETTINGS = ("held_out", "split_seed", "test_fraction", "test_seed")
+DIVIDING = ("held_out", "split_seed", "test_fraction", "test_seed")
+"""Arguments of data modules that decide what is trained on, held out and tested."""
 
 
 def division_of(source: object) -> dict[str, Any] | None:
@@ -27,7 +28,7 @@ def division_of(source: object) -> dict[str, Any] | None:
     found = source.get(KEY) if isinstance(source, Mapping) else getattr(source, KEY, None)
     if not isinstance(found, Mapping) or not isinstance(found.get("examples"), str):
         return None
-    return {"examples": found["examples"], **{name: found.get(name) for name in _SETTINGS}}
+    return {"examples": found["examples"], **{name: found.get(name) for name in DIVIDING}}
 
 
 def records_of(data: object) -> dict[str, dict[str, Any]]:
@@ -40,9 +41,7 @@ def records_of(data: object) -> dict[str, dict[str, Any]]:
     return {key: record for key, record in found.items() if record is not None}
 
 
-def warn_of_other_divisions(
-    names: Sequence[str], contents: Sequence[Mapping[str, Any]], data: object
-) -> None:
+def warn_of_other_divisions(names: Sequence[str], sources: Sequence[object], data: object) -> None:
     """Warns where networks were trained on another division of the same examples.
 
     What is held out or tested now may then be what they were trained on, and what is chosen or
@@ -50,16 +49,16 @@ def warn_of_other_divisions(
 
     Args:
         names: The networks' names.
-        contents: The content of each one's checkpoint.
+        sources: The content of each one's checkpoint, or the data module that it is trained on.
         data: The data module that they are to be measured on.
     """
-    recorded = {name: division_of(one) for name, one in zip(names, contents, strict=True)}
+    recorded = {name: division_of(one) for name, one in zip(names, sources, strict=True)}
     if not any(recorded.values()) or (now := division_of(data)) is None:
         return
     for name, then in recorded.items():
         if then is None or then["examples"] != now["examples"]:
             continue
-        differing = [setting for setting in _SETTINGS if then[setting] != now[setting]]
+        differing = [setting for setting in DIVIDING if then[setting] != now[setting]]
         if differing:
             settings = ", ".join(f"{one} {then[one]} (now {now[one]})" for one in differing)
             warnings.warn(

@@ -11,9 +11,11 @@ from lightning_merge import (
     DigitsDataModule,
     ImageClassifier,
     ImageFolderDataModule,
+    Study,
     compare,
 )
 from lightning_merge.data.splits import digest_of_examples
+from lightning_merge.study.checks import check_recipes
 
 MEAN = [{"name": "Mean", "aggregate": "Average"}]
 
@@ -100,3 +102,20 @@ def test_examples_are_the_same_however_they_are_divided():
         first, second = digest_of_examples([every]), digest_of_examples([every[30:], every[:30]])
         assert first == second
         assert digest_of_examples([every[1:]]) != first
+
+
+def test_ingredients_of_a_study_that_train_on_what_is_held_out_are_named():
+    kind = {"class_path": "lightning_merge.DigitsDataModule", "init_args": {"split_seed": 0}}
+    linear = {"model": "linear_classifier", "num_classes": 10, "in_chans": 1}
+    study = Study(
+        data=kind,
+        model={"class_path": "lightning_merge.ImageClassifier", "init_args": linear},
+        recipes=MEAN,
+        ingredients=[{"split": "random", "part": 0}, {"held_out": 0.0}, {"split_seed": 7}],
+    )
+    with pytest.warns(UserWarning, match="another division") as caught:
+        check_recipes(study, [])
+    said = [str(one.message) for one in caught if "another division" in str(one.message)]
+    assert [one.split(" was trained")[0] for one in said] == ["Ingredient 2", "Ingredient 3"]
+    assert "held_out 0.0 (now 0.1)" in said[0]
+    assert "split_seed 7 (now 0)" in said[1]
