@@ -1,6 +1,7 @@
 """The batches for computing statistics, as the network would get them from a Trainer."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -163,6 +164,23 @@ def ordered_batches_of(
     """
     plain = _plain(data)
     return Transferred(data.train_dataloader() if plain is None else plain, module, data, device)
+
+
+@contextmanager
+def not_torn_down(data: LightningDataModule) -> Iterator[None]:
+    """Keeps what a data module has read: Lightning tears it down after each fit and each test.
+
+    Args:
+        data: The data module, which is read again afterwards.
+    """
+    own = vars(data).get("teardown")
+    data.teardown = lambda stage: None  # type: ignore[method-assign]  # noqa: ARG005
+    try:
+        yield
+    finally:
+        del data.teardown
+        if own is not None:
+            data.teardown = own  # type: ignore[method-assign]
 
 
 def few_test_batches(

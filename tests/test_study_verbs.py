@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_contexts import Learner
+from tiny_contexts import Learner, Points
 from torch import nn
+from torch.utils.data import DataLoader
 from unrendered import unrendered
 
 from lightning_merge import Study, TaskStudy, average, run_study, run_tasks
@@ -36,6 +37,31 @@ class Body(Learner):
         super().__init__(norm=True)
         self.save_hyperparameters()
         self.net[-1] = nn.Linear(12, num_classes)
+
+
+class Freed(Points):
+    """Reads what a stage needs, and frees all of it when Lightning says that it has ended."""
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.train, self.val = super().train_dataloader(), super().val_dataloader()
+        else:
+            self.test = super().test_dataloader()
+
+    def teardown(self, stage):
+        self.train = self.val = self.test = None
+
+    def train_dataloader(self):
+        return self.train
+
+    def statistics_dataloader(self):
+        return DataLoader(self.train.dataset, batch_size=32)
+
+    def val_dataloader(self):
+        return self.val
+
+    def test_dataloader(self):
+        return self.test
 
 
 def points(name):
@@ -145,6 +171,19 @@ def test_more_of_a_study_goes_on_and_another_one_is_refused(study, tmp_path):
     assert rows_of(more) == rows_of(study[1])[:4]
     with pytest.raises(OutputExistsError, match="another study"):
         run_study({**STUDY, "training": {"max_epochs": 2}}, folder)
+
+
+def test_data_that_are_freed_after_each_stage_are_read_again(study, tmp_path):
+    learned = {"class_path": "NPMerge", "init_args": {"max_epochs": 1}}
+    recipes = [*STUDY["recipes"], {"name": "NP", "aggregate": learned}]
+    data = {"class_path": f"{__name__}.Freed"}
+    freed = run_study(
+        {**STUDY, "data": data, "seeds": [0], "recipes": recipes, "magnitudes": [1.0]},
+        tmp_path / "out",
+        progress=False,
+    )
+    assert rows_of(freed)[:4] == rows_of(study[1])[:4]
+    assert freed.rows[4].method == "NP"
 
 
 def test_seeds_of_any_kind_of_whole_numbers_are_those_of_a_list(study):

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_merge.loaders import not_torn_down
 from lightning_merge.measure.answers import Answers, recording
 from lightning_merge.measure.cost import flops, parameters_at_inference
 from lightning_merge.measure.guessing import majority
@@ -251,7 +252,8 @@ def on_held_out(
 def _tested(
     module: LightningModule, data: LightningDataModule, trainer: Trainer
 ) -> tuple[dict[str, float], ExampleCounter]:
-    with contextlib.redirect_stdout(io.StringIO()), counting(trainer) as seen:
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with quiet, counting(trainer) as seen, not_torn_down(data):
         results = trainer.test(module, datamodule=data, verbose=False)
     found = {
         name.removeprefix("test_").removeprefix("test/"): float(value)

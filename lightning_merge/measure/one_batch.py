@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.callbacks.first_batch import FirstBatch
 from lightning_merge.errors import ConfigError
+from lightning_merge.loaders import not_torn_down
 from lightning_merge.recipe.context import Context
 
 
@@ -23,7 +24,8 @@ def check_one_batch(context: Context) -> None:
     module = context.build(context.states[0])
     name, data = type(module).__name__, type(context.data).__name__
     try:
-        with isolate_rng(), contextlib.redirect_stdout(io.StringIO()):
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with isolate_rng(), quiet, not_torn_down(context.data):
             trainer.test(module, datamodule=context.data, verbose=False)
     except ConfigError:
         raise

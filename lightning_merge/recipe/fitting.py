@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_merge.callbacks.diverged import StopDiverged
 from lightning_merge.callbacks.epoch_checkpoint import EpochCheckpoint
 from lightning_merge.callbacks.first_batch import FirstBatch
+from lightning_merge.loaders import not_torn_down
 from lightning_merge.recipe.counting import counting
 
 
@@ -43,7 +44,7 @@ def fit(
     """
     trainer.callbacks.append(FirstBatch())  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0
-    with counting(trainer) as seen:
+    with counting(trainer) as seen, not_torn_down(data):
         trainer.fit(module, datamodule=data, ckpt_path=start)
     return seen.count
 

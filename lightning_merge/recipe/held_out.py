@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
-from lightning_merge.loaders import Transferred, example_inputs, loaders_in
+from lightning_merge.loaders import Transferred, example_inputs, loaders_in, not_torn_down
 from lightning_merge.modules.last_layer import last_layer, take_off
 from lightning_merge.orders import examples_of
 from lightning_merge.recipe.counting import counting
@@ -170,7 +170,9 @@ class HeldOut:
         Raises:
             ConfigError: If it is not among what the validation logs.
         """
-        (found,) = self._trainer.validate(module, datamodule=self.context.data, verbose=False)
+        data = self.context.data
+        with not_torn_down(data):
+            (found,) = self._trainer.validate(module, datamodule=data, verbose=False)
         for logged in [name] if name else _ACCURACY:
             if logged in found:
                 return float(found[logged])
@@ -224,7 +226,7 @@ def validate(module: LightningModule, data: LightningDataModule, trainer: Traine
         ConfigError: If its `validation_step` logs neither accuracy nor loss.
     """
     metrics: dict[str, float] = {}
-    with counting(trainer) as seen:
+    with counting(trainer) as seen, not_torn_down(data):
         for found in trainer.validate(module, datamodule=data, verbose=False):
             metrics |= found
     for names, score, sign in ((_ACCURACY, "accuracy", 1.0), (_LOSS, "-loss", -1.0)):
