@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import timm
 import torch
-from networks import Attention, Grouped, Perceptron, ResNet20, randomised
+from networks import Attention, Grouped, GroupedQueries, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
@@ -315,3 +315,14 @@ def test_moments_of_large_batches_are_those_of_float64(units_last: bool) -> None
     torch.testing.assert_close(moments.correlation(), expected, atol=1e-5, rtol=0)
     expected = torch.cov(both, correction=0)[:6, 6:]
     torch.testing.assert_close(moments.covariance(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_queries_that_share_keys_are_found_again(seed: int) -> None:
+    a, b = (randomised(GroupedQueries(fused=True), seed) for _ in range(2))
+    generator = torch.Generator().manual_seed(seed)
+    batches = [torch.randn(4, 3, 5, generator=generator) for _ in range(20)]
+    spec = PermutationSpec.from_model(a, batches[0])
+    b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
+    found = ActivationMatching().match(spec, a, b, batches)
+    torch.testing.assert_close(spec.apply(b.state_dict(), found), dict(a.state_dict()))

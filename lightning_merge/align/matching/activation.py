@@ -126,6 +126,8 @@ class ActivationMatching(MapMatching):
         if self.symmetries == "all":
             return self._maps(spec, model_a, model_b, batches, progress)
         scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
+        for name in _in_shared_heads(spec):
+            scores.pop(name, None)
         return assign_groups(spec, scores, model_a.state_dict(), model_b.state_dict())
 
     def _maps(
@@ -236,6 +238,22 @@ def assign_groups(
     if not part.groups:
         return found
     return spec.compose(found, WeightMatching().match(part, state_a, spec.apply(state_b, found)))
+
+
+def _in_shared_heads(spec: PermutationSpec) -> set[str]:
+    """Groups of heads within heads, as queries that share keys are, and of the units in them.
+
+    Neither can be compared by what they compute before the other's order is known; weights can.
+    """
+    within = [group for group in spec.groups if group.blocks > 1]
+    pairs = [
+        (outer.name, inner.name)
+        for outer in within
+        for inner in within
+        if outer.level > inner.level
+        and not {m.place for m in outer.members}.isdisjoint(m.place for m in inner.members)
+    ]
+    return {name for pair in pairs for name in pair}
 
 
 def _carried(spec: PermutationSpec, group: Group, permutation: Permutation) -> Tensor:
