@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
+from lightning_merge.randomness import isolated_randomness
 from lightning_merge.trace.inline import inline_regions
 
 
@@ -36,7 +37,8 @@ def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
     """
     with gradient_free(model):
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+            # What the exporter imports the first time draws from Python's generator.
+            with isolated_randomness(), torch.no_grad(), warnings.catch_warnings():
                 # The exporter warns of attributes that it sets and restores by itself.
                 warnings.simplefilter("ignore")
                 program = torch.export.export(model, tuple(inputs), strict=False)

@@ -1,16 +1,19 @@
 """Networks that the engine cannot know, or cannot follow."""
 
 import inspect
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from networks import Branching, randomised
+from networks import Branching, Perceptron, randomised
 from torch import Tensor, nn
 
 from lightning_merge import ActivationMatching, LeastSquares, repair
 from lightning_merge.align import PermutationSpec
 from lightning_merge.errors import AlignmentError
+from lightning_merge.randomness import random_state
 
 
 @torch.library.custom_op("lightning_merge_tests::ramp", mutates_args=())
@@ -251,3 +254,21 @@ def test_what_a_verification_found_is_said() -> None:
 def test_an_empty_batch_is_no_example() -> None:
     with pytest.raises(AlignmentError, match="no examples"):
         PermutationSpec.from_model(nn.Linear(5, 3), torch.randn(0, 5))
+
+
+def test_a_first_export_that_draws_leaves_all_generators_as_they_were(monkeypatch) -> None:
+    export = torch.export.export
+
+    def drawing(*args, **options):
+        random.random()
+        np.random.random()  # noqa: NPY002
+        torch.rand(1)
+        return export(*args, **options)
+
+    monkeypatch.setattr(torch.export, "export", drawing)
+    model, x = Perceptron(), torch.randn(2, 5)
+    before = random_state()
+    PermutationSpec.from_model(model, x)
+    assert random.getstate()[1] == tuple(before["python"][1].tolist())
+    assert torch.equal(random_state()["numpy"][1], before["numpy"][1])
+    assert torch.equal(torch.get_rng_state(), before["torch"])
