@@ -40,14 +40,28 @@ def joined_config(folders: Sequence[StudyFolder]) -> Plain:
     """
     config = folders[0].stored()
     for folder in folders[1:]:
-        both = unite(config, folder.stored(), folder.shown)
+        stored = folder.stored()
+        both = unite(config, stored, folder.shown)
         if both is None:
             raise OutputExistsError(
                 f"{folder.folder} holds another study than {folders[0].folder}: join folders whose "
                 "model, data and training are the same"
             )
+        _name_replaced(config, stored, folder)
         config = both
     return config
+
+
+def _name_replaced(config: Plain, stored: Plain, folder: StudyFolder) -> None:
+    """Warns of recipes that those of a later folder take the places of."""
+    earlier = {recipe["name"]: recipe for recipe in config["recipes"]}
+    for recipe in stored["recipes"]:
+        if earlier.get(recipe["name"], recipe) != recipe:
+            warnings.warn(
+                f"recipe {recipe['name']!r} has other settings in {folder.folder} than in the "
+                "folders before it, whose results of it are left out: rename one to keep both",
+                stacklevel=4,
+            )
 
 
 def gather(sources: Sequence[Store], target: Store) -> int:

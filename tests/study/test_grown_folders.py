@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,18 @@ def test_conflicts_and_damage_are_named(by_seed, tmp_path):
     assert joined.left == 0
     kept = json.loads((tmp_path / f"joined/runs/{key}/result.json").read_text())
     assert kept["result"]["row"]["accuracy"] != 0.125
+
+
+def test_a_recipe_that_takes_the_place_of_another_one_is_named(by_seed, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(by_seed[1], other)
+    study = json.loads((other / "study.json").read_text())
+    study["recipes"][0]["recalibrate"] = "batchnorm"
+    (other / "study.json").write_text(json.dumps(study))
+    with pytest.warns(UserWarning, match="other settings") as warned:
+        join([by_seed[0], other], tmp_path / "joined")
+    (said,) = [str(one.message) for one in warned if "other settings" in str(one.message)]
+    assert said.startswith(f"recipe {study['recipes'][0]['name']!r} has other settings in {other}")
 
 
 def test_folders_of_different_studies_are_not_put_together(by_seed, tmp_path):
