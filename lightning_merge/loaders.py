@@ -174,13 +174,18 @@ def not_torn_down(data: LightningDataModule) -> Iterator[None]:
         data: The data module, which is read again afterwards.
     """
     own = vars(data).get("teardown")
-    data.teardown = lambda stage: None  # type: ignore[method-assign]  # noqa: ARG005
+    data.teardown = _nothing  # type: ignore[method-assign]
     try:
         yield
     finally:
         del data.teardown
         if own is not None:
             data.teardown = own  # type: ignore[method-assign]
+
+
+def _nothing(stage: str) -> None:
+    """Not a lambda: a strategy that starts processes pickles the data module."""
+    del stage
 
 
 def few_test_batches(
