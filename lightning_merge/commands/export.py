@@ -1,5 +1,6 @@
 """`export`: a checkpoint as safetensors, as timm loads it, with a model card."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from lightning_merge.commands.export_masks import export_masks
@@ -52,10 +53,7 @@ def export(words: list[str]) -> None:
     )
     chosen = parser.parse_args(words)
     if chosen.masks:
-        without = ("result", "onnx", "torch_export", "push_to_hub")
-        unused = [f"--{name}" for name in without if getattr(chosen, name)]
-        if unused:
-            raise ConfigError(f"--masks goes without {', '.join(unused)}: leave one of them out")
+        _check_unused(chosen)
         folder = export_masks(
             chosen.checkpoint, chosen.masks, chosen.output, chosen.threshold, chosen.overwrite
         )
@@ -72,3 +70,10 @@ def export(words: list[str]) -> None:
     print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
     if chosen.push_to_hub:
         print(push_to_hub(folder, chosen.push_to_hub, chosen.overwrite))
+
+
+def _check_unused(chosen: Namespace) -> None:
+    without = ("result", "onnx", "torch_export", "push_to_hub")
+    unused = [f"--{name}" for name in without if getattr(chosen, name)]
+    if unused:
+        raise ConfigError(f"--masks goes without {', '.join(unused)}: leave one of them out")

@@ -228,7 +228,8 @@ def test_a_logger_whose_package_is_not_installed(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
     words = ["fit", "--model", "ImageClassifier", "--model.init_args.model", "linear_classifier"]
     words += ["--data", "DigitsDataModule", "--trainer.default_root_dir", str(tmp_path)]
-    words += ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    logger = "lightning.pytorch.loggers.TensorBoardLogger"
+    words += ["--trainer.logger", logger, "--trainer.logger.save_dir", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
