@@ -149,7 +149,7 @@ def open_files(
     )
     shares.check_used(entries)
     entries = {name: _converted(name, entry, dtype) for name, entry in entries.items()}
-    extra, differing = _common_extra([state.extra for state in states], taken)
+    extra, differing = in_common([state.extra for state in states], taken)
     for name in differing:
         if name.endswith("_extra_state"):
             raise ArchitectureMismatchError(
@@ -195,16 +195,20 @@ def _converted(name: str, entry: Entry, dtype: str | None) -> Entry:
     return Entry(CODES[dtype], entry.shape)
 
 
-def _common_extra(
-    extras: Sequence[Mapping[str, Any]], taken: Callable[[str], bool]
+def in_common(
+    entries: Sequence[Mapping[str, Any]], taken: Callable[[str], bool] = lambda _: True
 ) -> tuple[dict[str, Any], list[str]]:
+    """Entries that all files have alike, and the names of those that differ or that some lack.
+
+    Args:
+        entries: Each file's entries.
+        taken: Which names to look at.
+    """
     kept: dict[str, Any] = {}
     differing = []
-    for name in dict.fromkeys(name for extra in extras for name in extra):
-        if not taken(name):
-            continue
-        if all(name in extra and same(extra[name], extras[0].get(name)) for extra in extras):
-            kept[name] = extras[0][name]
+    for name in filter(taken, dict.fromkeys(name for one in entries for name in one)):
+        if all(name in one and same(one[name], entries[0].get(name)) for one in entries):
+            kept[name] = entries[0][name]
         else:
             differing.append(name)
     return kept, differing

@@ -15,6 +15,7 @@ from lightning_merge.aggregate.averaged_files import (
 from lightning_merge.aggregate.files_to_average import (
     FilesToAverage,
     given_files,
+    in_common,
     open_files,
     same,
 )
@@ -130,13 +131,9 @@ def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list
         _check_absent(chosen, file)
     if chosen.output.name.endswith((".safetensors", INDEX)):
         about = {"format": "pt", "method": "average", "ingredients": ", ".join(files.names)}
-        first, *others = (state.notes for state in files.states)
-        shared = {
-            key: note for key, note in first.items() if all(o.get(key) == note for o in others)
-        }
+        shared, own = in_common([state.notes for state in files.states])
         write_average(files, chosen.output, shared | about, progress)
-        own = [f"the header's {key}" for key in first if key not in shared | about]
-        return [*files.extra, *own]
+        return [*files.extra, *(f"the header's {key}" for key in own if key not in about)]
     from lightning_merge.checkpoint import write_checkpoint
     from lightning_merge.state_dicts import tensor_of
 
