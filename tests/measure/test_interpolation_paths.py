@@ -121,6 +121,9 @@ def test_a_path_is_measured_at_every_point_as_its_recipe_says():
     assert direct.ingredients == aligned.ingredients == [direct.loss[2], direct.loss[0]]
     rise = direct.loss[1] - (direct.loss[0] + direct.loss[2]) / 2
     assert direct.barrier == pytest.approx(max(rise, 0.0))
+    assert direct.accuracies == aligned.accuracies == [direct.accuracy[2], direct.accuracy[0]]
+    fall = (direct.accuracy[0] + direct.accuracy[2]) / 2 - direct.accuracy[1]
+    assert direct.accuracy_barrier == pytest.approx(max(fall, 0.0))
 
 
 def test_a_triangle_has_its_paths_as_edges():
@@ -151,16 +154,27 @@ def test_the_grid_covers_the_triangle_once(points):
 
 def test_barriers_rise_above_what_the_ends_have():
     shares, none = [0.0, 0.25, 1.0], [0.0] * 3
-    path = Path("x", [1.0, 4.0, 3.0], none, [3.0, 1.0], shares)
+    path = Path("x", [1.0, 4.0, 3.0], none, [3.0, 1.0], [0.0] * 2, shares)
     assert path.barrier == pytest.approx(4.0 - (0.25 * 3 + 0.75 * 1))
     # An end that alignment has spoilt does not hide it.
-    path = Path("x", [9.0, 4.0, 3.0], none, [3.0, 1.0], shares)
+    path = Path("x", [9.0, 4.0, 3.0], none, [3.0, 1.0], [0.0] * 2, shares)
     assert path.barrier == pytest.approx(9.0 - 1.0)
     weights = triangle_weights(3)
     plane = [2 * a + 5 * b - c for a, b, c in weights]
     plane[weights.index([0.5, 0.0, 0.5])] += 0.75
-    assert Triangle("x", plane, plane, [2, 5, -1], weights).barrier == pytest.approx(0.75)
-    assert math.isnan(Path("x", [1.0, math.nan, 1.0], none, [1.0, 1.0], shares).barrier)
+    own = [2, 5, -1]
+    assert Triangle("x", plane, plane, own, own, weights).barrier == pytest.approx(0.75)
+    assert math.isnan(Path("x", [1.0, math.nan, 1.0], none, [1.0] * 2, [0.0] * 2, shares).barrier)
+
+
+def test_the_barrier_of_accuracies_is_how_far_they_fall_below_the_ends():
+    shares = [0.0, 0.25, 1.0]
+    path = Path("x", [0.0] * 3, [0.9, 0.3, 0.5], [0.0] * 2, [0.5, 0.9], shares)
+    assert path.accuracy_barrier == pytest.approx(0.25 * 0.5 + 0.75 * 0.9 - 0.3)
+    path = Path("x", [0.0] * 3, [0.9, 0.95, 0.5], [0.0] * 2, [0.5, 0.9], shares)
+    assert path.accuracy_barrier == pytest.approx(0.0)
+    path = Path("x", [0.0] * 3, [0.9, math.nan, 0.5], [0.0] * 2, [0.5, 0.9], shares)
+    assert math.isnan(path.accuracy_barrier)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +236,13 @@ def test_a_triangle_is_drawn_for_each_name_with_its_corners():
 def test_the_accuracy_in_the_middle_is_that_at_one_half(points, cell):
     alpha = [index / (points - 1) for index in range(points)]
     path = {"name": "x", "alpha": alpha, "accuracy": alpha, "barrier": 0.25}
-    assert sweep_of("barrier").tables([path])[0][1] == ["x", "0.2500", cell]
+    assert sweep_of("barrier").tables([path])[0][1] == ["x", "0.2500", "-", cell]
+    both = [{**path, "accuracy_barrier": fall} for fall in (0.125, 0.375)]
+    assert sweep_of("barrier").tables(both)[0][1] == ["x", "0.2500", "0.2500", cell]
 
 
 def test_an_accuracy_that_is_no_number_leaves_no_lowest_one():
     # As it is stored, and as it was measured.
     for lost in (None, math.nan):
         found = [{"name": "x", "accuracy": [0.5, lost, 0.25], "barrier": 1.0}]
-        assert sweep_of("triangle").tables(found)[0][1] == ["x", "1.0000", "-"]
+        assert sweep_of("triangle").tables(found)[0][1] == ["x", "1.0000", "-", "-"]

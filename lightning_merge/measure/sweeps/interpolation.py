@@ -24,6 +24,8 @@ from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recalibration import recalibrate_with
 from lightning_merge.recipe.recipe import Recipe
 
+_BARRIERS = ("loss barrier", "accuracy barrier")
+
 
 @dataclass
 class _Measured(ABC):
@@ -34,12 +36,14 @@ class _Measured(ABC):
         loss: The test loss at each point.
         accuracy: The test accuracy at each point.
         ingredients: The test losses of the ingredients as they were given.
+        accuracies: Their test accuracies.
     """
 
     name: str
     loss: list[float]
     accuracy: list[float]
     ingredients: list[float]
+    accuracies: list[float]
 
     @property
     @abstractmethod
@@ -53,15 +57,24 @@ class _Measured(ABC):
         For a path that is the rise above its ends (Frankle et al. 2020), where aligning changes
         no function; CCA does, and a bad end must not hide what lies between. NaN where a loss is.
         """
+        return self._rise(self.loss, self.ingredients)
+
+    @property
+    def accuracy_barrier(self) -> float:
+        """How far the accuracy falls below the ingredients' own, likewise."""
+        return self._rise([-one for one in self.accuracy], [-one for one in self.accuracies])
+
+    def _rise(self, values: Sequence[float], own: Sequence[float]) -> float:
         rises = [
-            loss - sum(share * own for share, own in zip(shares, self.ingredients, strict=True))
-            for loss, shares in zip(self.loss, self.shares, strict=True)
+            value - sum(share * one for share, one in zip(shares, own, strict=True))
+            for value, shares in zip(values, self.shares, strict=True)
         ]
         return math.nan if any(map(math.isnan, rises)) else max(rises)
 
     def plain(self) -> Plain:
         """The measurements as in JSON."""
-        return {**asdict(self), "barrier": self.barrier}
+        barriers = {"barrier": self.barrier, "accuracy_barrier": self.accuracy_barrier}
+        return {**asdict(self), **barriers}
 
 
 @dataclass
@@ -169,15 +182,14 @@ class InterpolationPath(_Interpolation):
             raise ConfigError(f"barrier is {value}: choose 2 points or more, or 0 for no barrier")
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-        """The barrier, and the accuracy in the middle, of each path."""
-        lines = [["line from B to A", "loss barrier", "accuracy at α = 0.5"]]
+        """The barriers, and the accuracy in the middle, of each path."""
+        lines = [["line from B to A", *_BARRIERS, "accuracy at α = 0.5"]]
         for name, same in by_name(found).items():
             # An even number of points has none in the middle.
             middle = [
                 dict(zip(one["alpha"], one["accuracy"], strict=True)).get(0.5) for one in same
             ]
-            barrier = mean_cell([line["barrier"] for line in same])
-            lines.append([name, barrier, mean_cell(middle)])
+            lines.append([name, *_barriers(same), mean_cell(middle)])
         return [lines]
 
 
@@ -202,22 +214,31 @@ class InterpolationTriangle(_Interpolation):
             )
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-        """The barrier, and the lowest accuracy, of each triangle."""
-        lines = [["triangle A, B, C", "loss barrier", "lowest accuracy"]]
+        """The barriers, and the lowest accuracy, of each triangle."""
+        lines = [["triangle A, B, C", *_BARRIERS, "lowest accuracy"]]
         for name, same in by_name(found).items():
             # An accuracy that is no number is stored as null.
             lowest = mean_cell([float(np.asarray(one["accuracy"], float).min()) for one in same])
-            lines.append([name, mean_cell([one["barrier"] for one in same]), lowest])
+            lines.append([name, *_barriers(same), lowest])
         return [lines]
+
+
+def _barriers(same: Sequence[Mapping[str, Any]]) -> list[str]:
+    # Measurements of earlier versions have no barrier of accuracies.
+    return [mean_cell([one.get(key) for one in same]) for key in ("barrier", "accuracy_barrier")]
+
+
+def _columns(found: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [loss for loss, _ in found], [right for _, right in found]
 
 
 def _measure(
     context: Context, recipes: Sequence[Recipe], weights: Sequence[Sequence[float]]
-) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
-    """Each recipe's name, test losses, accuracies, and the ingredients' own losses."""
+) -> Iterator[tuple[str, list[float], list[float], list[float], list[float]]]:
+    """Each recipe's name, test losses, accuracies, and the ingredients' own."""
     trainer = context.trainer()
     count = len(weights[0])
-    own = [_tested(context.build(one), context, trainer)[0] for one in context.states[:count]]
+    own = [_tested(context.build(one), context, trainer) for one in context.states[:count]]
     for recipe in recipes:
         if recipe.recalibration is not None:
             recipe.recalibration.check(context.module, recipe.name)
@@ -231,7 +252,8 @@ def _measure(
             module = context.build(average(states, shares))
             recalibrate(module, shares)
             found.append(_tested(module, context, trainer))
-        yield recipe.name, [loss for loss, _ in found], [right for _, right in found], own
+        (losses, right), (own_losses, own_right) = _columns(found), _columns(own)
+        yield recipe.name, losses, right, own_losses, own_right
 
 
 def _tested(module: LightningModule, context: Context, trainer: Trainer) -> tuple[float, float]:
