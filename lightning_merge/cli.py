@@ -220,12 +220,13 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _lightning(words: list[str] | None) -> None:
-    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
     # This import also makes the short names of our classes work as `class_path`.
     from lightning_merge.callbacks.first_batch import FirstBatch
     from lightning_merge.commands import fit_output
+    from lightning_merge.commands.integers_first import read_integers_first
     from lightning_merge.commands.options import plain, without_tips
     from lightning_merge.commands.resumable import check_resumable
     from lightning_merge.commands.short_errors import ShortErrors
@@ -234,6 +235,7 @@ def _lightning(words: list[str] | None) -> None:
     from lightning_merge.loggers import log_config
 
     without_tips()
+    read_integers_first(Trainer.__init__)
     # After an interrupt `main` prints one line.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "KeyboardInterrupt" not in record.getMessage()

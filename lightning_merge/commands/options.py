@@ -18,6 +18,7 @@ import lightning_merge.callbacks
 import lightning_merge.data
 import lightning_merge.modules
 import lightning_merge.networks  # noqa: F401
+from lightning_merge.commands.integers_first import read_integers_first
 from lightning_merge.commands.short_errors import ShortErrors
 from lightning_merge.commands.whole_lists import WholeLists
 from lightning_merge.errors import ConfigError
@@ -107,6 +108,7 @@ def add_data_and_trainer(to: ArgumentParser) -> None:
 
 def add_trainer(to: ArgumentParser) -> None:
     """Adds `--trainer`."""
+    read_integers_first(Trainer.__init__)
     # Lightning annotates some of the Trainer's arguments loosely and checks them itself.
     to.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from made_checkpoints import write_ingredient, write_ingredients
 from safetensors.torch import load_file
 from strangers import KeepPredictions, quiet_trainer
@@ -299,6 +300,21 @@ def test_what_was_limited_is_counted(tmp_path):
         "All": "0",
         "NP": "64",
     }
+
+
+@pytest.mark.parametrize("command", ["fit", "study"])
+def test_a_whole_number_is_a_count_whatever_else_was_imported_first(command, tmp_path):
+    model = "{class_path: ImageClassifier, init_args: {model: linear_classifier}}"
+    words = [command, "--model", model, "--data", "DigitsDataModule", "--print_config"]
+    words += ["--trainer.limit_test_batches", "1", "--trainer.limit_train_batches", "0.5"]
+    # A notebook may import it before Lightning, with its own unions of the same types.
+    code = f"import rich.console; from lightning_merge.cli import main; main({words!r})"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    trainer = yaml.safe_load(printed.stdout)["trainer"]
+    assert type(trainer["limit_test_batches"]) is int
+    assert (trainer["limit_test_batches"], trainer["limit_train_batches"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
