@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.style import CYCLE, MARKERS, same_curves, style
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
@@ -95,9 +96,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         heading = title or "Along the line from B to A"
         figure.suptitle(heading, x=0.01, ha="left", weight="bold")
         handles, labels = loss.get_legend_handles_labels()
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8
-        )
+        legend = legend_below(figure, handles, labels, columns, handlelength=2.8)
         for handle in legend.get_lines():
             if handle.get_markerfacecolor() == "white":
                 handle.set_linestyle((0, (3, 2)))
@@ -115,7 +114,8 @@ def _look(name: str, alignments: Sequence[str], recalibrations: Sequence[str]) -
     index = alignments.index(alignment)
     look: dict[str, Any] = {
         "color": CYCLE[index % len(CYCLE)],
-        "marker": MARKERS[index % len(MARKERS)],
+        # One marker more at each turn of the colours, or pairs would return.
+        "marker": MARKERS[(index + index // len(CYCLE)) % len(MARKERS)],
     }
     if recalibration:
         number = recalibrations.index(recalibration) % len(_RECALIBRATED)

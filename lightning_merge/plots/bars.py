@@ -1,11 +1,13 @@
 """Bars of every method's accuracy, grouped by architecture (Rethinking, Fig. 3 and 18 to 21)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.methods import spread
 from lightning_merge.plots.style import looks, style
 
@@ -13,6 +15,8 @@ Row = Mapping[str, Any]
 
 # Up to this many bars in a panel have their numbers above them.
 _WRITTEN = 60
+# Of merges and of ensembles; where there are more of them than colours, the next one.
+_HATCHES = (("", "....", "xxxx"), ("/////", "\\\\\\\\\\", "-----"))
 
 
 @figure(
@@ -63,14 +67,18 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(sizes), 1, sharex=True, squeeze=False)[:, 0]
         for axes, count in zip(panels, sizes, strict=True):
+            alike: Counter[tuple[str, bool]] = Counter()
             for place, (method, one) in enumerate(look.items()):
+                fill = (one["color"], one.get("ls") == "--")
+                hatch = _HATCHES[fill[1]][alike[fill] % 3]
+                alike[fill] += 1
                 found = {
                     label: row
                     for label, summary in kept.items()
                     for row in summary
                     if row["method"] == method and row.get("pool_size") == count
                 }
-                _draw(axes, found, labels, place, width, method, one)
+                _draw(axes, found, labels, place, width, method, (*fill, hatch))
             # Room above the highest bar for its number.
             axes.set_ylim(0, 1.2 * top)
             axes.set_yticks([top * part / 4 for part in range(5)])
@@ -82,7 +90,7 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
         panels[-1].set_xticks(range(len(labels)), labels, **turned)
         panels[-1].set_xlim(-0.55, len(labels) - 0.45)
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=1.6)
+        legend_below(figure, handles, names, 4, handlelength=1.6)
         figure.suptitle(title or "Merges and ensembles", x=0.01, ha="left", weight="bold")
     return figure
 
@@ -94,21 +102,21 @@ def _draw(
     place: int,
     width: float,
     method: str,
-    look: Mapping[str, Any],
+    fill: tuple[str, bool, str],
 ) -> None:
     at = [labels.index(label) - 0.43 + (place + 0.5) * width for label in found]
     heights = [row["accuracy"] for row in found.values()]
     spreads = [spread(row) for row in found.values()]
-    dashed = look.get("ls") == "--"
+    color, is_ensemble, hatch = fill
     axes.bar(
         at,
         heights,
         width * 0.9,
         yerr=list(zip(*spreads, strict=True)) if any(map(any, spreads)) else None,
         error_kw={"lw": 0.8},
-        color="white" if dashed else look["color"],
-        edgecolor=look["color"],
-        hatch="/////" if dashed else None,
+        color="white" if is_ensemble else color,
+        edgecolor="white" if hatch and not is_ensemble else color,
+        hatch=hatch,
         lw=0.8,
         label=method,
     )

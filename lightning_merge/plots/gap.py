@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.style import MARKERS, looks, same_curves, style
 
 Row = Mapping[str, Any]
@@ -142,5 +143,5 @@ def _by_table(
     handles, names = panels[0].get_legend_handles_labels()
     if names:
         # Beside the panels it would overlap the heading.
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        legend_below(figure, handles, names, 3)
     return figure

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure, pool_sizes
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.methods import spread
 from lightning_merge.plots.style import looks, style
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
@@ -70,5 +71,5 @@ def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         zoom_accuracy(axes, ends)
         axes.set_title(title or "Merges and ensembles by number of networks")
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=2.8)
+        legend_below(figure, handles, labels, 3, handlelength=2.8)
     return figure

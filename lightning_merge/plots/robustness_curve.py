@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.style import CYCLE, style
 
 
@@ -57,5 +58,5 @@ def plot_robustness(found: Sequence[Mapping[str, Any]], title: str = "") -> Figu
         right.set_ylabel("corrupted accuracy (star: share 1)")
         left.set_title(title or "From the pre-trained network on")
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 4))
+        legend_below(figure, handles, labels, 4)
     return figure

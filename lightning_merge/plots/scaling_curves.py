@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
+from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.style import BLUE, MARKERS, looks, style
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
@@ -80,7 +81,7 @@ def plot_magnitude(curves: Sequence[Curve], title: str = "") -> Figure:
         zoom_accuracy(panels[0], shown)
         handles, labels = panels[0].get_legend_handles_labels()
         columns = 2 if len(sizes) == 1 else 4
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.8)
+        legend_below(figure, handles, labels, columns, handlelength=2.8)
         figure.suptitle(title or "Accuracy by weight magnitude", x=0.01, ha="left", weight="bold")
     return figure
 

@@ -67,7 +67,8 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         index = made.index(name)
         found[name] = {
             "color": colours[index % len(colours)],
-            "marker": MARKERS[index % len(MARKERS)],
+            # There are as many markers as colours: one more at each turn, or pairs would return.
+            "marker": MARKERS[(index + index // len(colours)) % len(MARKERS)],
         }
         if kind == "ensemble":
             found[name] |= {"ls": "--", "markerfacecolor": "white"}

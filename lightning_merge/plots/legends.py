@@ -1,0 +1,41 @@
+"""Legends below the panels of a figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+
+# Inches; what a line of a legend takes in the font of `style`.
+LINE = 0.2
+
+
+def legend_below(
+    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **settings: Any
+) -> Legend:
+    """Adds a legend below all panels, in as many columns as the figure is wide enough for.
+
+    A legend wider than its figure would widen the saved file, with empty space beside the panels.
+
+    Args:
+        figure: The figure, with a constrained layout. It becomes higher by each line that fewer
+            columns than `most` need.
+        handles: What stands for each entry.
+        labels: Their names.
+        most: How many columns at most.
+        **settings: Passed on to `Figure.legend`.
+
+    Returns:
+        The legend.
+    """
+    for columns in range(min(most, max(1, len(labels))), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, **settings
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    added = -(-len(labels) // columns) - -(-len(labels) // most)
+    figure.set_figheight(figure.get_figheight() + LINE * added)
+    return legend
