@@ -27,7 +27,7 @@ def plot_leaders(
         title: The figure's heading.
 
     Returns:
-        The figure: numbers are points of per cent, blue above the networks and orange below.
+        The figure: numbers are percentage points, blue above the networks and orange below.
     """
     points = np.array(
         [[100 * (over.get((merge, one)) or 0.0) for one in situations] for merge in merges]

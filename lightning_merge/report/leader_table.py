@@ -83,7 +83,7 @@ class LeaderTable:
             "more to run, and ingredients are left out. `beaten` is the share of the other merges "
             "of a field that one is better than, on average: rows are sorted by it. `over "
             "networks` is the difference to the mean accuracy of the networks that are merged, "
-            "`over best` to the best of them by held-out accuracy, in points of per cent. Rows are "
+            "`over best` to the best of them by held-out accuracy, in percentage points. Rows are "
             f"cited by their id. Little data: at most {LITTLE} labelled examples of a class.\n"
         )
         for situation in dict.fromkeys(row.situation for row in self.rows):
@@ -121,7 +121,7 @@ class LeaderTable:
             list(dict.fromkeys(row.recipe for row in shown)),
             list(dict.fromkeys(row.situation for row in shown)),
             {(row.recipe, row.situation): row.over_networks for row in shown},
-            "Accuracy over the networks' average, in points of per cent",
+            "Accuracy over the networks' average, in percentage points",
         )
 
     def save(self, folder: Path) -> list[Path]:
