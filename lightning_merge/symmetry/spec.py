@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_merge.checkpoint import state_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import folded, is_folded
+from lightning_merge.symmetry.copies import copies_of, with_copies
 from lightning_merge.symmetry.derive import derive, derive_symmetries
 from lightning_merge.symmetry.index_maps import Permutation, gather_all, to_sources
 from lightning_merge.symmetry.linear_maps import (
@@ -25,6 +26,7 @@ from lightning_merge.symmetry.linear_maps import (
 from lightning_merge.symmetry.listed_groups import Entry, groups_from, with_roles
 from lightning_merge.symmetry.refuse import refuse_if_lost
 from lightning_merge.symmetry.spec_table import spec_table
+from lightning_merge.symmetry.tied_names import under_all_names
 from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.symmetry.verify import verify
 from lightning_merge.symmetry.verify_eager import verify_eager
@@ -62,6 +64,9 @@ class PermutationSpec:
         buffers: The tensors that move with their units but are no parameters.
         folds: The scales of norms and layers that `canonical` puts into their neighbours.
         symmetries: Whether all symmetries of the groups were derived, or permutations only.
+        copies: Parts that the forward does not run and that are built as one that it runs, such
+            as its running mean: the names of their tensors with those of the other one. They
+            are moved as it is.
     """
 
     groups: list[Group]
@@ -70,6 +75,7 @@ class PermutationSpec:
     buffers: frozenset[str] = field(default_factory=frozenset, repr=False)
     folds: Folds = field(default_factory=Folds, repr=False)
     symmetries: Symmetries = "permutation"
+    copies: list[dict[str, str]] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_model(
@@ -129,8 +135,9 @@ class PermutationSpec:
             frozen = [*frozen, *kept]
         elif symmetries != "permutation":
             raise AlignmentError(f"symmetries is {symmetries!r}: choose 'permutation' or 'all'")
-        spec = cls(list(groups), list(frozen), *_tensors_of(model), folds, symmetries)
-        spec._alias(model)
+        copies = copies_of(model, exported.used)
+        spec = cls(list(groups), list(frozen), *_tensors_of(model), folds, symmetries, copies)
+        spec.groups = under_all_names(spec.groups, model)
         return spec._without(freeze)._merged(merge)
 
     @classmethod
@@ -176,7 +183,7 @@ class PermutationSpec:
         spec.groups, spec.frozen = verify_eager(listed, model, [_short(x) for x in inputs])
         for line in spec.frozen:
             warnings.warn(f"{type(model).__name__}: {line}", stacklevel=2)
-        spec._alias(model)
+        spec.groups = under_all_names(spec.groups, model)
         return spec
 
     def __str__(self) -> str:
@@ -209,7 +216,11 @@ class PermutationSpec:
         Raises:
             AlignmentError: The state dict does not belong to this spec.
         """
-        return folded(self.state_of(state_dict), self.groups, self.folds)
+        return with_copies(
+            self.state_of(state_dict),
+            self.copies,
+            lambda state: folded(state, self.groups, self.folds),
+        )
 
     def inverse(self, permutation: Mapping[str, Tensor]) -> Permutation:
         """The permutation, or the maps, that undo others."""
@@ -246,7 +257,13 @@ class PermutationSpec:
             name: given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
             for name, given in maps.items()
         }
-        state = self.state_of(state_dict)
+        return with_copies(
+            self.state_of(state_dict), self.copies, lambda state: self._transformed(state, maps)
+        )
+
+    def _transformed(
+        self, state: Mapping[str, Tensor], maps: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         result = gather_all(state, to_sources(self.groups, orders(self.groups, maps)))
         for group in self.groups:
             given = maps.get(group.name)
@@ -355,32 +372,6 @@ class PermutationSpec:
                 if group.name not in rest
             ]
         return self
-
-    def _alias(self, model: nn.Module) -> None:
-        """Tensors that the state dict holds under several names move under all of them."""
-        state = model.state_dict(keep_vars=True)
-        names: dict[int, list[str]] = {}
-        for name, tensor in state.items():
-            names.setdefault(id(tensor), []).append(name)
-        same = {name: group for group in names.values() if len(group) > 1 for name in group}
-        if not same:
-            return
-        self.groups = [
-            replace(
-                group,
-                # A user may have listed several of the names already.
-                members=tuple(
-                    {
-                        (name, member.place[1:], tuple(member.index.ravel().tolist())): replace(
-                            member, tensor=name
-                        )
-                        for member in group.members
-                        for name in same.get(member.tensor, [member.tensor])
-                    }.values()
-                ),
-            )
-            for group in self.groups
-        ]
 
 
 def _tensors_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:

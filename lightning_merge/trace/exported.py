@@ -28,6 +28,14 @@ class Exported:
     outputs: int  # how many of the graph's first outputs are mutated buffers
     state: dict[str, Tensor] = field(repr=False)  # detached parameters and buffers
 
+    @property
+    def used(self) -> set[str]:
+        """Names of the parameters and buffers that the graph reads."""
+        nodes = self.module.graph.find_nodes(op="placeholder")
+        return {
+            self.tensors[node.name] for node in nodes if node.name in self.tensors and node.users
+        }
+
 
 def export(model: nn.Module, inputs: Sequence[Tensor]) -> Exported:
     """Export a network in eval mode, leaving the network as it was.

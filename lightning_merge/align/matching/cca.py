@@ -21,7 +21,7 @@ from lightning_merge.align.matching.cca_fold import (
     scale_layer,
     take_scale,
 )
-from lightning_merge.align.matching.cca_map import Spectra
+from lightning_merge.align.matching.cca_map import LinearMap, Spectra
 from lightning_merge.align.matching.matching import (
     Aligned,
     Matching,
@@ -33,6 +33,7 @@ from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import observe, summed_correlation
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
+from lightning_merge.symmetry.copies import with_copies
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group
 
@@ -170,10 +171,8 @@ class CCAMatching(Matching):
         state = spec.apply(state_b, permutation)
         tensors = {m.tensor for group in mapped for m in group.members}
         scaled = {k: v for k, v in norms.items() if f"{v}.running_mean" in tensors}
-        for layer, norm in scaled.items():
-            scale_layer(state, layer, norm, norm_ratio(state, norm, modules))
         spectra = [(g, Spectra(*_pooled(g.name, found.pop(g.name)))) for g in mapped]
-        return Observation(state, model_a.state_dict(), modules, scaled, spectra)
+        return Observation(state, model_a.state_dict(), modules, scaled, spectra, spec.copies)
 
 
 class Observation:
@@ -189,15 +188,25 @@ class Observation:
         modules: Mapping[str, nn.Module],
         norms: Mapping[str, str],
         spectra: Sequence[tuple[Group, Spectra]],
+        copies: list[dict[str, str]],
     ) -> None:
         self._state, self._state_a = state, state_a
         self._modules, self._norms, self._spectra = modules, norms, spectra
+        self._copies = copies
 
     def state_for(self, gamma: float) -> dict[str, Tensor]:
         """The state dict of b, mapped with a ridge of `gamma` times the mean variance."""
-        state = dict(self._state)
-        for group, spectra in self._spectra:
-            fold(state, group, spectra.linear_map(gamma))
+        maps = [(group, spectra.linear_map(gamma)) for group, spectra in self._spectra]
+        return with_copies(self._state, self._copies, lambda state: self._folded(state, maps))
+
+    def _folded(
+        self, given: Mapping[str, Tensor], maps: Sequence[tuple[Group, LinearMap]]
+    ) -> dict[str, Tensor]:
+        state = dict(given)
+        for layer, norm in self._norms.items():
+            scale_layer(state, layer, norm, norm_ratio(given, norm, self._modules))
+        for group, found in maps:
+            fold(state, group, found)
         for layer, norm in self._norms.items():
             ratio = floored(norm_ratio(self._state_a, norm, self._modules))
             scale_layer(state, layer, norm, 1 / ratio)

@@ -155,10 +155,11 @@ class _Fusion:
     def result(self, plans: dict[str, Tensor]) -> dict[str, Tensor]:
         """B's state dict under these plans."""
         state = {}
+        sources = {name: source for copy in self.spec.copies for name, source in copy.items()}
         for name, like in self.a.items():
-            tensor = self.b[name]
-            if tensor.is_floating_point() and name in self.places:
-                tensor = carried(tensor, self.places[name], plans, name)
+            tensor, moved = self.b[name], sources.get(name, name)
+            if tensor.is_floating_point() and moved in self.places:
+                tensor = carried(tensor, self.places[moved], plans, name)
             if tensor.shape != like.shape:
                 raise AlignmentError(
                     f"{name!r} has shape {tuple(tensor.shape)}, which no group of units brings to "
