@@ -39,8 +39,9 @@ def printable(value: object, longest: int = _LONGEST) -> str:
 
 def markdown_cell(value: object) -> str:
     """Its text as a cell of a Markdown table."""
-    # The bar of a name would begin another cell, and its line break another line.
-    return " ".join(str(value).splitlines()).replace("|", "\\|")
+    # The bar of a name would begin another cell, its line break another line, and what looks like
+    # a tag of HTML would not be shown.
+    return " ".join(str(value).splitlines()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,13 @@ _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    # These are other signs in LaTeX's own fonts.
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # At the beginning of a row they would be taken for options of the line break before it.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     "×": r"$\times$",
 }

@@ -140,6 +140,7 @@ def test_a_strange_paper_is_refused(paper, message):
 
 def test_latex_has_no_letter_that_it_would_act_on():
     assert latex("50%_#1 ± {x}") == r"50\%\_\#1 $\pm$ \{x\}"
+    assert latex("[<a>|*") == r"{[}\textless{}a\textgreater{}\textbar{}{*}"
 
 
 def recipe(name, kind, align="ActivationMatching", **arguments):

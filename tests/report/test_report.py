@@ -86,8 +86,8 @@ def test_a_metric_that_nobody_has_gets_no_column():
 
 
 def test_a_bar_in_a_name_begins_no_cell():
-    text = markdown_lines([["method", "n", "of"], ["a | b", "1", "x"]], ["of"])
-    assert text == "| method | n | of |\n| --- | ---: | --- |\n| a \\| b | 1 | x |\n"
+    text = markdown_lines([["method", "n", "of"], ["a | b <c>", "1", "x"]], ["of"])
+    assert text == "| method | n | of |\n| --- | ---: | --- |\n| a \\| b &lt;c> | 1 | x |\n"
 
 
 @pytest.mark.parametrize(
