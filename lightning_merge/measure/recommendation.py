@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightning_merge.measure.answers import mean_right
 from lightning_merge.measure.intervals import Interval, Paired, interval_of, paired
 from lightning_merge.measure.measurement import Measurement
-from lightning_merge.measure.whole_means import whole_mean
+from lightning_merge.measure.whole_means import ROUNDING, whole_mean
 
 _NOTHING_HELD_OUT = (
     "No recommendation: nothing was held out of the training data, and a choice by test accuracy "
@@ -330,7 +330,7 @@ def _difference(of_use: Sequence[Measurement], of_best: Sequence[Measurement]) -
         return {}
     found: dict[str, Any] = {
         "difference": statistics.fmean(differences),
-        "better_in": sum(one > 0 for one in differences),
+        "better_in": sum(one > ROUNDING for one in differences),
     }
     pair = paired_answers(of_use, of_best)
     if pair is not None:
@@ -345,7 +345,9 @@ def _difference(of_use: Sequence[Measurement], of_best: Sequence[Measurement]) -
 
 def _best(standings: Sequence[Standing], kind: str) -> Standing | None:
     # Of equals the first: recipes tend to be listed from the simplest on.
-    return max((one for one in standings if one.kind == kind), key=_held_out, default=None)
+    own = [one for one in standings if one.kind == kind]
+    highest = max(map(_held_out, own), default=0.0)
+    return next((one for one in own if _held_out(one) >= highest - ROUNDING), None)
 
 
 def _level(one: Standing, other: Standing) -> bool:

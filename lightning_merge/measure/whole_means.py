@@ -3,6 +3,9 @@
 import statistics
 from collections.abc import Iterable
 
+ROUNDING = 1e-6
+"""Accuracies that differ by no more are equal: each one is rounded to float32, as batches are."""
+
 
 def whole_mean(values: Iterable[float | None]) -> float | None:
     """The mean; None without values, or where one of them is None or NaN."""

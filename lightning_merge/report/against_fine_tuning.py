@@ -9,6 +9,7 @@ from typing import Any
 from lightning_merge.measure.intervals import over_seeds
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.recommendation import paired_answers
+from lightning_merge.measure.whole_means import ROUNDING
 from lightning_merge.report.recipe_words import arguments_of, kind_of
 
 Plain = Mapping[str, Any]
@@ -62,7 +63,7 @@ class Duel:
         size = "" if self.pool_size is None else f" ({self.pool_size} networks)"
         who, other = f"{self.np_merge}{size}", self.fine_tuning
         by = f"{abs(self.difference):.4f}"
-        if self.difference == 0:
+        if abs(self.difference) <= ROUNDING:
             line = f"{who} and {other} are level"
         elif self.difference < 0:
             line = f"{who} loses to {other} by {by}"
@@ -70,7 +71,7 @@ class Duel:
             line = f"{who} wins against {other} by {by}"
         count = len(self.seeds)
         if count > 1:
-            better = sum(one > 0 for one in self.differences)
+            better = sum(one > ROUNDING for one in self.differences)
             line += f", better in {better} of {count} seeds"
         else:
             line += ", one seed"

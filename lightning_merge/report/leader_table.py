@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json, write_csv, write_text, written_together
-from lightning_merge.measure.whole_means import whole_mean
+from lightning_merge.measure.whole_means import ROUNDING, whole_mean
 from lightning_merge.plots.figure import SIZE
 from lightning_merge.report.recipe_words import arguments_of, kind_of
 from lightning_merge.report.summary import markdown_lines
@@ -319,8 +319,8 @@ def _points(fraction: float | None) -> str:
 
 def _rank(score: float, every: Sequence[float]) -> float:
     """The rank of a score, the highest first; equal ones share the mean of theirs."""
-    above = sum(other > score for other in every)
-    return above + (1 + sum(other == score for other in every)) / 2
+    above = sum(other > score + ROUNDING for other in every)
+    return above + (1 + sum(abs(other - score) <= ROUNDING for other in every)) / 2
 
 
 def _described(recipe: Plain) -> str:

@@ -151,6 +151,19 @@ def test_within_one_example_is_a_tie():
     assert (found.use.method, [one.method for one in found.tied]) == ("NP", ["NP again", "x"])
 
 
+def test_of_merges_with_as_many_right_over_all_seeds_the_first_is_used():
+    # Each accuracy is rounded to float32, so equal sums have means that differ.
+    hits = {"Mean": [159, 169, 156], "NP": [157, 170, 157]}
+    rows = [row("A", "ingredient", 100, 90, seed=seed) for seed in range(3)]
+    for name, of in hits.items():
+        for seed, count in enumerate(of):
+            scored = float(np.float32(count / HELD_OUT))
+            rows.append(replace(row(name, "merge", 0, 90, seed=seed), held_out=scored))
+    found = recommend(rows)
+    assert found.tied[0].held_out > found.use.held_out
+    assert (found.use.method, [one.method for one in found.tied]) == ("Mean", ["NP"])
+
+
 def test_what_guesses_is_called_so():
     rows = [row("A", "ingredient", 180, 90), row("Mean", "merge", 100, 55)]
     found = recommend(rows)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 from scipy.stats import rankdata
 
@@ -201,3 +202,14 @@ def test_the_classes_of_a_model_that_does_not_say_them_are_those_of_its_answers(
     path.write_text(json.dumps({**json.loads(path.read_text()), **classes}))
     situations = {row.situation for row in leader_table([folder]).rows}
     assert {one for one in situations if one.startswith("data: ")} == {f"data: {data}"}
+
+
+def test_as_many_right_answers_over_all_seeds_are_a_tie(tmp_path):
+    # Each accuracy is rounded to float32, so equal sums have means that differ.
+    right = {"Mean": [330, 340, 335], "NP": [338, 331, 336], "FT": [334, 335, 335]}
+    scores = {name: [float(np.float32(hits / 359)) for hits in of] for name, of in right.items()}
+    assert len({sum(of) for of in scores.values()}) == 3
+    table = leader_table([write(tmp_path / "s", scores)])
+    overall = {row.recipe: row for row in table.rows if row.situation == "all"}
+    places = {name: (overall[NAMES[name]].rank, overall[NAMES[name]].first) for name in right}
+    assert places == {"Mean": (1.5, 1), "NP": (1.5, 1), "FT": (3, 0)}

@@ -179,6 +179,18 @@ def test_np_merge_is_compared_with_fine_tuning_of_the_same_alignment():
     assert f"NP loses to FT by {-statistics.fmean(gaps):.4f}, better in 0 of 3 seeds" in part
 
 
+def test_as_many_right_answers_over_all_seeds_are_level():
+    hits = {"NP": [157, 170, 157], "FT": [159, 169, 156]}
+    rows = [
+        row(name, seed, float(np.float32(count / 200)))
+        for name, of in hits.items()
+        for seed, count in enumerate(of)
+    ]
+    (found,) = duels(rows, [recipe("NP", "NPMerge"), recipe("FT", "FineTune")])
+    assert found.difference != 0
+    assert found.text.startswith("NP and FT are level, better in 2 of 3 seeds")
+
+
 def test_one_seed_has_no_interval_over_seeds():
     rows = [row("NP", 0, 0.8), row("FT", 0, 0.7)]
     recipes = [recipe("NP", "NPMerge"), recipe("FT", "FineTune")]
