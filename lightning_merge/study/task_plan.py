@@ -240,17 +240,17 @@ def _start(study: TaskStudy, seed: int, digests: Mapping[str, str]) -> Work:
             "data": study.data(study.pretraining["data"], seed),
             "trainer": {**determining(study.trainer), **own},
         }
-        return make_work("pretraining", PRETRAINED, seed, settings)
+        return make_work("pretraining", PRETRAINED, seed, _repeated(settings, seed))
     if study.pretrained is not None:
         file = {"path": study.pretrained, "digest": digests[study.pretrained]}
         return make_work("file", PRETRAINED, seed, {"file": file})
     settings = {"model": study.model, "data": study.data(study.tasks[0]["data"], seed)}
-    return make_work("own_weights", PRETRAINED, seed, settings)
+    return make_work("own_weights", PRETRAINED, seed, _repeated(settings, seed))
 
 
 def _task(study: TaskStudy, task: Plain, seed: int, digests: Mapping[str, str], start: str) -> Work:
     unseen, data = bool(task.get("unseen")), study.data(task["data"], seed)
-    settings: Plain = {"model": study.model, "data": data, "unseen": unseen}
+    settings = _repeated({"model": study.model, "data": data, "unseen": unseen}, seed)
     if task.get("checkpoint") is not None:
         path = task["checkpoint"]
         settings["file"] = {"path": path, "digest": digests[path]}
@@ -267,6 +267,12 @@ def _task(study: TaskStudy, task: Plain, seed: int, digests: Mapping[str, str], 
         settings["training"] = {**study.training, **(task.get("training") or {})}
         settings["train_heads"] = study.train_heads
     return make_work("task", task["name"], seed, settings, (start,))
+
+
+def _repeated(settings: Plain, seed: int) -> Plain:
+    """Settings that differ between repetitions, whether or not the data are split by the seed."""
+    split = "split_seed" in settings["data"]["init_args"]
+    return settings if split else {**settings, "seed": seed}
 
 
 def checkpoints_of(study: TaskStudy) -> list[str]:

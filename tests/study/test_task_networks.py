@@ -1,5 +1,7 @@
 """A pool with several networks of a task: trained, merged and selected, each under its own name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_tasks import Points, made_bodies, made_context, without_head
@@ -54,6 +56,20 @@ def test_networks_of_a_task_differ_in_their_training_and_are_all_merged(tmp_path
     torch.testing.assert_close(results.merged["Average, seed 0"].state_dict()[name], mean)
     # Tables have tasks, not networks.
     assert {row.task for row in results.rows} == set(results.heads) == {"a", "b"}
+
+
+def test_repetitions_are_pieces_of_their_own_whatever_the_data_take():
+    seeds = {"seeds": [0, 1]}
+    given = {one: {"checkpoint": one, "data": of_class("x.Data")} for one in "ab"}
+    files = [{"name": name, **rest} for name, rest in given.items()]
+    split = [{**one, "data": of_class("x.Data", split_seed=0)} for one in files]
+    for tasks in (files, split, [files[0], split[1]]):
+        from_file = TaskStudy(tasks=tasks, recipes=study().recipes, pretrained="p", **seeds)
+        works = plan_tasks(from_file, dict.fromkeys("abp", "digest"))
+        # A network from a file is the same one in both.
+        assert len({work.key for work in works if work.kind != "file"}) == 2 * 5
+    trained = plan_tasks(replace(study(), **seeds), {})
+    assert len({work.key for work in trained}) == len(trained) == 2 * 6
 
 
 def test_selection_leaves_out_copies_and_what_is_no_better_than_the_start():
