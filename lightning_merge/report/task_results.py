@@ -124,7 +124,7 @@ class TaskResults(Results):
         logged = {name: tables[name] for name in ("tasks", "corruptions") if tables[name]}
         given = (self.study, rows, self.summary, self.recommendation, self.methods, self.heads)
         report = task_report(*given, self.made_by, self.differing, list(drawn))
-        table = paper_table(vars(self.study), joined_tables(rows, len(self.study.seeds)))
+        table = paper_table(vars(self.study), joined_tables(rows))
         if table is not None:
             results["paper_table"] = table.plain
             report += f"\n## The paper's table\n\n{table.markdown}"

@@ -3,6 +3,7 @@
 Like Tables 1 and 2 of "Quality and Diversity Both Matters When Merging Models".
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -86,14 +87,15 @@ def majority_line(rows: Sequence[Row]) -> dict[str, Any] | None:
     return next(iter(task_table(guessed)), None)
 
 
-def joined_tables(rows: Sequence[Row], seeds: int) -> list[dict[str, Any]]:
+def joined_tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """All tables as one: columns of conditions are called `motion_blur: Cars`.
 
     Args:
         rows: The measurements of `measure_tasks`.
-        seeds: Over how many seeds the means are.
     """
-    joined = {row["method"]: {**row, "seeds": seeds} for row in task_table(rows)}
+    # What was not merged with every seed is a mean over those that are left.
+    seeds = Counter(method for method, _ in {(row["method"], row["seed"]) for row in rows})
+    joined = {row["method"]: {**row, "seeds": seeds[row["method"]]} for row in task_table(rows)}
     for condition, table in condition_tables(rows).items():
         for row in table:
             named = {f"{condition}: {name}": row[name] for name in row if name != "method"}

@@ -119,7 +119,7 @@ def test_tasks_have_columns_for_conditions():
     ]
     figures = {"TIES": {"seen": 0.7341, "pixelate: Cars": 0.033}}
     paper = check_paper({**PAPER, "unit": "fraction", "figures": figures})
-    table = paper_table({"paper": paper}, joined_tables(rows, 1))
+    table = paper_table({"paper": paper}, joined_tables(rows))
     assert [c.measured for c in table.rows["TIES"]] == ["0.7000", "0.2000"]
 
 

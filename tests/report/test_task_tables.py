@@ -8,6 +8,7 @@ from rich.console import Console
 from lightning_merge.report.task_tables import (
     condition_tables,
     corruption_table,
+    joined_tables,
     markdown,
     task_table,
     terminal,
@@ -55,6 +56,11 @@ def test_a_number_that_is_missing_leaves_no_mean_under_corruptions():
     (line,) = (one for one in corruption_table(rows) if one["method"] == "A")
     assert line["fog"] is line["average"] is None
     assert line["rain"] == pytest.approx((0.1 + 0.5) / 2)
+
+
+def test_a_method_stands_on_the_seeds_that_it_was_merged_with():
+    found = {line["method"]: (line["seeds"], line["x"]) for line in joined_tables(ROWS)}
+    assert found == {"A": (2, pytest.approx(0.3)), "B": (1, 0.3)}
 
 
 def test_averages_are_taken_within_each_seed():
