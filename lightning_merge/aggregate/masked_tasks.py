@@ -15,7 +15,7 @@ from lightning_merge.aggregate.inputs import State, checked, checked_tensors, op
 from lightning_merge.aggregate.localised import check_threshold, tall_mask
 from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
-from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.files import claim_folder, read_json, write_json, written_together
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.safetensors_file import SafetensorsFile
@@ -116,7 +116,12 @@ def load_task(folder: str | Path, name: str) -> StateDict:
     path = Path(folder)
     if not (path / _LIST).is_file():
         raise ConfigError(f"{folder} has no {_LIST}: give a folder that `export --masks` wrote")
-    known = read_json(path / _LIST)["tasks"]
+    try:
+        known = [str(one) for one in read_json(path / _LIST)["tasks"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / _LIST} is damaged: write the folder anew with `export --masks`"
+        ) from error
     if name not in known:
         raise ConfigError(f"{folder} has no task '{name}': choose among {', '.join(known)}")
     merged, start, masks, own = (_read(path / one) for one in (_MERGED, _START, _MASKS, _OWN))

@@ -76,7 +76,8 @@ def drawn_in(folder: Path) -> list[str]:
     report = folder / "report.md"
     if not report.is_file():
         return []
-    lines = report.read_text(encoding="utf-8").splitlines()
+    # Somebody may have saved it in another encoding.
+    lines = report.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line[2:].partition("]")[0] for line in lines if line.startswith("![")]
 
 

@@ -7,7 +7,7 @@ from tiny_contexts import trained
 from lightning_merge import load_task, tall_masks, task_vector
 from lightning_merge.aggregate import StateOnDisk, write_masked
 from lightning_merge.cli import main
-from lightning_merge.errors import ArchitectureMismatchError, ConfigError
+from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -92,6 +92,14 @@ def test_what_is_not_there_is_said(start, tmp_path):
         write_masked(start, {"a/b": start}, tmp_path / "other")
     with pytest.raises(ArchitectureMismatchError, match=r"net\.0\.weight"):
         write_masked(start, {"a": {"other": torch.zeros(1)}}, tmp_path / "other")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "\u00e9"])
+def test_a_damaged_list_of_tasks_is_named(text, start, tmp_path):
+    folder = write_masked(start, {"a": start}, tmp_path / "masked")
+    (folder / "tasks.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"tasks\.json is damaged"):
+        load_task(folder, "a")
 
 
 def test_files_as_lightning_names_them_are_tasks(start, tmp_path):

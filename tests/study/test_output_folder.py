@@ -13,6 +13,7 @@ from lightning_merge.errors import CheckpointError, ConfigError, OutputExistsErr
 from lightning_merge.files import claim_folder, sweep, write_json, write_text, write_whole
 from lightning_merge.folder_lock import lock_folder
 from lightning_merge.model_folder import export
+from lightning_merge.report.publish import drawn_in
 from lightning_merge.study.folder import StudyFolder
 from lightning_merge.study.store import Store
 
@@ -180,3 +181,8 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(tmp_path):
         "README.md",
         "model.safetensors",
     ]
+
+
+def test_a_report_in_another_encoding_is_replaced(tmp_path):
+    (tmp_path / "report.md").write_bytes("# R\u00e9sultats\n![bars](bars.png)\n".encode("latin-1"))
+    assert drawn_in(tmp_path) == ["bars"]

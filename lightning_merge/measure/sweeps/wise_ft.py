@@ -109,7 +109,7 @@ class WiSEFT(Sweep):
         return found
 
     def tables(self, found: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-        """By network: the pre-trained end, the middle, the other end, and the best shifted one."""
+        """By network: the pre-trained end, the middle, and the other end."""
         lines = [["network", "coefficient", "clean", "shifted"]]
         for name, repeated in by_name(found).items():
             coefficients = repeated[0]["coefficient"]
