@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 2 for errors that the user can fix (one line on standard
-            error), 0 after `--help`, 130 after an interrupt, 1 if nobody reads its output.
+            error), 0 after `--help`, 130 after an interrupt, 143 where SIGTERM ended a Trainer, 1
+            if nobody reads its output.
     """
     words = list(sys.argv[1:] if args is None else args)
     command = words[0] if words else "--help"
@@ -78,14 +80,13 @@ def main(args: Sequence[str] | None = None) -> None:
             _run(command, words, args is not None)
         print(end="", flush=True)
     except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning's Trainer turns an interrupt into a SystemExit.
-        if not isinstance(error, KeyboardInterrupt) and not isinstance(
-            error.__context__, KeyboardInterrupt
-        ):
+        stopped = _stopped(error)
+        if stopped is None:
             raise
+        word, status = stopped
         more = "; the same command goes on" if command in ("study", "tasks") else ""
-        print(f"lightning_merge {command}: interrupted{more}", file=sys.stderr)
-        raise SystemExit(130) from error
+        print(f"lightning_merge {command}: {word}{more}", file=sys.stderr)
+        raise SystemExit(status) from error
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             # Such as `head`, which has what it wants; Python itself writes at the end once more.
@@ -131,6 +132,16 @@ def _run(command: str, words: list[str], given: bool) -> None:
     else:
         known = ", ".join((*LIGHTNING, *OURS))
         raise MergeError(f"'{command}' is no command: choose {known}")
+
+
+def _stopped(error: BaseException) -> tuple[str, int] | None:
+    """How somebody stopped a command, in a word and as an exit status; None where nobody did."""
+    # Lightning's Trainer turns both signals into a SystemExit, and SIGTERM into one of success.
+    if type(error).__name__ == "SIGTERMException":
+        return "terminated", 128 + signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    return None
 
 
 def _nobody_reads() -> bool:

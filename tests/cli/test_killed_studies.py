@@ -85,18 +85,22 @@ def claims(output):
     return list(output.glob("runs/*.claim"))
 
 
-def test_an_interrupt_in_training_is_one_line_and_goes_on(commands, whole, tmp_path):
+@pytest.mark.parametrize(("word", "expected"), [("interrupted", 130), ("terminated", 143)])
+def test_a_signal_in_training_is_one_line_and_goes_on(word, expected, commands, whole, tmp_path):
     output = tmp_path / "out"
     command = in_training(output, study_words(tmp_path, output, epochs=5000), commands)
     commands.open()
     time.sleep(0.5)
-    command.interrupt()
+    if word == "interrupted":
+        command.interrupt()
+    else:
+        command.send(signal.SIGTERM)
     status, printed = command.ended()
-    assert status == 130
-    line = "lightning_merge study: interrupted; the same command goes on"
+    assert status == expected
+    line = f"lightning_merge study: {word}; the same command goes on"
     assert printed.splitlines()[-1] == line
     assert "Traceback" not in printed
-    assert printed.count("nterrupt") == 1
+    assert printed.count(word[1:]) == 1
     assert leftovers(output) == []
     # Nothing was finished: another number of epochs is another study in the same folder.
     words = study_words(tmp_path, output)
