@@ -37,7 +37,7 @@ from lightning_merge.recipe.context import Context, check_statistics_examples
 from lightning_merge.recipe.opening import Network, open_context
 from lightning_merge.recipe.recipe import Recipe
 from lightning_merge.report.comparison import Comparison
-from lightning_merge.report.publish import WRITTEN, keep_only
+from lightning_merge.report.publish import WRITTEN
 from lightning_merge.report.results import Merges, StoredMerge
 from lightning_merge.study.plan import check_pool_sizes
 
@@ -202,7 +202,8 @@ def compare(
         pool_sizes: For each number n, run every recipe on the first n networks; on all networks
             if not given.
         title: The heading of tables and figures.
-        output: As for `merge`; merged checkpoints are written there as they are made.
+        output: As for `merge`; merged checkpoints are written there as they are made, or at the
+            end where they replace others.
         overwrite: As for `merge`.
         progress: As for `merge`.
         command: As for `merge`.
@@ -245,6 +246,8 @@ def compare(
     for sweep in chosen:
         sweep.check_context(context)
     folder = None if output is None else claim_folder(output, WRITTEN, overwrite)
+    # Earlier results describe the merges that lie beside them: both stay until the end.
+    at_once = folder is not None and not (folder / "results.json").exists()
     details = _details(networks, context, built, config)
     for logger in loggers:
         log_config(logger, details["config"])
@@ -272,7 +275,7 @@ def compare(
             if outcome.content is not None:
                 one = _in_memory(context, outcome, merge_file(recipe.name, size, sizes))
                 stored[name] = one
-                if folder is not None:
+                if folder is not None and at_once:
                     one.write(folder / "merges" / one.path)
             if outcome.choices:
                 details["choices"][name] = outcome.choices
@@ -296,8 +299,10 @@ def compare(
         loggers=loggers,
     )
     if folder is not None:
-        keep_only(folder, {folder / "merges" / one.path for one in stored.values()})
+        if not at_once:
+            result.write_merges(folder)
         result.write(folder)
+        result.remove_other_merges(folder)
     return result
 
 

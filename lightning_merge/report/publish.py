@@ -81,18 +81,6 @@ def drawn_in(folder: Path) -> list[str]:
     return [line[2:].partition("]")[0] for line in lines if line.startswith("![")]
 
 
-def keep_only(folder: Path, merges: set[Path]) -> None:
-    """Removes merged checkpoints of earlier results, so that they are not mistaken for these.
-
-    Args:
-        folder: The output folder; only its `merges` folder is searched.
-        merges: The checkpoints that belong to these results.
-    """
-    for path in (folder / "merges").rglob("*.ckpt"):
-        if path not in merges:
-            path.unlink()
-
-
 def provenance_part(made_by: Mapping[str, Any], differing: Sequence[str]) -> str:
     """The report's paragraph on how results were made.
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder
-from lightning_merge.report.publish import WRITTEN, keep_only
+from lightning_merge.report.publish import WRITTEN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,16 +126,20 @@ class Results(ABC):
         path = claim_folder(folder, WRITTEN, overwrite)
         self.write_merges(path)
         self.write(path)
+        self.remove_other_merges(path)
         return path
 
     def write_merges(self, folder: Path) -> None:
-        """Writes the merged checkpoints below `merges`, and removes those of earlier results."""
-        kept = set()
+        """Writes the merged checkpoints below `merges`."""
         for one in self.merged.stored.values():
-            path = folder / "merges" / one.path
-            one.write(path)
-            kept.add(path)
-        keep_only(folder, kept)
+            one.write(folder / "merges" / one.path)
+
+    def remove_other_merges(self, folder: Path) -> None:
+        """Removes earlier results' checkpoints, so that they are not mistaken for these."""
+        merges = {folder / "merges" / one.path for one in self.merged.stored.values()}
+        for path in (folder / "merges").rglob("*.ckpt"):
+            if path not in merges:
+                path.unlink()
 
     def __repr__(self) -> str:
         text = StringIO()
