@@ -47,12 +47,19 @@ class BatchNormReset(Callback):
         self.limit_batches = limit_batches
         self.augmented = augmented
         self.call = call
-        self._reset_at: int | None = None
+        self._fresh = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets what was done in another run."""
         del trainer, pl_module
-        self._reset_at = None
+        self._fresh = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes that statistics change, with each batch and not with each step of the optimizer."""
+        del trainer, pl_module, batch, batch_idx
+        self._fresh = False
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -63,11 +70,11 @@ class BatchNormReset(Callback):
             self._reset(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resets where no validation did so since the last step."""
+        """Resets where no validation did so since the last batch."""
         self._reset(trainer, pl_module)
 
     def _reset(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._reset_at == trainer.global_step:
+        if self._fresh:
             return
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         # Lightning does not say that it stops where the steps are those it was to take.
@@ -76,4 +83,4 @@ class BatchNormReset(Callback):
             return
         batches = statistics_share(trainer, self.limit_batches, augmented=self.augmented)
         reset_batchnorm(pl_module, batches, call=self.call)
-        self._reset_at = trainer.global_step
+        self._fresh = True

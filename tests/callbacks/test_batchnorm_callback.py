@@ -96,6 +96,20 @@ def test_batches_after_validation_and_a_last_step_within_an_epoch(every, changes
     assert equal(statistics(module), reset_by_hand(module))
 
 
+def test_batches_that_make_no_step_change_statistics_too():
+    watch = AtValidation()
+    trainer = quiet_trainer(
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        val_check_interval=1,
+        callbacks=[BatchNormReset(), watch],
+    )
+    trainer.fit(randomise(Stranger(), 1), image_batches(), image_batches(seed=8))
+    assert len(watch.seen) == 6
+    for seen, wanted in zip(watch.seen, watch.wanted, strict=True):
+        assert equal(seen, wanted)
+
+
 def test_one_callback_serves_several_runs():
     reset = BatchNormReset()
     for seed in (1, 2):
