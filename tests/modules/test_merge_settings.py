@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -134,6 +135,12 @@ def test_strategies_that_split_parameters_are_refused(kind, stage):
     module._trainer = SimpleNamespace(strategy=kind.__new__(kind))
     with pytest.raises(ConfigError, match=f"{kind.__name__} splits the parameters"):
         module.setup(stage)
+
+
+def test_averages_of_weights_that_have_no_alphas_are_refused():
+    trainer = quiet_trainer(max_steps=1, callbacks=[EMAWeightAveraging()])
+    with pytest.raises(ConfigError, match="EMAWeightAveraging averages weights"):
+        trainer.fit(MergeModule(Stranger(), states()), image_batches())
 
 
 def test_parameters_of_two_types_are_refused():

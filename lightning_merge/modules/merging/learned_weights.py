@@ -18,7 +18,11 @@ from lightning_merge.modules.adopt import adopt
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
 from lightning_merge.modules.merging.read_ingredients import Ingredients
 from lightning_merge.modules.merging.resume import RunState
-from lightning_merge.modules.merging.strategies import refuse_sharding, refuse_spawning
+from lightning_merge.modules.merging.strategies import (
+    refuse_averaging,
+    refuse_sharding,
+    refuse_spawning,
+)
 from lightning_merge.modules.module_state import put
 
 SAVED = "lightning_merge"
@@ -155,11 +159,13 @@ class LearnedWeights(LightningModule):
         """Refuses what would lose the alphas, then the module's own hook.
 
         Raises:
-            ConfigError: If the strategy splits parameters, or spawns or forks to fit.
+            ConfigError: If the strategy splits parameters, or spawns or forks to fit, or if a
+                callback averages weights.
         """
         refuse_sharding(self.trainer.strategy)
         if stage == "fit":
             refuse_spawning(self.trainer.strategy)
+            refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
         super().setup(stage)
 
     def on_fit_start(self) -> None:

@@ -62,7 +62,8 @@ class MergeModule(LearnedWeights):
 
     Trains on one device, or on several with `strategy="ddp"`; every rank holds all of the
     ingredients. FSDP, DeepSpeed and ModelParallelStrategy, which split parameters, are
-    refused, and so are strategies that spawn or fork, which would lose the alphas.
+    refused, and so are strategies that spawn or fork, which would lose the alphas, and
+    Lightning's `WeightAveraging`, whose averages have none.
 
     A checkpoint holds the merged weights under the module's own names, so that the
     module's own class loads it without this package, and under `lightning_merge` what a

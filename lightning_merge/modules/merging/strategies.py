@@ -1,5 +1,9 @@
-"""Which of Lightning's strategies a MergeModule can be trained with."""
+"""Which of Lightning's strategies and callbacks a MergeModule can be trained with."""
 
+from collections.abc import Iterable
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -41,3 +45,21 @@ def refuse_spawning(strategy: Strategy) -> None:
             "MergeModule: a strategy that spawns or forks cannot hand the alphas back; choose "
             "strategy ddp"
         )
+
+
+def refuse_averaging(callbacks: Iterable[Callback]) -> None:
+    """Refuses callbacks that put averaged weights in the place of those that the alphas give.
+
+    Args:
+        callbacks: The Trainer's.
+
+    Raises:
+        ConfigError: If one is a `WeightAveraging`, whose checkpoints would hold other weights than
+            it validates, beside alphas of neither.
+    """
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            raise ConfigError(
+                f"MergeModule: {type(callback).__name__} averages weights, which here follow from "
+                "the alphas; leave it out, or use it where the ingredients are trained"
+            )
