@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.aggregate import average
@@ -61,10 +62,13 @@ class LastEpochsSoup(Callback):
             self._folder = soup_folder(trainer, self.dirpath, "last_epochs_soup")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the epochs of another run."""
+        """Says which epochs of a resumed run are gone; forgets those of another run."""
         del pl_module
         if trainer.global_step == 0:
             self._window = []
+        for path in [path for path in self._window if not Path(path).is_file()]:
+            rank_zero_warn(f"LastEpochsSoup: {path} is gone; the soup goes on without it")
+            self._window.remove(path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the epoch, and deletes the one that is too old."""
@@ -76,15 +80,16 @@ class LastEpochsSoup(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Averages, resets and writes."""
-        written = [path for path in self._window if Path(path).is_file()]
-        if not written:
+        if not self._window:
             return
         soup = copy_of(pl_module)
-        put(soup, average([read_ingredient(path, soup) for path in written]))
+        put(soup, average([read_ingredient(path, soup) for path in self._window]))
         with isolate_rng():
             reset_batchnorm(soup, statistics_share(trainer))
         path = self._folder / "last_epochs_soup.ckpt"
-        self.best_path = write_soup(trainer, path, tensors(soup), {"ingredients": written})
+        self.best_path = write_soup(
+            trainer, path, tensors(soup), {"ingredients": list(self._window)}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The paths of the last epochs."""

@@ -43,6 +43,19 @@ def test_a_resumed_run_keeps_its_window(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_epochs_that_are_gone_when_a_run_goes_on_are_named(tmp_path):
+    files = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit([LastEpochsSoup(2, tmp_path / "soup"), files], enable_checkpointing=True)
+    again = LastEpochsSoup(2, tmp_path / "soup")
+    trainer = quiet_trainer(max_epochs=3, callbacks=[again])
+    with pytest.warns(UserWarning, match="soup goes on without it") as said:
+        trainer.fit(Stranger(), image_batches(), ckpt_path=tmp_path / "epoch=1.ckpt")
+    gone = [str(one.message) for one in said if "is gone" in str(one.message)]
+    assert len(gone) == 2
+    assert "epoch=0-step=6.safetensors is gone; the soup goes on without it" in gone[0]
+    assert len(read_checkpoint(again.best_path).content["soup"]["ingredients"]) == 1
+
+
 def test_one_callback_serves_several_runs(tmp_path):
     keep, soup = KeepWeights(), LastEpochsSoup(3, tmp_path)
     fit([soup], epochs=2)
