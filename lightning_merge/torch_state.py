@@ -1,6 +1,7 @@
 """Finds the state dict in a file of `torch.save`, and checks that its tensors are plain."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lightning_merge.state_dicts import StateDict, entry_of
 from lightning_merge.torch_file import read_torch
 
 _NESTED = ("state_dict", "model_state_dict", "model")
+# What Lightning's WeightAveraging keeps to go on, beside the average that it saves.
+_RAW = ("current_model_state",)
 # A weight that all layers share appears many times in a state dict but once in its file.
 _MOST_TIMES, _SLACK = 32, 1 << 20
 _MOST_LOOKED_AT = 100_000
@@ -70,7 +73,23 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
         if nested is not None
         else {}
     )
+    others = [str(key) for key, value in rest.items() if key not in _RAW and _same(value, tensors)]
+    if others:
+        warnings.warn(
+            f"{path} holds several networks: '{nested}' is read, and {', '.join(others)} left; "
+            "save the one that you want alone",
+            stacklevel=2,
+        )
     return TorchState(tensors, extra, rest)
+
+
+def _same(value: Any, tensors: Mapping[str, Tensor]) -> bool:
+    return isinstance(value, Mapping) and _bare(value) >= _bare(tensors)
+
+
+def _bare(names: Iterable[Any]) -> set[str]:
+    # A running mean is wrapped, as networks on several GPUs are.
+    return {str(name).removeprefix("module.") for name in names}
 
 
 def _is_flat(value: Any) -> bool:

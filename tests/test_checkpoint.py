@@ -155,6 +155,23 @@ def test_a_folder_is_said_to_be_one(tmp_path):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_of_several_networks_says_which_is_read(prefix, tmp_path):
+    state, mean = ({"fc.weight": torch.full((2, 2), value)} for value in (1.0, 2.0))
+    mean = {prefix + name: value for name, value in mean.items()} | {"n_averaged": torch.ones(())}
+    torch.save({"state_dict": state, "state_dict_ema": mean, "optimizer": {}}, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match="'state_dict' is read, and state_dict_ema left"):
+        found = read_checkpoint(tmp_path / "a.pth").state_dict
+    assert torch.equal(found["fc.weight"], state["fc.weight"])
+
+
+def test_what_lightning_averages_from_is_no_second_network(tmp_path, recwarn):
+    state = {"fc.weight": torch.zeros(2, 2)}
+    torch.save({"state_dict": state, "current_model_state": state}, tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")
+    assert not recwarn.list
+
+
 def test_a_state_under_an_unknown_name_is_not_mistaken(tmp_path):
     torch.save({"net": state(), "loss": torch.tensor(3.0)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="only net"):

@@ -151,7 +151,12 @@ class Recipe:
         return replace(found, states=context.under_all_heads(found.states))
 
     def _merge(self, states: Sequence[StateDict], context: Context) -> Merged:
-        made = self.aggregate(states, context)
+        made: object = self.aggregate(states, context)
+        if not isinstance(made, Merged):
+            raise ConfigError(
+                f"recipe '{self.name}': {type(self.aggregate).__name__} gave a "
+                f"{type(made).__name__}, not a Merged: return Merged(module)"
+            )
         weights = self.aggregate.weights_of_mean(len(states))
         recalibrate_with(context, states)(made.module, weights)
         return made

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from strangers import quiet_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -129,3 +130,9 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
     other = LearnedMatchingModule(Narrow(), [b, a])
     with pytest.raises(CheckpointError, match="no maps of these ingredients"):
         quiet_trainer(max_epochs=2).fit(other, loader(), ckpt_path=tmp_path / "other.ckpt")
+
+
+def test_averages_of_maps_are_refused() -> None:
+    trainer = quiet_trainer(max_epochs=1, callbacks=[EMAWeightAveraging()])
+    with pytest.raises(ConfigError, match="LearnedMatchingModule: EMAWeightAveraging averages"):
+        trainer.fit(LearnedMatchingModule(Narrow(), ingredients()), loader())

@@ -237,6 +237,16 @@ def test_one_search_serves_soup_and_ensembles(networks, monkeypatch):
     assert run_recipe(Recipe("mean", Average()), context).choices == []
 
 
+@pytest.mark.parametrize("gives", [None, {}, Stranger()])
+def test_an_aggregate_that_gives_something_else_is_named(gives, networks):
+    class Forgets(Average):
+        def __call__(self, states, context):
+            return gives
+
+    with pytest.raises(ConfigError, match=f"'mine': Forgets gave a {type(gives).__name__}"):
+        Recipe("mine", Forgets())(context_of(networks))
+
+
 # --- ensembles
 
 

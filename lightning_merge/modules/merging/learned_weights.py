@@ -165,7 +165,7 @@ class LearnedWeights(LightningModule):
         refuse_sharding(self.trainer.strategy)
         if stage == "fit":
             refuse_spawning(self.trainer.strategy)
-            refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+            refuse_averaging(self, self.trainer.callbacks)  # type: ignore[attr-defined]
         super().setup(stage)
 
     def on_fit_start(self) -> None:

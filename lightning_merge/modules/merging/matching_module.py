@@ -21,6 +21,7 @@ from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.modes import evaluation
 from lightning_merge.modules.merging.learned_weights import SAVED
 from lightning_merge.modules.merging.read_ingredients import read_ingredients
+from lightning_merge.modules.merging.strategies import refuse_averaging
 from lightning_merge.modules.module_state import put
 
 
@@ -87,6 +88,15 @@ class LearnedMatchingModule(LightningModule):
         self.share, self.labels = share, labels
         self._digests = read.digests
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
+
+    def setup(self, stage: str) -> None:
+        """Refuses what would save other weights than it validates.
+
+        Raises:
+            ConfigError: If a callback averages weights.
+        """
+        if stage == "fit":
+            refuse_averaging(self, self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of the merged network, `(B, C)`."""

@@ -47,19 +47,21 @@ def refuse_spawning(strategy: Strategy) -> None:
         )
 
 
-def refuse_averaging(callbacks: Iterable[Callback]) -> None:
-    """Refuses callbacks that put averaged weights in the place of those that the alphas give.
+def refuse_averaging(module: object, callbacks: Iterable[Callback]) -> None:
+    """Refuses callbacks that average weights which follow from what is learned.
 
     Args:
+        module: What learns: alphas, or maps of units.
         callbacks: The Trainer's.
 
     Raises:
         ConfigError: If one is a `WeightAveraging`, whose checkpoints would hold other weights than
-            it validates, beside alphas of neither.
+            it validates, beside alphas or maps of neither.
     """
     for callback in callbacks:
         if isinstance(callback, WeightAveraging):
             raise ConfigError(
-                f"MergeModule: {type(callback).__name__} averages weights, which here follow from "
-                "the alphas; leave it out, or use it where the ingredients are trained"
+                f"{type(module).__name__}: {type(callback).__name__} averages weights, which here "
+                "follow from what is learned; leave it out, or use it where the ingredients are "
+                "trained"
             )
