@@ -184,6 +184,24 @@ def test_units_that_never_vary_are_left_alone() -> None:
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("gamma", [1e-4, 0.1, 10.0])
+def test_units_that_a_relu_silences_stay_silent(seed: int, gamma: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, 5, generator=generator, dtype=torch.float64)
+    a, b = randomised(Perceptron(8)).double(), Perceptron(8).double()
+    with torch.no_grad():
+        a.one.bias[[2, 5]] = -20.0
+    spec = PermutationSpec.from_model(Perceptron(8), torch.randn(2, 5))
+    b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
+    aligned = Perceptron(8).double()
+    aligned.load_state_dict(CCAMatching(gamma=gamma).align(spec, a, b, [x]))
+    torch.testing.assert_close(aligned(x), a(x))
+    # The silent ones may be exchanged with each other, and with no others.
+    loud = [0, 1, 3, 4, 6, 7]
+    torch.testing.assert_close(aligned.one.weight[loud], a.one.weight[loud])
+
+
 @pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
 def test_gamma_must_be_a_ridge(gamma: float) -> None:
     with pytest.raises(AlignmentError, match="gamma"):

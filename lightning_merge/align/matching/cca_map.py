@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_merge.align.matching.assignment import assign
 from lightning_merge.align.matching.decomposition import svd
 
 # Directions in which units vary less than this share of their mean variance are noise, and those
@@ -62,14 +63,19 @@ class Spectra:
 
 
 def _rotation(correlations: Tensor) -> Tensor:
-    """`V U'` of `U s V'`; where `s` is 0, the rotation nearest to none is taken.
+    """`V U'` of `U s V'`; where `s` is 0, the rotation nearest to the best permutation is taken.
 
-    Else units that never vary together would be mixed at random, in equal networks as well.
+    Else units that never vary together would be mixed at random or turned round, in equal
+    networks as well: units that a ReLU silences would speak.
     """
     u, values, vt = svd(correlations)
     free = values <= _UNRELATED
     if free.any():
-        p, _, q = svd(vt[free] @ u[:, free])
+        # Units of which the data say nothing belong to such units; of equals each to its own.
+        silent = torch.outer(u[:, free].square().sum(1), vt[free].square().sum(0))
+        one = torch.eye(len(values), dtype=values.dtype, device=values.device)
+        order, _ = assign(correlations + silent + _UNRELATED * one)
+        p, _, q = svd(vt[free][:, order] @ u[:, free])
         vt[free] = q.T @ p.T @ vt[free]
     rotation: Tensor = vt.T @ u.T
     return rotation
