@@ -8,7 +8,12 @@ import torch
 from networks import Attention, Grouped, GroupedQueries, Perceptron, ResNet20, randomised
 from torch import Tensor, nn
 
-from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
+from lightning_merge.align import (
+    ActivationMatching,
+    CCAMatching,
+    PermutationSpec,
+    WeightMatching,
+)
 from lightning_merge.align.matching import observe as observing
 from lightning_merge.align.matching.agreement import agreement
 from lightning_merge.align.matching.moments import Moments
@@ -326,3 +331,21 @@ def test_queries_that_share_keys_are_found_again(seed: int) -> None:
     b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
     found = ActivationMatching().match(spec, a, b, batches)
     torch.testing.assert_close(spec.apply(b.state_dict(), found), dict(a.state_dict()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["CCA", "all symmetries"])
+def test_queries_that_share_keys_are_found_by_all_that_compare_activations(
+    kind: str, seed: int
+) -> None:
+    a, b = (GroupedQueries(fused=True) for _ in range(2))
+    for one in (a, b):
+        one.embed = nn.Sequential(one.embed, nn.Tanh())  # no linear map passes
+        randomised(one, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 3, 5, generator=generator, dtype=torch.float64)
+    spec = PermutationSpec.from_model(a, x, symmetries="permutation" if kind == "CCA" else "all")
+    b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
+    matching = CCAMatching(0.1) if kind == "CCA" else ActivationMatching(symmetries="all")
+    found = matching.align(spec, a, b, [x])
+    torch.testing.assert_close(found, dict(a.state_dict()))

@@ -126,8 +126,6 @@ class ActivationMatching(MapMatching):
         if self.symmetries == "all":
             return self._maps(spec, model_a, model_b, batches, progress)
         scores = correlations(spec, model_a, model_b, batches, progress, self.cost)
-        for name in _in_shared_heads(spec):
-            scores.pop(name, None)
         return assign_groups(spec, scores, model_a.state_dict(), model_b.state_dict())
 
     def _maps(
@@ -204,6 +202,8 @@ def assign_groups(
         unknown: Names of groups that are not permuted but mapped.
     """
     result = spec.identity()
+    tangled = _in_shared_heads(spec)
+    scores = {name: score for name, score in scores.items() if name not in tangled}
     placed: dict[str, Tensor] = {}
     for group in spec.groups:
         inside = [(g, scores[g.name]) for g in group.inside(spec.groups) if g.name in scores]
