@@ -349,3 +349,33 @@ def test_queries_that_share_keys_are_found_by_all_that_compare_activations(
     matching = CCAMatching(0.1) if kind == "CCA" else ActivationMatching(symmetries="all")
     found = matching.align(spec, a, b, [x])
     torch.testing.assert_close(found, dict(a.state_dict()))
+
+
+class AttentionPooling(nn.Module):
+    """Several weighted means over time of the same units, side by side."""
+
+    def __init__(self, heads: int, heads_first: bool) -> None:
+        super().__init__()
+        if heads_first:
+            self.weigh = nn.Linear(6, heads)
+        self.embed = nn.Linear(5, 6)
+        self.weigh = nn.Linear(6, heads)
+        self.out = nn.Linear(6 * heads, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu()
+        return self.out((self.weigh(x).softmax(1).mT @ x).flatten(1))
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("heads", [4, 6])
+@pytest.mark.parametrize("matching", [ActivationMatching(), CCAMatching(0.1)])
+def test_units_of_which_several_means_are_taken_are_found(matching, heads, heads_first) -> None:
+    a, b = (randomised(AttentionPooling(heads, heads_first)).double() for _ in range(2))
+    generator = torch.Generator().manual_seed(heads)
+    x = torch.randn(32, 7, 5, generator=generator, dtype=torch.float64)
+    spec = PermutationSpec.from_model(AttentionPooling(heads, heads_first), x.float())
+    assert [group.size for group in spec.groups] == ([heads, 6] if heads_first else [6, heads])
+    b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
+    found = matching.align(spec, a, b, [x])
+    torch.testing.assert_close(found, dict(a.state_dict()))

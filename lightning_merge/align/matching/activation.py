@@ -215,11 +215,15 @@ def assign_groups(
                 width = inner.size // inner.blocks
                 moved = (heads - torch.arange(len(heads))).repeat_interleave(width) * width
                 placed[inner.name] = score[:, (found[inner.name] + moved).to(score.device)]
-    for group in spec.groups:
+    # Scores for each head wait for the heads' order, and say nothing where those wait as well.
+    waiting = {g.name for g in spec.groups if len(scores.get(g.name, ())) > g.size}
+    for group in sorted(spec.groups, key=lambda g: g.name in waiting):
         if group.name not in placed and group.name in scores:
             score = scores[group.name]
-            heads_of = carrier(spec.groups, group)
+            heads_of = carrier(spec.groups, group) if group.name in waiting else None
             if heads_of is not None:
+                if heads_of.name in waiting:
+                    continue
                 score = of_matched_heads(score, result[heads_of.name])
             elif group.blocks > 1:
                 score = score[:, _carried(spec, group, result).to(score.device)]

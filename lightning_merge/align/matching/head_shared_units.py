@@ -30,13 +30,28 @@ def carrier(groups: Iterable[Group], group: Group) -> Group | None:
     return None
 
 
+def sites_of(found: Iterable[Site], heads: Group | None) -> list[Site]:
+    """The sites at which a group's units are compared.
+
+    Where some layer has them outside of the heads that share them, as the one that makes the heads
+    of an attention pooling, they are compared there, and need not wait for the heads' order.
+    """
+    sites = list(found)
+    if heads is not None:
+        alone = [site for site in sites if not any(_are_at(m, site) for m in heads.members)]
+        if not alone:
+            return [one for site in sites for one in by_head(site, heads)]
+        sites = alone
+    return [one for site in sites for one in site.parts()]
+
+
 def by_head(site: Site, heads: Group) -> list[Site]:
     """A site's units once for each head, `heads * size` of them: all of the first head's first.
 
     A projection to queries and keys at once holds each head's units twice: two sites.
     """
     for member in heads.members:
-        if member.tensor == f"{site.module}.weight" and member.axes[0] == 0:
+        if _are_at(member, site):
             held = Member(member.tensor, member.axes, site.index, member.shape)
             columns = _columns(held, member)
             if columns is not None:
@@ -58,6 +73,11 @@ def of_matched_heads(scores: Tensor, heads: Tensor) -> Tensor:
     count = len(heads)
     grid = scores.reshape(count, len(scores) // count, count, -1)
     return torch.stack([grid[a, :, int(b)] for a, b in enumerate(heads)]).sum(0)
+
+
+def _are_at(heads: Member, site: Site) -> bool:
+    """Whether a site's units lie along the axis of heads."""
+    return heads.tensor == f"{site.module}.weight" and (heads.axes[0] == 0) == site.output
 
 
 def _columns(held: Member, heads: Member) -> Tensor | None:

@@ -18,7 +18,7 @@ from lightning_merge.align.matching.activation_hooks import (
     thinning,
     watching,
 )
-from lightning_merge.align.matching.head_shared_units import by_head, carrier
+from lightning_merge.align.matching.head_shared_units import carrier, sites_of
 from lightning_merge.align.matching.moments import Moments
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.distributed import Share
@@ -144,10 +144,8 @@ class _Observer:
         for group in spec.groups:
             if any(found[g.name] for g in group.inside(spec.groups)):
                 continue  # wholes are matched by the units inside them
-            heads = carrier(spec.groups, group)
-            for site in found[group.name]:
-                for one in site.parts() if heads is None else by_head(site, heads):
-                    self.sites.setdefault(site.port, []).append((group.name, one))
+            for site in sites_of(found[group.name], carrier(spec.groups, group)):
+                self.sites.setdefault(site.port, []).append((group.name, site))
         self.moments: dict[str, list[Moments]] = {}
         self.of_site: dict[tuple[str, int], Moments] = {}
         self.changing: set[Port] = set()
