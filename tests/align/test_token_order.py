@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_symmetries import output, shaken, timm
 
-from lightning_merge.align import ActivationMatching, PermutationSpec
+from lightning_merge.align import ActivationMatching, CCAMatching, PermutationSpec, zip_it
 
 X = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -37,3 +37,17 @@ def test_the_mean_is_the_first_network(
     found = ActivationMatching(symmetries=symmetries).align(spec, a, b, [X])
     mean = {name: (value + found[name]) / 2 for name, value in a.state_dict().items()}
     torch.testing.assert_close(output(a, mean, X), output(a, {}, X), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_maps_and_zips_are_the_first_network_too(seed: int) -> None:
+    a, b = shaken(network(), seed), shaken(network(), seed)
+    spec = PermutationSpec.from_model(a, X)
+    order = spec.random(torch.Generator().manual_seed(seed + 1))
+    assert not torch.equal(order["reg_token"], torch.arange(4))
+    b.load_state_dict(spec.apply(a.state_dict(), order))
+    mapped = CCAMatching(0.1).align(spec, a, b, [X])
+    for name, tensor in a.state_dict().items():
+        torch.testing.assert_close(mapped[name], tensor, rtol=1e-6, atol=1e-6)
+    zipped = zip_it(spec, a, b, [X])
+    torch.testing.assert_close(zipped(X), a(X), rtol=1e-6, atol=1e-8)

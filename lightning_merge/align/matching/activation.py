@@ -26,7 +26,7 @@ from lightning_merge.align.matching.tie_breaking import break_ties
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_descent import families
 from lightning_merge.symmetry.index_maps import Permutation, to_sources
-from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
+from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 from lightning_merge.symmetry.unit_group import Group
 
 # How often register tokens are brought into another order before activations are compared again.
@@ -96,13 +96,9 @@ class ActivationMatching(MapMatching):
         if nothing_to_align(spec):
             return spec.identity()
         check_symmetries(spec, self.symmetries)
-        order = spec.identity()
-        tokens = [g.name for g in spec.groups if all(m.role == "scales" for m in g.members)]
+        tokens = token_orders(spec, model_a, model_b, self.symmetries)
+        order = spec.identity() | tokens
         other = model_b
-        if tokens:
-            # Activations say little while they are compared at tokens that are not each other's.
-            first = WeightMatching(symmetries=self.symmetries).match(spec, model_a, model_b)
-            order |= {name: first[name] for name in tokens}
         for left in reversed(range(_TOKEN_ORDERS + 1)):
             if tokens:
                 other = with_state(model_b, spec.apply(model_b.state_dict(), order))
@@ -151,6 +147,23 @@ class ActivationMatching(MapMatching):
                 for group in (heads, *inside):
                     found.pop(group.name)
         return by_weights(spec, a, b, 0, found, progress)
+
+
+def token_orders(
+    spec: PermutationSpec,
+    model_a: Network,
+    model_b: Network,
+    symmetries: Symmetries = "permutation",
+) -> Permutation:
+    """The order of tokens that are parameters, by the weights, by group; empty without any.
+
+    Activations say little while they are compared at tokens that are not each other's.
+    """
+    tokens = [g.name for g in spec.groups if all(m.role == "scales" for m in g.members)]
+    if not tokens:
+        return {}
+    found = WeightMatching(symmetries=symmetries).match(spec, model_a, model_b)
+    return {name: found[name] for name in tokens}
 
 
 def rotations_of(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.align.matching.activation import assign_groups
+from lightning_merge.align.matching.activation import assign_groups, token_orders
 from lightning_merge.align.matching.cca_fold import (
     floored,
     fold,
@@ -30,7 +30,7 @@ from lightning_merge.align.matching.matching import (
     nothing_to_align,
 )
 from lightning_merge.align.matching.moments import Moments
-from lightning_merge.align.matching.observe import observe, summed_correlation
+from lightning_merge.align.matching.observe import observe, summed_correlation, with_state
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.copies import with_copies
@@ -160,6 +160,9 @@ class CCAMatching(Matching):
             AlignmentError: There are no batches, or activations that are not finite.
         """
         modules = dict(model_a.named_modules())
+        tokens = token_orders(spec, model_a, model_b)
+        if tokens:
+            model_b = with_state(model_b, spec.apply(model_b.state_dict(), tokens))
         with norms_behind_layers(model_a) as norms:
             found = observe(spec, model_a, model_b, batches, progress, own=True)
         nothing_to_align(spec)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.align.matching.activation import assign_groups
+from lightning_merge.align.matching.activation import assign_groups, token_orders
 from lightning_merge.align.matching.head_shared_units import carrier
 from lightning_merge.align.matching.matching import nothing_to_align
 from lightning_merge.align.matching.moments import Moments
-from lightning_merge.align.matching.observe import observe, summed_correlation
+from lightning_merge.align.matching.observe import observe, summed_correlation, with_state
 from lightning_merge.align.zipping.cut import find_cut
 from lightning_merge.align.zipping.greedy_zip import Zip, zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads
@@ -139,11 +139,17 @@ def match_units(
     """
     if nothing_to_align(spec):
         return Zipping({}, {})
-    observed = observe(spec, model_a, model_b, batches, progress, own=True)
     a, b = model_a.state_dict(), model_b.state_dict()
     alike = {name: b[name] if b[name].shape == a[name].shape else a[name] for name in a}
+    tokens = token_orders(spec, a, alike)
+    if tokens:
+        alike = spec.apply(alike, tokens)
+        moved = {member.tensor for name in tokens for member in spec.group(name).members}
+        model_b = with_state(model_b, {name: alike[name] for name in moved})
+    observed = observe(spec, model_a, model_b, batches, progress, own=True)
     across = {name: summed_correlation(name, moments) for name, moments in observed.items()}
-    permutation = assign_groups(spec, across, a, alike)
+    found = assign_groups(spec, across, a, alike)
+    permutation = spec.compose(spec.identity() | tokens, found)
     zips = {}
     for group in zippable(spec):
         if group.name in observed:
