@@ -21,6 +21,8 @@ def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[G
         AlignmentError: The time is up.
     """
     _, pairs, frozen = _derived(exported, deadline or Deadline())
+    complex_ = [name for name, tensor in exported.state.items() if tensor.is_complex()]
+    frozen += [f"{name}: complex numbers stay where they are" for name in complex_]
     return [group for group, _ in pairs], frozen
 
 

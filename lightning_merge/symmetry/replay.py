@@ -12,11 +12,12 @@ from torch import Tensor, fx
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.trace.deadline import Deadline
-from lightning_merge.trace.exported import Exported, bind, operator_name
+from lightning_merge.trace.exported import Exported, bind, describe, operator_name
 
 _UNCHANGED = 1e-11
 _SCALES = (1.0, 0.3, 0.1)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_COMPLEX = (torch.complex64, torch.complex32)
 _VIEWS = frozenset({"view", "reshape", "slice", "select", "transpose", "permute", "getitem"})
 _VIEWS |= {"chunk", "split", "unbind", "expand", "narrow", "squeeze", "unsqueeze", "flatten", "t"}
 _DROPOUT = frozenset({"dropout", "feature_dropout"})
@@ -79,6 +80,8 @@ class Replay:
         def fill(value: Any) -> Any:
             if isinstance(value, fx.Node):
                 return fetch(value)
+            if value in _COMPLEX:
+                return torch.complex128
             return torch.float64 if value in _FLOATS else value
 
         args: Any = fx.node.map_aggregate(node.args, fill)
@@ -181,8 +184,8 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
     """Run the network in float64 on random inputs with random parameters and buffers.
 
     Raises:
-        AlignmentError: The time is up, no random state gives finite outputs, or no output has
-            real numbers.
+        AlignmentError: The time is up, the network does not run in float64, no random state gives
+            finite outputs, or no output has real numbers.
     """
     fallback: Replay | None = None
     for scale in _SCALES:
@@ -192,14 +195,21 @@ def prepare(exported: Exported, generator: torch.Generator, deadline: Deadline) 
             if node.op == "placeholder" and node.name in exported.inputs:
                 value = node.meta["val"]
                 device = next(iter(exported.state.values())).device if exported.state else "cpu"
-                if value.is_floating_point():
-                    x = torch.randn(tuple(value.shape), generator=generator, dtype=torch.float64)
+                if value.is_floating_point() or value.is_complex():
+                    kind = torch.complex128 if value.is_complex() else torch.float64
+                    x = torch.randn(tuple(value.shape), generator=generator, dtype=kind)
                 else:
                     x = torch.zeros(tuple(value.shape), dtype=value.dtype)
                 inputs.append(x.to(device))
         replay = Replay(exported, state, inputs)
-        with torch.no_grad():
-            replay.keep(deadline)
+        try:
+            with torch.no_grad():
+                replay.keep(deadline)
+        except (RuntimeError, TypeError) as error:
+            raise AlignmentError(
+                "the network does not run in float64, in which its permutations are verified: "
+                f"{describe(error)}"
+            ) from error
         outputs = replay.result(replay.kept)
         if not outputs:
             raise AlignmentError(
@@ -230,7 +240,7 @@ def randomise(
     buffers = buffers_of(exported)
     for name, tensor in exported.state.items():
         if not tensor.is_floating_point():
-            state[name] = tensor
+            state[name] = _double(tensor)
             continue
         # Drawn in float32, which is quicker: the values need not fill 53 bits.
         noise = torch.randn(tuple(tensor.shape), generator=generator).to(tensor.device).double()
@@ -265,6 +275,8 @@ def _deviation(value: Any) -> float:
 
 
 def _double(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_complex():
+        return value.to(torch.complex128)
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -272,3 +272,50 @@ def test_a_first_export_that_draws_leaves_all_generators_as_they_were(monkeypatc
     assert random.getstate()[1] == tuple(before["python"][1].tolist())
     assert torch.equal(random_state()["numpy"][1], before["numpy"][1])
     assert torch.equal(torch.get_rng_state(), before["torch"])
+
+
+class Complex(nn.Module):
+    """Complex weights, and real ones behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(5, 4, dtype=torch.complex64)
+        self.one, self.out = nn.Linear(4, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.one(self.mix(x.to(torch.complex64)).abs()).relu())
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_complex_numbers_stay_and_are_said_to(only: bool) -> None:
+    model = Complex()
+    if only:
+        model.one, model.out = nn.Identity(), nn.Identity()
+    spec = PermutationSpec.from_model(model, torch.randn(4, 5))
+    assert [group.name for group in spec.groups] == ([] if only else ["one"])
+    assert "mix.weight: complex numbers stay where they are" in spec.frozen
+
+
+@torch.library.custom_op("lightning_merge_tests::single", mutates_args=())
+def single(x: Tensor) -> Tensor:
+    """Runs in one precision only."""
+    if x.dtype != torch.float32:
+        raise RuntimeError("single precision only")
+    return 2 * x
+
+
+@single.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Single(Ramped):
+    """A network that runs in one precision only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return single(super().forward(x))
+
+
+def test_what_does_not_run_in_float64_is_one_line() -> None:
+    with pytest.raises(AlignmentError, match=r"not run in float64.*single precision only"):
+        PermutationSpec.from_model(Single(), torch.randn(4, 5))
