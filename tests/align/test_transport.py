@@ -1,6 +1,7 @@
 """OT Fusion: plans against a linear programme, planted orders, joined copies, other widths."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -216,3 +217,15 @@ def test_what_cannot_be_carried_is_refused() -> None:
     spec = PermutationSpec.from_model(other, torch.zeros(2, 5))
     with pytest.raises(AlignmentError, match="one family"):
         TransportMatching().fuse(specs[0], networks[0], other, spec)
+
+
+def test_groups_that_are_left_in_their_order_are_named() -> None:
+    x = torch.randn(2, 5, 5)
+    spec = PermutationSpec.from_model(GroupedQueries(), x)
+    a, b = (randomised(GroupedQueries(), seed) for seed in (0, 1))
+    with pytest.warns(UserWarning, match=r"leaves 4 of 5 groups of units in their order \(q"):
+        TransportMatching().fuse(spec, a, b)
+    spec = PermutationSpec.from_model(Perceptron(), torch.randn(2, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TransportMatching().fuse(spec, *(randomised(Perceptron(), seed) for seed in (0, 1)))

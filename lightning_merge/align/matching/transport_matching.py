@@ -3,6 +3,7 @@
 Source: Singh and Jaggi 2020, "Model Fusion via Optimal Transport".
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from lightning_merge.align.matching.transport_places import (
     carried,
     places_of,
     same_named,
+    simple_groups,
     unit_rows,
 )
 from lightning_merge.align.matching.transport_plan import transport_plan
@@ -43,8 +45,8 @@ class TransportMatching(Matching):
     Statistics of BatchNorm are means like weights: estimate them anew after merging.
 
     Heads are carried as wholes, compared by the plans between the units inside each pair of them.
-    Units of grouped convolutions, of grouped queries and of normed queries and keys stay as they
-    are, with their heads.
+    Units of grouped convolutions, of grouped queries, of normed queries and keys, and those that
+    several attention weights pool, stay as they are, with their heads, and a warning says so.
 
     Args:
         epsilon: How soft plans are, relative to the mean distance; 0 for exact plans.
@@ -134,6 +136,15 @@ class _Fusion:
         check_finite_weights(spec, [self.a])
         check_finite_weights(spec_b, [self.b])
         self.places = places_of(spec, spec_b)
+        simple = {group.name for group in simple_groups(spec)}
+        left = [group.name for group in spec.groups if group.name not in simple]
+        if left:
+            warnings.warn(
+                f"OT Fusion leaves {len(left)} of {len(spec.groups)} groups of units in their "
+                f"order ({', '.join(left[:3])}): groups lie across each other there; permute the "
+                "network first, by WeightMatching",
+                stacklevel=4,
+            )
         moved = {group for places in self.places.values() for p in places for group in p.groups}
         order = {group.name: at for at, group in enumerate(spec.groups)}
         chosen = [f for f in families(spec) if any(g.name in moved for g in f)]
