@@ -108,7 +108,12 @@ def group_norm(call: Call) -> Layout:
 
 @rule(
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "max_unpool2d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool1d"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_unpool2d"),
+    *("max_pool1d_with_indices", "max_pool3d_with_indices", "upsample_nearest3d"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+    *("upsample_trilinear3d", "reflection_pad1d", "reflection_pad3d", "replication_pad1d"),
+    *("replication_pad3d", "max_unpool3d", "fractional_max_pool2d"),
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest1d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "lp_pool2d", "grid_sampler"),
     *("reflection_pad2d", "replication_pad2d", "max_pool2d_with_indices", "upsample_linear1d"),

@@ -146,6 +146,16 @@ def split(call: Call) -> list[Layout]:
     return pieces
 
 
+@rule("glu")
+def glu(call: Call) -> Layout:
+    """The first half of a dimension times what the second half lets through."""
+    x = call["self"]
+    dim = dimension(x, call["dim"])
+    half = np.arange(x.shape[dim] // 2)
+    halves = [algebra.take(call.units, x, dim, half + start) for start in (0, len(half))]
+    return algebra.elementwise(call.units, halves, call.reason)
+
+
 @rule("flip")
 def flip(call: Call) -> Layout:
     """Dimensions in reverse."""
