@@ -317,9 +317,12 @@ def take(units: Units, layout: Layout, dim: int, index: Ids) -> Layout:
 
 def concatenate(units: Units, layouts: Sequence[Layout], dim: int, reason: str) -> Layout:
     """The layout of `torch.cat`: segments along one dimension, ties along all others."""
+    if len(layouts) == 1:
+        return layouts[0]
     rank = len(layouts[0].dims)
     merged, ends = [], []
-    for layout in layouts:
+    # Slices of one tensor have the same atoms, and yet units of their own.
+    for layout in map(apart, layouts):
         if layout.dims[dim]:
             layout, end = merge(units, layout, dim)
         else:
@@ -333,7 +336,8 @@ def concatenate(units: Units, layouts: Sequence[Layout], dim: int, reason: str) 
         if other != dim and len(places) > 1:
             pairs.append(places)
     shared, fixed = share(units, merged, pairs)
-    if all(end.size == 1 for end in ends):
+    is_stack = all(end.size == 1 for end in ends)
+    if is_stack:
         shared = [_stackable(layout, end) for layout, end in zip(shared, ends, strict=True)]
     beside: dict[Atom, None] = {}
     for layout, end in zip(shared, ends, strict=True):
@@ -360,6 +364,12 @@ def concatenate(units: Units, layouts: Sequence[Layout], dim: int, reason: str) 
             agree(units, [layout, extended], [positions, set()], reason)
         pieces.append(restrict(units, found, wanted))
         completed.append(Layout(layout.dims, prune([*layout.labels, found])))
+    if is_stack:
+        # Each tensor keeps its own order; what reads them together ties them.
+        completed = [
+            replace(x, labels=tuple(one for one in x.labels if end not in one.atoms))
+            for x, end in zip(completed, ends, strict=True)
+        ]
     labels = agree(units, completed, fixed, reason)
     rest = [label for label in labels if not set(label.atoms) & set(ends)]
     joint = Label((*beside, new), np.concatenate(pieces, axis=-1))

@@ -199,6 +199,38 @@ class Recurrent(nn.Module):
         return self.out(self.rnn(self.embed(x))[0].mean(1))
 
 
+class LastStates(nn.Module):
+    """A recurrent network whose last states are read, the upper layer's in both directions."""
+
+    def __init__(self, kind: type[nn.RNNBase], layers: int, is_joined: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 6)
+        self.rnn = kind(6, 4, num_layers=layers, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(8, 3)
+        self.is_joined = is_joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.rnn(self.embed(x))[1]
+        last = states[0] if isinstance(states, tuple) else states
+        if self.is_joined:
+            return self.out(torch.cat([last[-2], last[-1]], 1))
+        return self.out(last[-2:].transpose(0, 1).flatten(1))
+
+
+class Stacked(nn.Module):
+    """Two layers' outputs, one behind the other, of which the second one is read."""
+
+    def __init__(self, single: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 3)
+        self.single = single
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.one(x).relu()
+        two = self.two(one).relu()
+        return self.out(torch.stack([two] if self.single else [one, two])[-1:].flatten(0, 1))
+
+
 class Windows(nn.Module):
     """Windows cut out and put back, and a convolution that widens again."""
 

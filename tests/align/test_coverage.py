@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from networks import GroupedQueries, Recurrent, Rotary, Windows, randomised
+from networks import GroupedQueries, LastStates, Recurrent, Rotary, Stacked, Windows, randomised
 from torch import Tensor, nn
 
 from lightning_merge.align import PermutationSpec
@@ -14,13 +14,18 @@ from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.derive import derive
 from lightning_merge.trace.rules.einsum import spelled_out
 
-# Of each network: its input, and the size and blocks of every group in it.
+# Of each network: its input, and the size and blocks of its groups, or the size of every one.
 PLANTED = {
     "rotary positions": (Rotary, (2, 6, 5), {(12, 1), (3, 1), (12, 3)}),
     "grouped queries": (lambda: GroupedQueries(), (2, 6, 5), None),
     "grouped queries, fused": (lambda: GroupedQueries(fused=True), (2, 6, 5), None),
     "lstm": (Recurrent, (2, 7, 5), {(6, 1), (4, 1)}),
     "gru": (lambda: Recurrent(nn.GRU), (2, 7, 5), {(6, 1), (4, 1)}),
+    "last states": (lambda: LastStates(nn.LSTM, 2, True), (2, 7, 5), [4, 4, 4, 4, 6]),
+    "last states, flat": (lambda: LastStates(nn.GRU, 1, False), (2, 7, 5), [4, 4, 6]),
+    "last states, no gates": (lambda: LastStates(nn.RNN, 1, True), (2, 7, 5), [4, 4, 6]),
+    "stacked": (lambda: Stacked(False), (2, 5), [7, 7]),
+    "stacked alone": (lambda: Stacked(True), (2, 5), [7, 7]),
     "windows": (Windows, (2, 3, 7, 7), {(6, 1), (5, 1), (7, 1)}),
 }
 
@@ -61,7 +66,9 @@ def test_constructions(case: str) -> None:
     whole, half = changes(model, spec, x)
     assert whole < 1e-12
     assert half > 1e-3
-    if sizes is not None:
+    if isinstance(sizes, list):
+        assert sorted(group.size for group in spec.groups) == sizes
+    elif sizes is not None:
         assert {(group.size, group.blocks) for group in spec.groups} == sizes
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lightning_merge.trace import algebra
-from lightning_merge.trace.layout import Layout, plain
+from lightning_merge.trace.layout import Layout
 from lightning_merge.trace.rules.elementwise import along
 from lightning_merge.trace.rules.rule_table import Call, Unsupported, rule
 
@@ -20,6 +20,12 @@ def gru(call: Call) -> list[Layout]:
     return _recurrent(call, 3)
 
 
+@rule("rnn_tanh", "rnn_relu")
+def rnn(call: Call) -> list[Layout]:
+    """As an LSTM, without gates."""
+    return _recurrent(call, 1)
+
+
 def _recurrent(call: Call, gates: int) -> list[Layout]:
     if call.get("params") is None or call.get("hx") is None:
         raise Unsupported  # packed sequences
@@ -29,19 +35,20 @@ def _recurrent(call: Call, gates: int) -> list[Layout]:
     given = list(call["params"])
     if len(given) != each * directions * layers or any(h.labels for h in _tensors(call["hx"])):
         raise Unsupported  # projections, or a first state that the network has computed
-    time = x.dims[1 if call["batch_first"] else 0]
+    at_time = 1 if call["batch_first"] else 0
+    time = x.dims[at_time]
     x = algebra.freeze(call.units, x, time, "a recurrent layer runs along it")
+    last: list[Layout] = []
     for _ in range(layers):
         outputs = []
         for _ in range(directions):
             weights, given = given[:each], given[each:]
             outputs.append(_cell(call, x, weights, gates))
+        # The last states, which lie behind one another whatever comes first above.
+        last += [y.with_dims(((), y.dims[1 - at_time], y.dims[2])) for y in outputs]
         x = algebra.concatenate(call.units, outputs, 2, call.reason)
-    # Hardly any network reads the last states: they have no units.
-    rest = [
-        plain(shape, because="the last state of a recurrent layer") for shape in call.shapes[1:]
-    ]
-    return [x, *rest]
+    states = algebra.concatenate(call.units, last, 0, call.reason)
+    return [x, *[states] * (len(call.shapes) - 1)]
 
 
 def _tensors(value: object) -> list[Layout]:
