@@ -22,6 +22,7 @@ from lightning_merge.aggregate.inputs import (
 from lightning_merge.aggregate.name_weights import NameWeights, Weights
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.logit_answers import log_probabilities
 from lightning_merge.modes import evaluation
 from lightning_merge.number_types import is_fraction
 from lightning_merge.state_dicts import StateDict, check_alike
@@ -117,6 +118,7 @@ def diagonal_fisher(
     labels_per_example: int | None = None,
     generator: torch.Generator | None = None,
     chunk: int = 16,
+    independent: bool = False,
 ) -> StateDict:
     """The diagonal of a classifier's Fisher information, averaged over examples.
 
@@ -128,9 +130,12 @@ def diagonal_fisher(
             example.
         batches: What a data loader gives; see `lightning_merge.batches`.
         labels_per_example: How many labels to draw for each example; the exact expectation
-            over all C classes if not given, which costs C backward passes.
+            over all C classes if not given, which costs C backward passes (2 C of independent
+            logits).
         generator: Where drawn labels come from, on the CPU; torch's own if not given.
         chunk: For how many examples gradients are held at a time: as many model sizes.
+        independent: Whether each logit is that of a yes of its own (multi-label), instead of
+            classes that exclude each other. A single logit is in any case.
 
     Returns:
         A tensor in float64 for each parameter, tied ones under all their names.
@@ -146,9 +151,10 @@ def diagonal_fisher(
 
     def scaled_log_probability(values: StateDict, one: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, (values, buffers), (one.unsqueeze(0),))
-        log_probability = logits.log_softmax(dim=-1)[0].gather(0, label.unsqueeze(0))[0]
+        of_answers = log_probabilities(logits[0], independent)
         if labels_per_example is not None:
-            return log_probability
+            return of_answers.gather(1, label.unsqueeze(1)).sum()
+        log_probability = of_answers.flatten().gather(0, label.unsqueeze(0))[0]
         # The factor's square is the probability with which the expectation weighs a class.
         return (log_probability.detach() / 2).exp() * log_probability
 
@@ -157,7 +163,8 @@ def diagonal_fisher(
     with evaluation(model):
         for inputs in inputs_in(batches):
             for part in to_device_of(model, inputs).split(chunk):
-                for labels in _labels(model, part, labels_per_example, generator):
+                drawn = _labels(model, part, labels_per_example, generator, independent)
+                for labels in drawn:
                     for name, value in gradients(parameters, part, labels).items():
                         fisher[name] += value.to(torch.float64).square_().sum(dim=0)
                 seen += len(part)
@@ -173,13 +180,20 @@ def diagonal_fisher(
 
 @torch.no_grad()
 def _labels(
-    model: nn.Module, inputs: Tensor, draws: int | None, generator: torch.Generator | None
+    model: nn.Module,
+    inputs: Tensor,
+    draws: int | None,
+    generator: torch.Generator | None,
+    independent: bool,
 ) -> list[Tensor]:
+    """Drawn answers to all questions, `(B, questions)`; or the place of each answer, `(B,)`."""
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ConfigError("Fisher information: the model must give logits of shape (B, C)")
+    probabilities = log_probabilities(logits, independent).exp().cpu()
     if draws is None:
-        return [torch.full_like(logits[:, 0], c, dtype=torch.long) for c in range(logits.shape[1])]
-    probabilities = logits.softmax(dim=-1).cpu()
-    drawn = torch.multinomial(probabilities, draws, replacement=True, generator=generator)
-    return list(drawn.to(logits.device).unbind(dim=1))
+        places = range(probabilities[0].numel())
+        return [torch.full_like(logits[:, 0], place, dtype=torch.long) for place in places]
+    rows = probabilities.flatten(0, 1)
+    drawn = torch.multinomial(rows, draws, replacement=True, generator=generator)
+    return list(drawn.view(len(logits), -1, draws).to(logits.device).unbind(dim=2))

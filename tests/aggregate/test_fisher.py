@@ -50,6 +50,33 @@ def test_fisher_of_a_logistic_regression_in_closed_form():
     torch.testing.assert_close(diagonal_fisher(model, [x])["weight"], expected, rtol=1e-5, atol=0)
 
 
+def bernoulli_fisher(model, inputs):
+    """Every label is a yes or no of its own: p (1 - p) (d logit / d parameter)^2, added."""
+    total = {name: torch.zeros_like(p).double() for name, p in model.named_parameters()}
+    for one in inputs:
+        for logit in model(one[None])[0]:
+            model.zero_grad()
+            logit.backward(retain_graph=True)
+            p = logit.sigmoid().item()
+            for name, value in model.named_parameters():
+                total[name] += p * (1 - p) * value.grad.double() ** 2 / len(inputs)
+    model.zero_grad()
+    return total
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_fisher_of_answers_of_yes_and_no(count):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, count)), torch.randn(40, 3)
+    expected = bernoulli_fisher(model, x)
+    # A single logit can be nothing else.
+    found = diagonal_fisher(model, [x], independent=count > 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
+    generator = torch.Generator().manual_seed(0)
+    drawn = diagonal_fisher(model, [x], 200, generator, chunk=40, independent=count > 1)
+    torch.testing.assert_close(drawn, expected, rtol=0.2, atol=0.01)
+
+
 def test_drawn_labels_converge_to_the_expectation_and_repeat_with_the_seed():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 3), torch.randn(40, 3)

@@ -164,6 +164,34 @@ def test_several_heads_add_their_entropies():
         torch.testing.assert_close(module.state_dict()[f"heads.{name}"], value)
 
 
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_answers_of_yes_and_no_have_their_own_entropy(kind):
+    logits = torch.randn(7, 1 if kind == "binary" else 3)
+    expected = sum(
+        torch.distributions.Bernoulli(logits=column).entropy().mean() for column in logits.T
+    )
+    torch.testing.assert_close(mean_entropy(logits, kind == "multilabel"), expected)
+    states = [randomise(Perceptron(), seed).state_dict() for seed in range(3)]
+    network = Perceptron()
+    network.task = kind
+    module = AdaMergingModule(network, states[0], states[1:])
+    module.log = lambda *_, **__: None
+    module.net.register_forward_hook(lambda *_: logits)
+    torch.testing.assert_close(module.training_step((torch.randn(7, 6), None), 0), expected)
+    module.on_after_backward()
+
+    heads = TwoHeads()
+    heads.independent = {"b"}
+    module = AdaMergingModule(heads, heads.state_dict(), [heads.state_dict()])
+    module.log = lambda *_, **__: None
+    module.heads["b"].register_forward_hook(lambda *_: logits)
+    batch = {"a": (torch.randn(4, 6), None), "b": (torch.randn(7, 6), None)}
+    loss = module.training_step(batch, 0)
+    module.on_after_backward()
+    other = mean_entropy(module.eval()({"a": batch["a"][0]})["a"])
+    torch.testing.assert_close(loss, expected + other)
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 1.0, -0.1])
 def test_what_it_cannot_begin_with_is_refused(coefficient):
     states = [randomise(Perceptron(), seed).state_dict() for seed in range(3)]

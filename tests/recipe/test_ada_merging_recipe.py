@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_merge import AdaMerging, Recipe, average
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.outcome import run_recipe
-from lightning_merge.modules.merging.ada_merging_module import mean_entropy
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def sgd(coefficients):
     return torch.optim.SGD(coefficients, lr=0.01)
 
 
-def entropy_by_hand(bodies, coefficients):
+def entropy_by_hand(bodies, coefficients, several_labels=""):
     """The sum over tasks of the entropy under P + sum_k c_k (W_k - P), each under its own head."""
     start, states = bodies
     seen = [without_head(states[name]) for name in "abc"]
@@ -44,7 +43,12 @@ def entropy_by_hand(bodies, coefficients):
         head = {name: value for name, value in states[task].items() if name.startswith("net.6")}
         x = Points(task).val_dataloader().dataset.tensors[0]
         module = network(task).eval()
-        total = total + mean_entropy(torch.func.functional_call(module, {**merged, **head}, (x,)))
+        logits = torch.func.functional_call(module, {**merged, **head}, (x,))
+        if task in several_labels:
+            entropy = torch.distributions.Bernoulli(logits=logits).entropy().sum(dim=1).mean()
+        else:
+            entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+        total = total + entropy
     return total
 
 
@@ -75,6 +79,20 @@ def test_a_step_is_the_gradient_of_all_tasks_entropies(bodies, granularity):
             assert torch.equal(module.state_dict()[name], value)
         if name.endswith("num_batches_tracked"):
             assert torch.equal(module.state_dict()[name], start[name])
+
+
+def test_a_task_of_several_labels_is_sure_of_each(bodies):
+    found = {}
+    for kind in (None, "multilabel"):
+        context = made_context(bodies)
+        context.tasks[1].module.task = kind
+        made = Recipe("ada", AdaMerging("model", 1, 100, optimizer=sgd))(context)
+        found[kind] = made.choices[0].details["coefficients"]
+    coefficients = torch.full((3, 1), 0.3, requires_grad=True)
+    entropy_by_hand(bodies, coefficients, "b").backward()
+    expected = 0.3 - 0.01 * coefficients.grad
+    torch.testing.assert_close(torch.tensor(list(found["multilabel"].values())), expected)
+    assert found[None] != found["multilabel"]
 
 
 def test_entropy_falls_and_no_image_of_the_test_is_seen(bodies):

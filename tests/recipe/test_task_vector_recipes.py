@@ -104,6 +104,18 @@ def test_each_is_its_function(start, pretrained, context):
     )
 
 
+def test_fisher_of_several_labels_is_of_answers_of_yes_and_no(context):
+    module = copy.deepcopy(context.module)
+    module.task = "multilabel"
+    several = replace(context, module=module)
+    batches = Points().statistics_dataloader()
+    fishers = [
+        diagonal_fisher(context.build(state), batches, independent=True) for state in context.states
+    ]
+    found = Fisher(labels_per_example=None)(several.states, several).module
+    same(found, fisher_average(context.states, fishers))
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_the_scale_is_the_best_on_held_out_data(start, pretrained, context, reset):
     candidates = [0.0, 0.15, 0.4, 0.9]

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 
 from lightning_merge.batches import INPUT_KEYS, inputs_of
 from lightning_merge.errors import ConfigError
+from lightning_merge.logit_answers import are_independent, log_probabilities
 from lightning_merge.modules.merging.flat_task_vectors import FlatTaskVectors
 from lightning_merge.modules.merging.learned_weights import LearnedWeights
 from lightning_merge.modules.merging.read_ingredients import check_automatic, read_ingredients
 
 
-def mean_entropy(logits: Tensor) -> Tensor:
-    """The mean entropy, in nats, of the predictions that logits `(B, C)` stand for."""
-    log_probability = logits.log_softmax(dim=-1)
-    return -(log_probability.exp() * log_probability).sum(dim=-1).mean()
+def mean_entropy(logits: Tensor, independent: bool = False) -> Tensor:
+    """The mean entropy, in nats, of the predictions that logits `(B, C)` stand for.
+
+    Args:
+        logits: Of classes that exclude each other, or of a single yes or no.
+        independent: Whether each is that of a yes of its own (multi-label).
+    """
+    log_probability = log_probabilities(logits, independent)
+    return -(log_probability.exp() * log_probability).sum(dim=(-2, -1)).mean()
 
 
 class AdaMergingModule(LearnedWeights):
@@ -40,7 +46,9 @@ class AdaMergingModule(LearnedWeights):
 
     A module with several heads is used as it stands: batches that are a dict by task (a
     `CombinedLoader`'s) go to its `forward` as `{task: inputs}`, which gives `{task: logits}`,
-    and the tasks' entropies are added.
+    and the tasks' entropies are added. Predictions are of classes that exclude each other, of yes
+    and no where there is one logit, and of yes and no for each logit where the module's `task` is
+    `multilabel`; of several heads, where the module's `independent` has the task.
 
     Args:
         module: Any LightningModule with automatic optimization; its weights are replaced.
@@ -88,9 +96,11 @@ class AdaMergingModule(LearnedWeights):
         self.trace()
         if isinstance(batch, Mapping) and not any(key in batch for key in INPUT_KEYS):
             logits = self({task: inputs_of(part) for task, part in batch.items()})
-            loss = torch.stack([mean_entropy(logits[task]) for task in batch]).sum()
+            several = getattr(self, "independent", ())
+            entropies = [mean_entropy(logits[task], task in several) for task in batch]
+            loss = torch.stack(entropies).sum()
         else:
-            loss = mean_entropy(self(inputs_of(batch)))
+            loss = mean_entropy(self(inputs_of(batch)), are_independent(self))
         self.log("train_entropy", loss, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return loss
 

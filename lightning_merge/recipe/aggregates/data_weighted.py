@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning_merge.aggregate import diagonal_fisher, fisher_average, gram_matrices, regmean
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.loaders import Transferred
+from lightning_merge.logit_answers import are_independent
 from lightning_merge.modules.capabilities import contiguous_images
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
@@ -35,7 +36,13 @@ class Fisher(Aggregate):
         """A module with the averaged weights."""
         generator = torch.Generator().manual_seed(context.seed)
         fishers = _of_each(
-            lambda module, data: diagonal_fisher(module, data, self.labels_per_example, generator),
+            lambda module, data: diagonal_fisher(
+                module,
+                data,
+                self.labels_per_example,
+                generator,
+                independent=are_independent(module),
+            ),
             states,
             context,
             "Fisher information",

@@ -16,6 +16,7 @@ from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred
+from lightning_merge.logit_answers import are_independent
 from lightning_merge.modules import AdaMergingModule
 from lightning_merge.modules.last_layer import take_off
 from lightning_merge.modules.merging.ada_merging_module import check_coefficients
@@ -143,6 +144,10 @@ class _ManyHeads(LightningModule):
                 for number, task in enumerate(context.seen)
             }
         )
+        # What `AdaMergingModule` asks for.
+        self.independent = {
+            str(number) for number, task in enumerate(context.seen) if are_independent(task.module)
+        }
         self.body = copy.deepcopy(context.module)
         take_off(self.body, layer)
         self.train()
