@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from lightning_merge.align import Matching
 from lightning_merge.callbacks.diverged import warn_if_diverged
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, NonFiniteError
 from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.aligning import Alignment, align
 from lightning_merge.recipe.context import Context
@@ -158,5 +158,10 @@ class Recipe:
                 f"{type(made).__name__}, not a Merged: return Merged(module)"
             )
         weights = self.aggregate.weights_of_mean(len(states))
-        recalibrate_with(context, states)(made.module, weights)
+        try:
+            recalibrate_with(context, states)(made.module, weights)
+        except NonFiniteError:
+            if self.aggregate.learns:
+                warn_if_diverged(made.module, f"recipe '{self.name}'")
+            raise
         return made

@@ -1,5 +1,7 @@
 """Trainings that end in NaN are no results."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from strangers import quiet_trainer
@@ -35,16 +37,25 @@ def explode(parameters):
 
 
 @pytest.mark.parametrize("kind", [FineTune, NPMerge])
-def test_a_merge_that_diverged_says_so(kind):
-    context = made_context(norm=False)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_merge_that_diverged_says_so(kind, norm):
+    context = made_context(norm=norm)
     context.module.__class__ = Learner
-    with pytest.warns(UserWarning, match=r"recipe 'one': training diverged, '.+' holds NaN"):
-        Recipe("one", kind(max_epochs=1, optimizer=explode))(context)
+    # Of numbers that are none there are no statistics.
+    refused = pytest.raises(NonFiniteError, match="BatchNorm") if norm else nullcontext()
+    recipe = Recipe(
+        "one", kind(max_epochs=1, optimizer=explode), recalibrate="batchnorm" if norm else None
+    )
+    said = pytest.warns(UserWarning, match=r"recipe 'one': training diverged, '.+' holds NaN")
+    with said, refused:
+        recipe(context)
 
 
-def test_a_candidate_that_diverged_is_not_chosen_and_not_spoken_of(recwarn):
-    context = made_context(norm=False)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_candidate_that_diverged_is_not_chosen_and_not_spoken_of(recwarn, norm):
+    context = made_context(norm=norm)
     context.module.__class__ = Learner
-    found = Recipe("one", FineTune(1, torch.optim.SGD, learning_rates=[1e30, 0.001]))(context)
+    aggregate = FineTune(1, torch.optim.SGD, learning_rates=[1e30, 0.001])
+    found = Recipe("one", aggregate, recalibrate="batchnorm" if norm else None)(context)
     assert found.choices[-1].details["learning_rate"] == 0.001
     assert not [one for one in recwarn if "diverged" in str(one.message)]

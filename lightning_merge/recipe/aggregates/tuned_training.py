@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, NonFiniteError
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.choice import Choice
@@ -137,8 +137,12 @@ class TunedTraining(Aggregate):
             # The same batches for all, so that nothing else decides.
             seed_everything(context.seed, verbose=False)
             made = self._trained(candidate, states, context)
-            recalibrate(made.module, None)
-            scores[candidate] = held_out.score(made.module)
+            try:
+                recalibrate(made.module, None)
+                scores[candidate] = held_out.score(made.module)
+            except NonFiniteError:
+                # One that diverged has no statistics; the others may be fine.
+                scores[candidate] = math.nan
             worth = -math.inf if math.isnan(scores[candidate]) else scores[candidate]
             if best is None or worth > top:
                 best, chosen, top = made, candidate, worth
