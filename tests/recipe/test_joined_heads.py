@@ -15,6 +15,7 @@ from lightning_merge import (
     ImageClassifier,
     LogitsEnsemble,
     NPMerge,
+    NPMergePairs,
     PartialZipIt,
     PermutationSpec,
     Recipe,
@@ -138,6 +139,24 @@ def test_a_zip_has_both_heads_in_the_order_of_its_units(pair, images):
         found = Recipe("zipped", aggregate)(context).module.eval()
         with torch.no_grad():
             torch.testing.assert_close(found(images), share * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_zip_under_the_first_ones_head_reads_its_units_with_it(pair, images):
+    networks = [pair[0], shuffled(pair[1])]
+    context = open_context(networks, AllClasses(), quiet_trainer, heads="first", progress=False)
+    found = Recipe("zipped", ZipIt())(context).module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), pair[0](images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"the first one's head cannot read: use ZipIt"):
+        Recipe("partial", PartialZipIt("layer2"))(context)
+
+
+@pytest.mark.parametrize("heads", ["first", "join"])
+def test_heads_of_all_are_not_aligned_pair_by_pair(pair, heads):
+    context = open_context(list(pair), AllClasses(), quiet_trainer, heads=heads, progress=False)
+    recipe = Recipe("pairs", NPMergePairs(matching=WeightMatching()))
+    with pytest.raises(ConfigError, match=r"is the same in all networks, and `matching` would"):
+        recipe(context)
 
 
 def test_three_networks_of_other_bodies_have_the_mean_body_under_all_heads(images):

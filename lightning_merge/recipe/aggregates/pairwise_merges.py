@@ -7,6 +7,7 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from lightning_merge.align import Matching
 from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
 from lightning_merge.modules import Granularity, MergeModule, merge_in_pairs, successive_pairs
 from lightning_merge.recipe.aggregate import Merged, aggregates
 from lightning_merge.recipe.aggregates.gradient_merges import NPMerge
@@ -47,6 +48,15 @@ class NPMergePairs(NPMerge):
     ) -> None:
         super().__init__(granularity, max_epochs, alpha, optimizer)
         self.matching = matching
+
+    def check(self, context: Context) -> None:
+        """Checks that aligning a pair leaves its heads as they are."""
+        super().check(context)
+        if self.matching is not None and context.heads:
+            raise ConfigError(
+                f"NPMergePairs: '{context.heads[0]}' is the same in all networks, and `matching` "
+                "would move it with the units of one: leave it out (the recipe may have an `align`)"
+            )
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the merged weights."""

@@ -76,15 +76,19 @@ class ZipIt(_Zip):
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the zipped weights."""
-        # Heads that are to be joined are still apart in the ingredients as they were given.
-        own = context.states if context.joins_heads else states
+        if context.joins_heads:
+            # Heads that are to be joined are still apart in the ingredients as they were given.
+            own = context.states
+        else:
+            # A head of the first one reads the first one's units, not those of the second.
+            nothing = {name: torch.zeros_like(states[1][name]) for name in context.heads}
+            own = [states[0], {**states[1], **nothing}]
         merged = self._zipped(own, context).state_dict()
-        joined: dict[str, Any] = {
-            # Of a mean of rows of which all but one are 0.
-            name: merged[name] * 2
-            for name in (context.heads if context.joins_heads else ())
+        # Of a mean of rows of which all but one are 0.
+        heads: dict[str, Any] = {
+            name: merged[name] * 2 for name in context.heads if merged[name].is_floating_point()
         }
-        state = {name: value.cpu() for name, value in {**merged, **joined}.items()}
+        state = {name: value.cpu() for name, value in {**merged, **heads}.items()}
         return Merged(context.build(state))
 
 
@@ -106,6 +110,15 @@ class PartialZipIt(_Zip):
     def __init__(self, until: str, alpha: float = 0.3, beta: float = 0.125) -> None:
         super().__init__(alpha, beta)
         self.until = until
+
+    def check(self, context: Context) -> None:
+        """Checks that each network has a head for its own units."""
+        super().check(context)
+        if context.heads and not context.joins_heads:
+            raise ConfigError(
+                "PartialZipIt: behind the trunk each network goes on in its own order, which the "
+                "first one's head cannot read: use ZipIt, or `--heads join`"
+            )
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with one trunk and both heads."""
