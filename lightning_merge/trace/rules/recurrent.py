@@ -3,7 +3,7 @@
 import numpy as np
 
 from lightning_merge.trace import algebra
-from lightning_merge.trace.layout import Layout
+from lightning_merge.trace.layout import Layout, plain
 from lightning_merge.trace.rules.elementwise import along
 from lightning_merge.trace.rules.rule_table import Call, Unsupported, rule
 
@@ -48,7 +48,9 @@ def _recurrent(call: Call, gates: int) -> list[Layout]:
         last += [y.with_dims(((), y.dims[1 - at_time], y.dims[2])) for y in outputs]
         x = algebra.concatenate(call.units, outputs, 2, call.reason)
     states = algebra.concatenate(call.units, last, 0, call.reason)
-    return [x, *[states] * (len(call.shapes) - 1)]
+    # An LSTM that torch 2.11 exports has one dimension too many there.
+    lost = "the last state of a recurrent layer"
+    return [x, *(states if s == states.shape else plain(s, because=lost) for s in call.shapes[1:])]
 
 
 def _tensors(value: object) -> list[Layout]:
