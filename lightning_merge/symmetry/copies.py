@@ -5,25 +5,54 @@ of the network that it was copied from. Nothing in the graph says so: its struct
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor, nn
+
+from lightning_merge.symmetry.unit_group import Group
 
 State = dict[str, Tensor]
 Signature = tuple[tuple[tuple[str, type], ...], tuple[tuple[str, tuple[int, ...]], ...]]
 
 
-def copies_of(model: nn.Module, run: Collection[str]) -> list[dict[str, str]]:
+def copies_of(
+    model: nn.Module, run: Collection[str], groups: Sequence[Group]
+) -> list[dict[str, str]]:
     """The copies in a model.
 
     Args:
         model: The model.
         run: Names of the parameters and buffers that its forward uses.
+        groups: The groups of units that its forward has.
 
     Returns:
         For each copy the names of its tensors, with those of the tensors that they are copies of. A
-        part that has the structure of several others is a copy of none.
+        part that has the structure of several others is a copy of none, and neither is one whose
+        units meet others beside it: what reads the copy's is not known.
     """
+    together: list[list[dict[str, str]]] = []
+    for copy in _alike(model, run):
+        # A body's copy and a head's are one network; two copies of a body are two.
+        fits = (one for one in together if not any({*c.values()} & {*copy.values()} for c in one))
+        other = next(fits, None)
+        if other is None:
+            together.append([copy])
+        else:
+            other.append(copy)
+    tensors = [{member.tensor for member in group.members} for group in groups]
+    return [copy for one in together for copy in _closed(one, tensors)]
+
+
+def _closed(copies: list[dict[str, str]], groups: Sequence[set[str]]) -> list[dict[str, str]]:
+    """Those of one network's copies whose units meet no tensors but theirs."""
+    inside = {name for copy in copies for pair in copy.items() for name in pair}
+    beside = {name for tensors in groups if not tensors <= inside for name in tensors}
+    kept = [copy for copy in copies if beside.isdisjoint(copy.values())]
+    return kept if len(kept) == len(copies) else _closed(kept, groups)
+
+
+def _alike(model: nn.Module, run: Collection[str]) -> list[dict[str, str]]:
+    """Parts that are not run, each with the one part that is run and is built as it is."""
     names = [*model.state_dict()]
     if set(names) <= set(run):
         return []

@@ -135,7 +135,7 @@ class PermutationSpec:
             frozen = [*frozen, *kept]
         elif symmetries != "permutation":
             raise AlignmentError(f"symmetries is {symmetries!r}: choose 'permutation' or 'all'")
-        copies = copies_of(model, exported.used)
+        copies = copies_of(model, exported.used, groups)
         spec = cls(list(groups), list(frozen), *_tensors_of(model), folds, symmetries, copies)
         spec.groups = under_all_names(spec.groups, model)
         return spec._without(freeze)._merged(merge)

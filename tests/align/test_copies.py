@@ -138,3 +138,38 @@ def test_a_part_that_is_built_as_several_others_stays(images):
     assert spec.copies == []
     moved = spec.apply(model, spec.random())
     assert torch.equal(moved["spare.0.weight"], model.spare[0].weight)
+
+
+class Apart(nn.Module):
+    """A body, its running mean, and heads: one for both, or one for each."""
+
+    def __init__(self, shared, spare):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 9))
+        self.head = nn.Linear(9, 3)
+        self.mean_body = copy.deepcopy(self.body)
+        if not shared:
+            self.mean_head = copy.deepcopy(self.head)
+        if spare:
+            # As wide as a hidden layer, but of something else.
+            self.spare = nn.Linear(9, 9)
+
+    def forward(self, images):
+        return self.head(self.body(images).relu())
+
+
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_parts_whose_readers_are_not_known_stay(shared, spare, images):
+    model = Apart(shared, spare).double()
+    spec = PermutationSpec.from_model(model, images)
+    moved = loaded(model, spec.apply(model, spec.random(torch.Generator().manual_seed(3))))
+    torch.testing.assert_close(moved(images), model(images))
+    if spare:
+        assert torch.equal(moved.spare.weight, model.spare.weight)
+    if shared:
+        assert torch.equal(moved.mean_body[1].weight, model.mean_body[1].weight)
+    else:
+        assert not torch.equal(moved.mean_body[1].weight, model.mean_body[1].weight)
+        expected = model.mean_head(model.mean_body(images).relu())
+        torch.testing.assert_close(moved.mean_head(moved.mean_body(images).relu()), expected)
