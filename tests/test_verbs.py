@@ -102,29 +102,6 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-class _Stopping(Average):
-    """Interrupted, as by Ctrl-C in a long training."""
-
-    def __call__(self, states, context):
-        raise KeyboardInterrupt
-
-
-def test_a_comparison_that_is_stopped_leaves_the_one_that_it_was_to_replace(networks, tmp_path):
-    compare(networks[:2], OBJECTS[:1], Points(), output=tmp_path, progress=False)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    recipes = [OBJECTS[0], Recipe("Stopped", _Stopping())]
-    with pytest.raises(KeyboardInterrupt):
-        compare(networks[1:], recipes, Points(), output=tmp_path, overwrite=True, progress=False)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
-
-
-def test_a_comparison_that_is_stopped_leaves_the_merges_that_it_has_made(networks, tmp_path):
-    recipes = [OBJECTS[0], Recipe("Stopped", _Stopping())]
-    with pytest.raises(KeyboardInterrupt):
-        compare(networks[:2], recipes, Points(), output=tmp_path, progress=False)
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["mean.ckpt"]
-
-
 def test_networks_state_dicts_and_paths_merge_alike(networks, paths):
     states = states_of(networks)
     for given, model in ((networks, None), (states, Learner()), (paths, MODEL), (paths, None)):
