@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_merge.errors import CheckpointError
+from lightning_merge.errors import CheckpointError, printable
 from lightning_merge.state_dicts import StateDict, entry_of
 from lightning_merge.torch_file import read_torch
 
@@ -73,7 +73,9 @@ def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
         if nested is not None
         else {}
     )
-    others = [str(key) for key, value in rest.items() if key not in _RAW and _same(value, tensors)]
+    others = [
+        printable(key) for key, value in rest.items() if key not in _RAW and _same(value, tensors)
+    ]
     if others:
         warnings.warn(
             f"{path} holds several networks: '{nested}' is read, and {', '.join(others)} left; "

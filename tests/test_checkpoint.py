@@ -165,6 +165,15 @@ def test_a_file_of_several_networks_says_which_is_read(prefix, tmp_path):
     assert torch.equal(found["fc.weight"], state["fc.weight"])
 
 
+def test_a_second_networks_name_cannot_speak_to_the_terminal(tmp_path, recwarn):
+    state = {"fc.weight": torch.zeros(2, 2)}
+    torch.save({"state_dict": state, "ema\x1b[31m\n": state}, tmp_path / "a.pth")
+    read_checkpoint(tmp_path / "a.pth")
+    (said,) = (str(one.message) for one in recwarn.list)
+    assert "ema" in said
+    assert said.isprintable()
+
+
 def test_what_lightning_averages_from_is_no_second_network(tmp_path, recwarn):
     state = {"fc.weight": torch.zeros(2, 2)}
     torch.save({"state_dict": state, "current_model_state": state}, tmp_path / "a.ckpt")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import Figures, Stored, figure
 from lightning_merge.plots.legends import legend_below
-from lightning_merge.plots.style import CYCLE, MARKERS, same_curves, style
+from lightning_merge.plots.style import CYCLE, marker, same_curves, style
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
 
@@ -114,8 +114,7 @@ def _look(name: str, alignments: Sequence[str], recalibrations: Sequence[str]) -
     index = alignments.index(alignment)
     look: dict[str, Any] = {
         "color": CYCLE[index % len(CYCLE)],
-        # One marker more at each turn of the colours, or pairs would return.
-        "marker": MARKERS[(index + index // len(CYCLE)) % len(MARKERS)],
+        "marker": marker(index),
     }
     if recalibration:
         number = recalibrations.index(recalibration) % len(_RECALIBRATED)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 # Inches; what a line of a legend takes in the font of `style`.
-LINE = 0.2
+_LINE = 0.2
 
 
 def legend_below(
@@ -37,5 +37,5 @@ def legend_below(
             break
         legend.remove()
     added = -(-len(labels) // columns) - -(-len(labels) // most)
-    figure.set_figheight(figure.get_figheight() + LINE * added)
+    figure.set_figheight(figure.get_figheight() + _LINE * added)
     return legend

@@ -67,12 +67,17 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         index = made.index(name)
         found[name] = {
             "color": colours[index % len(colours)],
-            # There are as many markers as colours: one more at each turn, or pairs would return.
-            "marker": MARKERS[(index + index // len(colours)) % len(MARKERS)],
+            "marker": marker(index),
         }
         if kind == "ensemble":
             found[name] |= {"ls": "--", "markerfacecolor": "white"}
     return found
+
+
+def marker(index: int) -> str:
+    """The marker of a curve by its number, where colours go round as often."""
+    # One more at each turn, or the same pairs would return.
+    return MARKERS[(index + index // len(MARKERS)) % len(MARKERS)]
 
 
 def same_curves(curves: Mapping[str, Sequence[float]]) -> dict[str, str]:

@@ -81,7 +81,8 @@ def with_copies(
 ) -> State:
     """What a change makes of a state dict, and of each copy in the place of its source."""
     result = change(state)
-    for copy in copies:
+    # A checkpoint may have been saved without its teacher.
+    for copy in (one for one in copies if one.keys() <= state.keys()):
         changed = change({**state, **{source: state[name] for name, source in copy.items()}})
         result |= {name: changed[source] for name, source in copy.items()}
     return result

@@ -173,3 +173,13 @@ def test_parts_whose_readers_are_not_known_stay(shared, spare, images):
         assert not torch.equal(moved.mean_body[1].weight, model.mean_body[1].weight)
         expected = model.mean_head(model.mean_body(images).relu())
         torch.testing.assert_close(moved.mean_head(moved.mean_body(images).relu()), expected)
+
+
+def test_a_state_without_the_copies_is_moved(images):
+    model = carrying(convolutional())
+    spec = PermutationSpec.from_model(model, images)
+    order = spec.random(torch.Generator().manual_seed(4))
+    alone = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
+    moved, whole = spec.apply(alone, order), spec.apply(model, order)
+    assert moved.keys() == alone.keys()
+    assert all(torch.equal(moved[name], whole[name]) for name in moved)

@@ -20,20 +20,10 @@ SUMS = frozenset({"add", "sub", "subtract"})
     *("remainder", "fmod", "xlogy", "threshold", "logit", "nan_to_num", "isnan", "isfinite"),
     *("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias"),
     *("to", "_to_copy", "type_as", "float", "double", "half", "lift_fresh_copy", "positive"),
-    *(
-        "rrelu",
-        "hardshrink",
-        "softshrink",
-        "copysign",
-        "atan2",
-        "isinf",
-        "tan",
-        "atan",
-        "sinh",
-        "cosh",
-    ),
+    *("hardshrink", "softshrink", "copysign", "atan2", "isinf", "tan", "atan", "sinh", "cosh"),
     *("multiply", "divide", "subtract", "true_divide", "negative", "absolute", "clip", "fill"),
     *("bitwise_xor", "logical_xor", "exp2", "log2", "log10", "erfc", "sinc", "trunc", "frac"),
+    "rrelu",
 )
 def elementwise(call: Call) -> Layout:
     """Entry by entry, broadcasting: what lies along the same dimension is tied."""
