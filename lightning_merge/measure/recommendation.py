@@ -1,14 +1,16 @@
 """Which network to use: chosen on held-out data, then described by the test data."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from lightning_merge.measure.answers import mean_right
 from lightning_merge.measure.intervals import Interval, Paired, interval_of, paired
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.whole_means import ROUNDING, whole_mean
+
+EACH_SEEDS_BEST = "each seed's best network"
 
 _NOTHING_HELD_OUT = (
     "No recommendation: nothing was held out of the training data, and a choice by test accuracy "
@@ -59,7 +61,8 @@ class Recommendation:
     Attributes:
         use: The network to use: the best merge where it has more than one held-out example more
             right than the best ingredient, else that ingredient; None if there is no choice.
-        best_ingredient: The ingredient with the best held-out accuracy.
+        best_ingredient: The ingredient with the best held-out accuracy; `each seed's best network`
+            where seeds differ in which that is.
         best_merge: The merge with the best held-out accuracy.
         gain: The held-out accuracy of `use` minus that of `best_ingredient`.
         tied: Other single networks within one held-out example of `use`.
@@ -173,6 +176,8 @@ class Recommendation:
         return "your best network"
 
     def _rival(self, best: Standing) -> str:
+        if best.method == EACH_SEEDS_BEST:
+            return f"{EACH_SEEDS_BEST} ({best.held_out:.3f})"
         return f"the best single network ({self.name(best)}, {best.held_out:.3f})"
 
     def _score(self, use: Standing) -> str:
@@ -243,11 +248,14 @@ def recommend(
     if best_ingredient is None:
         reason = "the modules' tests log no accuracy (test_accuracy or test_acc) on held-out data"
         return make(**common, reason=f"No recommendation: {reason}.")
+    of_best = _best_of_each_seed(groups, scored)
+    if len({row.method for row in of_best}) > 1:
+        of_best = [replace(row, method=EACH_SEEDS_BEST) for row in of_best]
+        best_ingredient = _standing(of_best)
     best_merge = _best(scored, "merge")
     use = best_ingredient
     if best_merge is not None and not _level(best_merge, best_ingredient):
         use = max(best_merge, best_ingredient, key=_held_out)
-    of_use, of_best = groups[_key(use)], groups[_key(best_ingredient)]
     ensemble = _best(scored, "ensemble")
     return make(
         **common,
@@ -260,7 +268,7 @@ def recommend(
         ),
         ensemble=ensemble,
         ensemble_cost=ensemble.cost / use.cost if ensemble is not None and use.cost else None,
-        **({} if use is best_ingredient else _difference(of_use, of_best)),
+        **({} if use is best_ingredient else _difference(groups[_key(use)], of_best)),
     )
 
 
@@ -341,6 +349,24 @@ def _difference(of_use: Sequence[Measurement], of_best: Sequence[Measurement]) -
             "test": pair.test,
         }
     return found
+
+
+def _best_of_each_seed(
+    groups: Mapping[_Key, Sequence[Measurement]], scored: Sequence[Standing]
+) -> list[Measurement]:
+    """Of each seed the ingredient with the best held-out accuracy, the first of equals.
+
+    Ingredients of two seeds share a name and no training: whoever trains some uses the best of
+    them, of which the best name over all seeds would fall short.
+    """
+    best: dict[int, Measurement] = {}
+    for row in (row for one in scored if one.kind == "ingredient" for row in groups[_key(one)]):
+        found = best.setdefault(row.seed, row)
+        assert row.held_out is not None
+        assert found.held_out is not None
+        if row.held_out > found.held_out + ROUNDING:
+            best[row.seed] = row
+    return list(best.values())
 
 
 def _best(standings: Sequence[Standing], kind: str) -> Standing | None:

@@ -133,6 +133,32 @@ def test_it_is_chosen_by_held_out_data_where_test_data_disagree():
     assert json.loads(json.dumps(found.plain()))["use"]["method"] == "NP"
 
 
+def test_with_several_seeds_the_rival_is_the_best_network_of_each():
+    rows = [
+        row("A", "ingredient", 180, 90, seed=0),
+        row("B", "ingredient", 140, 70, seed=0),
+        row("A", "ingredient", 120, 60, seed=1),
+        row("B", "ingredient", 160, 80, seed=1),
+    ]
+    # Above each name's mean over seeds (150 and 150), and below the best of each (180 and 160).
+    mean = [row("Mean", "merge", held_out, 77, seed=k) for k, held_out in enumerate((160, 166))]
+    found = recommend([*rows, *mean])
+    assert found.use.method == "each seed's best network"
+    assert (found.use.held_out, found.use.accuracy) == pytest.approx((170 / 200, 85 / 100))
+    assert found.text.startswith(
+        "No merge is better than your best network: use each seed's best network, right for 0.850"
+    )
+    assert "The best merge, Mean, has 0.815." in found.text
+    # Better than both bests: the difference is to the best of the same seed.
+    np = [row("NP", "merge", 190, right, seed=k) for k, right in enumerate((92, 79))]
+    found = recommend([*rows, *mean, *np])
+    assert (found.use.method, found.gain) == ("NP", pytest.approx(20 / 200))
+    assert (found.difference, found.better_in) == (pytest.approx((2 - 1) / 200), 1)
+    assert "0.100 more than each seed's best network (0.850)" in found.text
+    # One name that is the best in both seeds keeps its name.
+    assert recommend([*rows[:3], replace(rows[3], held_out=0.5)]).use.method == "A"
+
+
 def test_no_merge_better_than_the_best_network():
     rows = [row("A", "ingredient", 180, 90), row("B", "ingredient", 150, 80)]
     found = recommend([*rows, row("Mean", "merge", 120, 99)])
