@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -125,6 +125,21 @@ def test_a_resumed_run_can_be_resumed(tmp_path):
     for step in (4, 7):
         resumed, _ = fit(tmp_path / "third", resume=tmp_path / "again" / f"step={step}.ckpt")
         same_run(whole, resumed)
+
+
+def test_with_lightnings_averaging_of_the_last_epochs(tmp_path):
+    """The mean of alphas goes on as well, from before it begins and from within."""
+
+    def swa(name, resume=None):
+        save = ModelCheckpoint(tmp_path / name, filename="{epoch}", save_top_k=-1)
+        averaging = StochasticWeightAveraging(0.05, swa_epoch_start=2)
+        return fit(tmp_path, resume=resume, max_epochs=6, callbacks=[averaging, save])[0]
+
+    whole = swa("whole")
+    for epoch in (0, 2, 4):
+        same_run(whole, swa("again", tmp_path / "whole" / f"epoch={epoch}.ckpt"))
+    weights, merged = whole.state_dict(), fit(tmp_path / "plain", max_epochs=6)[0].state_dict()
+    assert not torch.equal(weights["net.0.weight"], merged["net.0.weight"])
 
 
 class SaveAfter(Callback):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -252,6 +253,7 @@ class LearnedWeights(LightningModule):
             "rng": self._learned.run.state_dict(self.trainer),
             "gradient": self.alpha_logits.grad if accumulates else None,
         }
+        self._save_swa(checkpoint.get("callbacks", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes alphas and ingredients back from a checkpoint of this class.
@@ -283,6 +285,15 @@ class LearnedWeights(LightningModule):
             self._learned.run.load_state_dict(saved["rng"], self.global_rank)
             self._learned.open_gradient = saved["gradient"]
         super().on_load_checkpoint(checkpoint)
+
+    def _save_swa(self, saved: dict[str, Any]) -> None:
+        # Lightning's SWA keeps a copy of the module, whose `state_dict` has no alphas either.
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StochasticWeightAveraging) and callback.state_key in saved:
+                copied: Any = callback._average_model
+                state = saved[callback.state_key]["average_model_state"]
+                if state is not None:
+                    state["alpha_logits"] = copied.alpha_logits.detach().clone()
 
     # --- memory
 
