@@ -1,6 +1,7 @@
 """The frozen context of a recipe: trained networks of one architecture, and the data."""
 
 import copy
+import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from lightning_merge.recipe.recalibration import Recalibration
 
 T = TypeVar("T")
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,11 @@ class Context:
 
         Args:
             augmented: Whether to read them as they are augmented for training all the same.
+
+        Raises:
+            ConfigError: If the module's `forward` takes more than a batch's first item.
         """
+        check_one_input(self.module, self.recipe)
         return statistics_batches_of(
             self.data,
             self.module,
@@ -177,6 +184,27 @@ class Context:
         made = copy.copy(self)
         made.__dict__.update(changes)
         return made
+
+
+def check_one_input(module: LightningModule, recipe: str) -> None:
+    """Checks that a network can be run on a batch's first item alone.
+
+    Args:
+        module: The network.
+        recipe: The name of the recipe that is going to run it, for the message.
+
+    Raises:
+        ConfigError: If its `forward` has more than one argument without a default.
+    """
+    arguments = inspect.signature(module.forward).parameters.values()
+    needed = [one.name for one in arguments if one.default is one.empty and one.kind not in _ANY]
+    if len(needed) > 1:
+        raise ConfigError(
+            f"recipe '{recipe}': {type(module).__name__}.forward takes {', '.join(needed)}, and "
+            "aligning, recalibrating and whatever else reads the data by itself give it a batch's "
+            "first item alone: leave those out (Average, NPMerge, FineTune and LogitsEnsemble go "
+            "without), or let it take all in one item"
+        )
 
 
 def check_statistics_examples(examples: int | None) -> None:
