@@ -1,5 +1,6 @@
 """Batches: the one place that knows where a loader puts inputs and classes."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,19 @@ def inputs_in(batches: Iterable[Any]) -> Iterator[Tensor]:
         DataError: A batch has no input.
     """
     return (inputs for inputs in map(inputs_of, batches) if len(inputs))
+
+
+def needed_arguments(model: torch.nn.Module) -> list[str]:
+    """The names of what a network's `forward` cannot do without.
+
+    Args:
+        model: The network; `inputs_of` a batch is the first of them.
+    """
+    arguments = inspect.signature(model.forward).parameters.values()
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        one.name for one in arguments if one.default is one.empty and one.kind not in any_number
+    ]
 
 
 def targets_of(batch: Any) -> Tensor | None:

@@ -1,7 +1,6 @@
 """The frozen context of a recipe: trained networks of one architecture, and the data."""
 
 import copy
-import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_merge.aggregate.heads import join_heads
 from lightning_merge.align import Matching
+from lightning_merge.batches import needed_arguments
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, statistics_batches_of
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from lightning_merge.recipe.recalibration import Recalibration
 
 T = TypeVar("T")
-
-_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,7 @@ def check_one_input(module: LightningModule, recipe: str) -> None:
     Raises:
         ConfigError: If its `forward` has more than one argument without a default.
     """
-    arguments = inspect.signature(module.forward).parameters.values()
-    needed = [one.name for one in arguments if one.default is one.empty and one.kind not in _ANY]
+    needed = needed_arguments(module)
     if len(needed) > 1:
         raise ConfigError(
             f"recipe '{recipe}': {type(module).__name__}.forward takes {', '.join(needed)}, and "

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_merge.batches import inputs_of
+from lightning_merge.batches import inputs_of, needed_arguments
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, loaders_in, not_torn_down
@@ -113,6 +113,8 @@ class HeldOut:
     def has_classes(self) -> bool:
         """Whether examples can be counted as right or wrong: each has one class, and logits."""
         if self.loader.batch_size is None or isinstance(self.loader.dataset, IterableDataset):
+            return False
+        if len(needed_arguments(self.context.module)) > 1:
             return False
         batch = next(iter(self.loader))
         targets = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None

@@ -23,11 +23,15 @@ class WithAge(LightningModule):
         return self.head(self.image(image).relu() + self.age(age).relu())
 
     def training_step(self, batch, batch_idx):
-        image, age, target = batch
+        image, target, age = batch
         return nn.functional.cross_entropy(self(image, age), target)
 
+    def validation_step(self, batch, batch_idx):
+        image, target, age = batch
+        self.log("val_acc", (self(image, age).argmax(1) == target).float().mean())
+
     def test_step(self, batch, batch_idx):
-        image, age, target = batch
+        image, target, age = batch
         self.log("test_acc", (self(image, age).argmax(1) == target).float().mean())
 
     def configure_optimizers(self):
@@ -38,13 +42,16 @@ class Patients(LightningDataModule):
     def __init__(self):
         super().__init__()
         image = torch.randn(24, 6, generator=torch.Generator().manual_seed(3))
-        self.data = TensorDataset(image, image[:, :1] * 2, torch.arange(24) % CLASSES)
+        self.data = TensorDataset(image, torch.arange(24) % CLASSES, image[:, :1] * 2)
 
     def train_dataloader(self):
         return DataLoader(self.data, batch_size=8, shuffle=True)
 
-    def test_dataloader(self):
+    def val_dataloader(self):
         return DataLoader(self.data, batch_size=8)
+
+    def test_dataloader(self):
+        return self.val_dataloader()
 
 
 def merged(**recipe):
@@ -64,6 +71,18 @@ def test_what_reads_no_data_by_itself_merges(aggregate):
     networks, found = merged(aggregate=aggregate)
     mean = torch.stack([one.image.weight for one in networks]).mean(0)
     assert torch.equal(found.merged["R"].image.weight.cpu(), mean) == (aggregate == "Average")
+
+
+def test_a_greedy_soup_goes_by_what_the_validation_logs():
+    networks, found = merged(aggregate="GreedySoup")
+    image, target, age = Patients().data.tensors
+
+    def right(network):
+        with torch.no_grad():
+            return int((network.eval()(image, age).argmax(1) == target).sum())
+
+    mean = found.merged["R"].cpu()
+    assert right(mean) >= max(map(right, networks))
 
 
 @pytest.mark.parametrize(
