@@ -3,19 +3,23 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ParamSpec, TypeVar
 
 from lightning_merge.errors import OutputExistsError
 from lightning_merge.processes import begun
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _NAME = ".lock"
 _TURN = ".turn"
@@ -86,6 +90,18 @@ def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[FolderLock
                 folder.rmdir()
 
 
+def alone_in_output(verb: Callable[P, T]) -> Callable[P, T]:
+    """Lets a function run only while no other process works in its folder `output`, if any."""
+
+    @functools.wraps(verb)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        output: Any = kwargs.get("output")
+        with contextlib.nullcontext() if output is None else lock_folder(output):
+            return verb(*args, **kwargs)
+
+    return alone
+
+
 @contextmanager
 def turn_in_folder(folder: Path) -> Iterator[None]:
     """Waits until no other process has its turn in a folder, and has it meanwhile."""
@@ -137,8 +153,7 @@ def _locked(folder: Path, shared: bool) -> IO[str] | None:
             if error.errno not in _CANNOT:
                 raise
             warnings.warn(
-                f"{folder} is on a file system without locks: start no other study with this "
-                "output",
+                f"{folder} is on a file system without locks: start nothing else with this output",
                 stacklevel=5,
             )
             return None

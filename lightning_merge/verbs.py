@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_merge.checkpoint import StateDict, write_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import check_claim, claim_folder, write_json, written_together
+from lightning_merge.folder_lock import alone_in_output
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.one_batch import check_one_batch
@@ -79,6 +80,7 @@ class Merge(Comparison):
 
 
 @quiet_trainers()
+@alone_in_output
 def merge(
     networks: Sequence[Network],
     recipe: Given,
@@ -126,7 +128,7 @@ def merge(
 
     Raises:
         MergeError: If a checkpoint cannot be read or does not fit, the recipe does not suit the
-            ingredients, or the folder already contains a result.
+            ingredients, or the folder already contains a result, or another process works in it.
     """
     built = build_recipe(recipe)
     if built.aggregate.is_ensemble:
@@ -165,6 +167,7 @@ def merge(
 
 
 @quiet_trainers()
+@alone_in_output
 def compare(
     networks: Sequence[Network],
     recipes: Sequence[Given],
