@@ -29,7 +29,7 @@ EVERYTHING = {
 # Of Lightning's commands, whose own texts are longer.
 LIGHTNINGS = {
     "config": "a YAML file with these options, or preset:NAME",
-    "seed_everything": "seeds weights, shuffling and augmentation",
+    "seed_everything": "seeds weights, shuffling and augmentation (default: 0)",
     "model": "the LightningModule: a class of this package or the path of your own, whose "
     "arguments are --model.init_args.NAME",
     "data": "the LightningDataModule: likewise, with --data.init_args.NAME",

@@ -386,3 +386,11 @@ def test_commands_parse_call_and_print(path):
     functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)]
     lengths = {one.name: one.end_lineno - one.lineno + 1 for one in functions}
     assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_a_network_that_is_given_twice_is_named(networks):
+    with pytest.warns(UserWarning, match="network 3 has the same weights as network 1, so one"):
+        merge([*networks[:2], networks[0]], OBJECTS[0], DATA, model=MODEL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*the same weights.*")
+        merge(networks, OBJECTS[0], DATA, model=MODEL)

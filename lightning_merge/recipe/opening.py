@@ -1,6 +1,7 @@
 """A context from what a user has: files or networks, a data module or its configuration."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lightning_merge.checkpoint import (
     read_checkpoint,
 )
 from lightning_merge.division import warn_of_other_divisions
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, printable
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
 from lightning_merge.recipe.build import build_data, build_module
@@ -94,6 +95,9 @@ def open_context(
     check_ingredients(shared, names)
     states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
     warn_of_other_divisions(short, [one.content for one in read], data)
+    # Of the files as they are, not of what sharing a head or widening made of them.
+    digests = [digest(prefixed(one.state_dict, expected)) for one in read]
+    _warn_of_equals(short, digests)
     return Context(
         module,
         states,
@@ -102,10 +106,21 @@ def open_context(
         trainer,
         heads=kept,
         joins_heads=joins,
-        # Of the files as they are, not of what sharing a head or widening made of them.
-        given_digests=[digest(prefixed(one.state_dict, expected)) for one in read],
+        given_digests=digests,
         **settings,
     )
+
+
+def _warn_of_equals(names: Sequence[str], digests: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for name, one in zip(names, digests, strict=True):
+        if one in first:
+            warnings.warn(
+                f"{printable(name)} has the same weights as {printable(first[one])}, so one "
+                "network counts twice; trainings differ by their seeds (`--seed_everything`)",
+                stacklevel=3,
+            )
+        first.setdefault(one, name)
 
 
 def _read(network: Network, number: int) -> Checkpoint:
