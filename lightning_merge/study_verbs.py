@@ -146,7 +146,9 @@ def run_tasks(
     return _run(folder, config, _of_tasks, overwrite, progress, watcher, executor)
 
 
-def estimate_study(study: Study | Mapping[str, Any] | str | Path, output: str | Path) -> Estimate:
+def estimate_study(
+    study: Study | Mapping[str, Any] | str | Path, output: str | Path, overwrite: bool = False
+) -> Estimate:
     """What is left of a study in a folder, how long it will take and how large it will be.
 
     Nothing is written into the folder. The arguments are those of `run_study`.
@@ -155,15 +157,15 @@ def estimate_study(study: Study | Mapping[str, Any] | str | Path, output: str | 
         MergeError: As `run_study` does before it begins.
     """
     folder = StudyFolder(Path(output), "study.json", _SHOWN)
-    return _estimate(folder, config_of_study(study), _of_study)
+    return _estimate(folder, config_of_study(study), _of_study, overwrite)
 
 
 def estimate_tasks(
-    study: TaskStudy | Mapping[str, Any] | str | Path, output: str | Path
+    study: TaskStudy | Mapping[str, Any] | str | Path, output: str | Path, overwrite: bool = False
 ) -> Estimate:
     """The same for `run_tasks`."""
     folder = StudyFolder(Path(output), "tasks.json", _OF_REPORT)
-    return _estimate(folder, options_of(study, TaskStudy), _of_tasks)
+    return _estimate(folder, options_of(study, TaskStudy), _of_tasks, overwrite)
 
 
 def join(folders: Sequence[str | Path], output: str | Path) -> Joined:
@@ -198,11 +200,14 @@ def join(folders: Sequence[str | Path], output: str | Path) -> Joined:
 
 
 def _estimate(
-    folder: StudyFolder, config: Plain, prepare: Callable[[Plain], _Prepared[Any]]
+    folder: StudyFolder,
+    config: Plain,
+    prepare: Callable[[Plain], _Prepared[Any]],
+    overwrite: bool,
 ) -> Estimate:
     prepare(config)
     folder.store.check_schema()
-    prepared = prepare(folder.united(config))
+    prepared = prepare(folder.united(config, overwrite))
     prepared.check()
     return estimate(prepared.works, folder.store)
 

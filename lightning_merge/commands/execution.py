@@ -47,7 +47,7 @@ def run(
     command: str,
     of: ArgumentParser,
     words: list[str],
-    estimate: Callable[[Plain, str], Estimate],
+    estimate: Callable[[Plain, str, bool], Estimate],
     do: Callable[..., R],
     measured: Callable[[Mapping[str, Any]], str],
 ) -> tuple[R | None, str]:
@@ -70,7 +70,7 @@ def run(
     executor = executor_of(config.pop("executor"), config.pop("executor_options"))
     title = config["title"]
     if dry_run:
-        print_estimate(title, estimate(config, folder), folder)
+        print_estimate(title, estimate(config, folder, overwrite), folder)
         return None, folder
 
     def show_plan(count: int, done: int) -> None:

@@ -207,6 +207,16 @@ def test_a_dry_run_counts_and_writes_nothing(by_seed, tmp_path):
     assert (nothing.total, nothing.size) == (0, 0)
 
 
+def test_a_dry_run_that_overwrites_counts_the_study_that_would_be_there(by_seed):
+    other = {**ONE, "seeds": [1], "training": {"max_epochs": 3}}
+    with pytest.raises(OutputExistsError, match="holds another study"):
+        estimate_study(other, by_seed[0])
+    before = seen(by_seed[0])
+    found = estimate_study(other, by_seed[0], overwrite=True)
+    assert found.counts == {"ingredient": (2, 0), "merge": (2, 0)}
+    assert seen(by_seed[0]) == before
+
+
 clock = SimpleNamespace(now=0.0)
 
 
