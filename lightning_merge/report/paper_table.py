@@ -113,12 +113,13 @@ class PaperTable:
         """The table in LaTeX, for the package `booktabs`."""
         names = " & ".join(rf"\multicolumn{{2}}{{c}}{{{latex(name)}}}" for name in self.columns)
         whose = " & ".join(["measured here & \\textit{the paper's own}"] * len(self.columns))
+        differs = [one.rstrip(".") for one in self.differs]
         lines = [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex(self.table)} of \emph{{{latex(self.title)}}}: measured in this "
             rf"study ({self._seeds}), and in italics the paper's own figures. Differences from "
-            rf"the paper's settings: {latex('; '.join(self.differs) or 'none known')}.}}",
+            rf"the paper's settings: {latex('; '.join(differs) or 'none known')}.}}",
             rf"\begin{{tabular}}{{l{'rr' * len(self.columns)}}}",
             r"\toprule",
             rf" & {names} \\",
