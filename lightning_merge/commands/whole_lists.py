@@ -1,7 +1,8 @@
 """A list in a later configuration, or on the command line, replaces the earlier one whole.
 
 jsonargparse completes each item of a list by the item at the same place of an earlier list of the
-same length, so that a recipe would have settings of another one. Mappings are merged key by key.
+same length, so that a recipe would have settings of another one. Arguments
+of classes are merged key by key; options that are dicts are replaced whole.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Several configurations: a later list replaces the earlier one, mappings are merged."""
+"""Several configurations: a later list or dict replaces the earlier one, arguments are merged."""
 
 import json
 
@@ -138,3 +138,11 @@ def test_a_file_that_is_no_configuration_is_one_line(parsed, later, capsys):
         parsed(later)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_dicts_are_replaced_but_for_a_key_on_the_command_line(parsed):
+    earlier = "training: {max_epochs: 3, accelerator: cpu}\nmodel: {init_args: {in_chans: 1}}\n"
+    later = parsed(earlier, "-c", "training: {max_steps: 4}", "--training.max_time", "00:00:01:00")
+    assert later["training"] == {"max_steps": 4, "max_time": "00:00:01:00"}
+    assert later["model"]["init_args"]["num_classes"] == 10
+    assert later["trainer"]["max_epochs"] == 7
