@@ -48,7 +48,7 @@ def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) ->
             "transform = timm.data.create_transform(\n"
             "    **timm.data.resolve_data_config(model=network)\n)\n```"
         )
-    parts.append(_images(preprocessing_of(checkpoint.content)))
+    parts.append(_images(preprocessing_of(checkpoint.content), timm))
     ingredients = _ingredients(checkpoint, result)
     if ingredients:
         rows = [f"| {markdown_cell(one)} | `{sha}` |" for one, sha in ingredients.items()]
@@ -99,13 +99,17 @@ def _metadata(name: str, measured: Mapping[str, Any], data: Mapping[str, Any], t
     )
 
 
-def _images(prepared: dict[str, Any] | None) -> str:
+def _images(prepared: dict[str, Any] | None, timm: bool) -> str:
     if prepared is None:
-        return (
+        said = (
             "## Images\n\nHow images were prepared for this network is not known: its checkpoint "
-            "does not say. `timm.data.resolve_data_config` then gives numbers of its own, which "
-            "are not those of the training."
+            "does not say."
         )
+        its_own = (
+            " `timm.data.resolve_data_config` then gives numbers of its own, which are not those "
+            "of the training."
+        )
+        return said + its_own if timm else said
     channels, height, width = prepared["input_size"]
     rows = {
         "size": f"{height} x {width} pixels",

@@ -110,6 +110,8 @@ def test_other_networks_are_written_as_they_are(tmp_path):
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], state[name]) for name in state)
     assert not (folder / "config.json").exists()
+    # Nor does its card send anyone to timm.
+    assert "timm" not in (folder / "README.md").read_text()
 
 
 def test_a_network_is_found_behind_the_weights_of_a_loss(tmp_path):
@@ -247,5 +249,7 @@ def test_a_checkpoint_that_says_nothing_of_its_images(tmp_path, model):
     prepared = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert not {"mean", "std", "crop_pct", "interpolation", "tag", "license"} & prepared.keys()
     assert prepared.get("input_size") == ([3, 32, 32] if kwargs else None)
-    assert "is not known" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "is not known" in card
+    assert "resolve_data_config` then gives numbers of its own" in card
     timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(torch.randn(1, 3, 32, 32))

@@ -39,7 +39,8 @@ def predict(words: list[str]) -> None:
     write_csv(output, found.rows)
     readable = len(found.rows) - found.unreadable
     wrong = f"; {found.unreadable} could not be read, see `error`" if found.unreadable else ""
-    options.console.print(f"{output}: {readable} images{wrong}", soft_wrap=True)
+    images = "1 image" if readable == 1 else f"{readable} images"
+    options.console.print(f"{output}: {images}{wrong}", soft_wrap=True)
     if found.left_out:
         options.console.print(found.left_out, soft_wrap=True)
 
