@@ -166,7 +166,7 @@ def diagonal_fisher(
                 drawn = _labels(model, part, labels_per_example, generator, independent)
                 for labels in drawn:
                     for name, value in gradients(parameters, part, labels).items():
-                        fisher[name] += value.to(torch.float64).square_().sum(dim=0)
+                        fisher[name] += value.to(torch.float64).square().sum(dim=0)
                 seen += len(part)
     if seen == 0:
         raise ConfigError("Fisher information: there are no examples; give at least one batch")

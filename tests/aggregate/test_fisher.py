@@ -110,6 +110,15 @@ def test_tied_parameters_have_one_fisher_under_both_names():
     torch.testing.assert_close(found["one.weight"], expected["one.weight"], rtol=1e-4, atol=1e-8)
 
 
+def test_a_network_of_float64_may_have_parameters_that_it_does_not_use():
+    model, inputs = nn.Linear(3, 2), torch.randn(5, 3)
+    model.register_parameter("unused", nn.Parameter(torch.ones(4)))
+    expected = diagonal_fisher(model, [inputs], None)
+    found = diagonal_fisher(model.double(), [inputs.double()], None)
+    assert not found["unused"].any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
 def test_average_by_hand():
     states = [{"w": torch.tensor([0.0, 2.0, 4.0])}, {"w": torch.tensor([4.0, 6.0, 8.0])}]
     fishers = [{"w": torch.tensor([1.0, 0.0, 0.0])}, {"w": torch.tensor([3.0, 5.0, 0.0])}]
