@@ -29,6 +29,23 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def forget(model: nn.Module) -> None:
+    """Has a network forget what it made of other weights; all modes stay as they are.
+
+    In evaluation mode LeViT, TinyViT and EfficientFormer make their attention biases once, and keep
+    them until a mode is set. So call it wherever weights change between two runs.
+
+    Args:
+        model: The network.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module, training in modes.items():
+        if not training and type(module).train is not nn.Module.train:
+            module.train(False)
+    for module, training in modes.items():
+        module.training = training
+
+
 @contextmanager
 def gradient_free(*models: nn.Module) -> Iterator[None]:
     """As `evaluation`, without gradients, inference mode and compiled code meanwhile.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
+from lightning_merge.modes import forget
 from lightning_merge.modules.adopt import adopt
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
 from lightning_merge.modules.merging.read_ingredients import Ingredients
@@ -136,6 +137,8 @@ class LearnedWeights(LightningModule):
 
     def trace(self) -> None:
         """Makes the parameters results of the alphas, so that gradients reach these."""
+        # Parts of it may be in evaluation mode, such as a frozen body.
+        forget(self)
         weights = self._learned.flat.traced(self.alpha_logits)
         for places, weight in zip(self._learned.places.values(), weights, strict=True):
             for owner, attribute in places:
