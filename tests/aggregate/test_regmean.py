@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -154,6 +155,13 @@ def test_layers_with_a_forward_of_their_own_are_left_out_and_tied_ones_are_not()
     torch.testing.assert_close(grams["2.one.weight"][0], both.T @ both / 10, rtol=1e-6, atol=1e-6)
     with pytest.raises(ConfigError, match="no linear"):
         gram_matrices(nn.ReLU(), [x])
+
+
+def test_a_linear_layer_of_timm_is_a_linear_layer():
+    torch.manual_seed(0)
+    layer, x = timm.layers.Linear(4, 2), torch.randn(9, 4)
+    gram = (x.T.double() @ x.double()) / 9
+    torch.testing.assert_close(gram_matrices(layer, [x]), {"weight": gram[None]})
 
 
 def test_what_is_refused():

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,6 +80,16 @@ def test_outputs_that_were_rescaled_and_shifted_are_given_back_behind_batchnorm(
     x = torch.randn(64, 4)
     repair(spoiled, network, network, x.split(16), which="output")
     torch.testing.assert_close(spoiled(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_of_timms_own_class_gets_its_outputs_and_is_fitted() -> None:
+    torch.manual_seed(0)
+    made = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), timm.layers.Linear(6, 3)) for _ in range(2)]
+    a, merged, x = made[0], copy.deepcopy(made[1]), torch.randn(64, 4)
+    assert repair(merged, a, a, [x], which="output") == 1
+    with torch.no_grad():
+        torch.testing.assert_close(merged(x).mean(0), a(x).mean(0))
+    assert [step.name for step in LeastSquares([a], [x]).steps] == ["0", "2"]
 
 
 class Heads(nn.Module):
