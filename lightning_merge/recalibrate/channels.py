@@ -113,13 +113,13 @@ class LayersToRepair(NamedTuple):
     added_up: bool
 
 
-def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> LayersToRepair:
+def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden") -> LayersToRepair:
     """The layers that REPAIR corrects.
 
     Args:
         model: The network.
         x: Inputs of it, to see which layers run.
-        which: Those that make hidden units, or those that make the output.
+        which: Those that make hidden units, or those that make the output; None for both.
 
     Raises:
         ConfigError: If the network is TorchScript.
@@ -159,6 +159,8 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
         result = model(x)
     found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
     once = [name for name, count in Counter(called).items() if count == 1]
+    if which is None:
+        return LayersToRepair(once, False)
     classifiers = found - {None}
     added_up = False
     if not classifiers and isinstance(result, Tensor) and result.ndim == 2:
@@ -167,20 +169,38 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which = "hidden") -> La
             if set(some) <= set(once) and _adds_up(model, x, some, result):
                 classifiers, added_up = set(some), True
                 break
-    # Where the output is computed from the classifier's (a softmax), the last layer is it.
-    classifiers = classifiers or set(last[-1:])
     makes_output = which == "output"
+    if not classifiers and not (makes_output and _reads_more(model, x, last[-1:], result)):
+        # Where the output is computed from the classifier's (a softmax), the last layer is it.
+        classifiers = set(last[-1:])
     names = [n for n in once if (n in classifiers) == makes_output]
     return LayersToRepair(names, added_up and makes_output)
 
 
 def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) -> bool:
-    """Whether twice the outputs of these layers give twice the network's."""
+    """Whether the outputs of these layers times -2 give the network's times -2."""
     if not heads:
         return False
-    with _hooked(model, dict.fromkeys(heads, lambda _module, _inputs, output: 2 * output)):
-        twice = model(x)
-    return torch.allclose(twice, 2 * result, rtol=1e-3, atol=1e-6 * float(result.abs().max()))
+    # Twice as much would be twice as much behind a maximum or a ReLU, too.
+    with _hooked(model, dict.fromkeys(heads, lambda _module, _inputs, output: -2 * output)):
+        turned = model(x)
+    return torch.allclose(turned, -2 * result, rtol=1e-3, atol=1e-6 * float(result.abs().max()))
+
+
+def _reads_more(model: nn.Module, x: Tensor, last: Sequence[str], result: Any) -> bool:
+    """Whether the network's output depends on more than what its last layer gives."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        # It may be changed in place later.
+        kept.append(output.clone())
+
+    with _hooked(model, dict.fromkeys(last, keep)):
+        model(x)
+    with _hooked(model, dict.fromkeys(last, lambda *_: kept[0])):
+        other = model(x.flip(0).roll(1, -1))
+    pairs = zip(_tensors(other), _tensors(result), strict=True)
+    return not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6, equal_nan=True) for pair in pairs)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

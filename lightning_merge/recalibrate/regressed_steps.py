@@ -64,7 +64,7 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
         model: The network, in eval mode.
         x: A few inputs.
     """
-    names = layers_to_repair(model, x).names + layers_to_repair(model, x, "output").names
+    names = layers_to_repair(model, x, None).names
     plain = {n for n in names if is_plain(model.get_submodule(n), (nn.Linear, nn.Conv2d))}
     seen = _look(model, x)
     found, claimed = [], set()

@@ -123,6 +123,25 @@ def test_an_output_that_is_made_of_several_gets_the_statistics_of_its_goal(heads
     assert repair(merged, a, b, x.split(20)) == 1
 
 
+class LargestAdded(Heads):
+    """As VOLO: to one head's output the largest of the other's over all positions is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x).relu()
+        return self.heads[0](z) + self.heads[1](z.view(-1, 2, 7)).amax(1)
+
+
+def test_an_output_that_is_made_of_several_but_not_linearly_is_refused() -> None:
+    made = [LargestAdded(2).eval() for _ in range(2)]
+    x = torch.randn(8, 4)
+    for network in made:
+        network.body = nn.Linear(4, 14)
+        network.heads[0] = nn.Linear(14, 3)
+    with pytest.raises(ConfigError, match="the output of LargestAdded is not that of one"):
+        repair(copy.deepcopy(made[1]), *made, [x], which="output")
+    assert len(LeastSquares(made, [x]).steps) == 3
+
+
 def test_an_output_that_no_layer_makes_once_is_refused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
