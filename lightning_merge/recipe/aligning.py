@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching, PermutationSpec
 from lightning_merge.checkpoint import StateDict
+from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
 from lightning_merge.recipe.cache import identity
 from lightning_merge.recipe.choice import Choice
@@ -176,14 +178,18 @@ def _choice(found: Mapping[str, Any], score: Score, context: Context, index: int
 
 
 def _held_out_score(context: Context, state: StateDict) -> Score:
-    """The held-out score of the mean of both networks, recalibrated as suits the network."""
+    """The held-out score of the mean of both networks, recalibrated as suits the network.
+
+    What suits none, a network without BatchNorm and without biases to shift, is scored as it is.
+    """
     first = context.states[0]
     aligned = {name: value.cpu() for name, value in state.items()}
     both = context.under_all_heads([first, aligned])
     module = context.build(interpolate(both[0], both[1], 0.5))
     recalibration = own_recalibration(module)
-    recalibration.check(context.module, "choice of gamma")
-    recalibration.prepare([first, aligned], context)(module, None)
+    with suppress(ConfigError):
+        recalibration.check(context.module, "choice of gamma")
+        recalibration.prepare([first, aligned], context)(module, None)
     return validate(module, context.data, context.trainer())
 
 

@@ -49,6 +49,12 @@ def test_the_candidate_with_the_best_held_out_accuracy_is_taken():
     assert given.choices == ()
 
 
+def test_networks_that_nothing_recalibrates_are_scored_as_they_are():
+    context = made_context(norm=False, bias=False)
+    (choice,) = align(CCAMatching(candidates=CANDIDATES), context).choices
+    assert choice.details["scores"] == pytest.approx(scores_by_hand(context))
+
+
 def test_each_ingredient_has_its_own_choice_and_the_row_says_them():
     context = made_context(3, norm=True)
     recipe = Recipe("CCA", Average(), CCAMatching(candidates=CANDIDATES), "batchnorm")
