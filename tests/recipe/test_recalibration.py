@@ -1,6 +1,7 @@
 """Recipes recalibrate a merge as they say, or say why they cannot."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,3 +206,17 @@ def test_a_loader_without_an_index_is_refused():
     context.data.statistics_dataloader = lambda: [torch.randn(4, 6)]
     with pytest.raises(ConfigError, match="leave statistics_examples out"):
         context.reset_batchnorm(nn.BatchNorm1d(6))
+
+
+def test_a_network_without_a_layer_to_correct_is_refused():
+    class Flat(Perceptron):
+        """A last layer alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(6, 3)
+
+    states = [Flat().state_dict() for _ in range(2)]
+    context = replace(made_context(), module=Flat(), states=states)
+    with pytest.raises(ConfigError, match="recipe 'X': Flat has no hidden layer that REPAIR can"):
+        Recipe("X", Average(), None, "repair")(context)

@@ -63,6 +63,12 @@ class OutputRenormalisation(Renormalisation):
 def _measured(states: Sequence[StateDict], context: Context, which: Which) -> Repair:
     parents = (context.build(state).to(context.device) for state in states)
     repair = Repair(parents, context.statistics(), context.progress, context.seed, which)
+    if not repair.layers:
+        raise ConfigError(
+            f"recipe '{context.recipe}': {type(context.module).__name__} has no hidden layer that "
+            "REPAIR can correct, such as those that compute with their weights standardised or "
+            "normalised: leave `recalibrate` out"
+        )
     lacking = repair.without_bias
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
