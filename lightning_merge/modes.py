@@ -38,12 +38,19 @@ def forget(model: nn.Module) -> None:
     Args:
         model: The network.
     """
+    keeping = [module for module in keeps(model) if not module.training]
+    if not keeping:
+        return
     modes = {module: module.training for module in model.modules()}
-    for module, training in modes.items():
-        if not training and type(module).train is not nn.Module.train:
-            module.train(False)
+    for module in keeping:
+        module.train(False)
     for module, training in modes.items():
         module.training = training
+
+
+def keeps(model: nn.Module) -> list[nn.Module]:
+    """The modules that may keep something until their mode is set."""
+    return [module for module in model.modules() if type(module).train is not nn.Module.train]
 
 
 @contextmanager
