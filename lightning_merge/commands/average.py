@@ -33,14 +33,7 @@ _OF_TRAINING = (
 
 
 def average(words: list[str]) -> None:
-    """Writes the uniform or weighted average of checkpoint files.
-
-    Args:
-        words: The command line after `average`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Writes the uniform or weighted average of checkpoint files."""
     chosen = _parser().parse_args(words)
     if not chosen.output.name.endswith(_ENDINGS):
         raise ConfigError(f"{chosen.output}: choose a name that ends in {', '.join(_ENDINGS)}")

@@ -9,14 +9,7 @@ from lightning_merge.verbs import compare as run_comparison
 
 
 def compare(words: list[str]) -> None:
-    """Runs recipes on checkpoints: a table, `results.csv`, `results.json`, plots, merges.
-
-    Args:
-        words: The command line after `compare`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Runs recipes on checkpoints: a table, `results.csv`, `results.json`, plots, merges."""
     parser = options.parser(
         "compare",
         "Runs several recipes on the same checkpoints and puts them into one table.",

@@ -8,11 +8,7 @@ from lightning_merge.commands.short_errors import PlainParser
 
 
 def completion(words: Sequence[str]) -> None:
-    """Prints a completion script for `lightning-merge`.
-
-    Args:
-        words: The command line after `completion`.
-    """
+    """Prints a completion script for `lightning-merge`."""
     import shtab
 
     parser = PlainParser(

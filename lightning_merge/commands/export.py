@@ -12,14 +12,7 @@ from lightning_merge.report.result_of_merge import result_of_merge
 
 
 def export(words: list[str]) -> None:
-    """Writes `model.safetensors`, `config.json` (for timm) and `README.md`.
-
-    Args:
-        words: The command line after `export`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Writes `model.safetensors`, `config.json` (for timm) and `README.md`."""
     parser = PlainParser(
         prog="python -m lightning_merge export",
         description="Writes a folder that timm.create_model('local-dir:FOLDER') loads, with a "

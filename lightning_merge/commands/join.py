@@ -5,14 +5,7 @@ from lightning_merge.study_verbs import join as join_folders
 
 
 def join(words: list[str]) -> None:
-    """Checks and copies finished work, and writes the results where nothing is left to do.
-
-    Args:
-        words: The command line after `join`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Checks and copies finished work, and writes the results where nothing is left to do."""
     parser = options.Parser(
         prog="python -m lightning_merge join",
         description="Puts several folders of one study together: seeds, recipes, pool sizes.",

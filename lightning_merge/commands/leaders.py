@@ -6,14 +6,7 @@ from lightning_merge.report.leader_table import FILES, leader_table
 
 
 def leaders(words: list[str]) -> None:
-    """Writes a leader table over finished studies.
-
-    Args:
-        words: The command line after `leaders`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Writes a leader table over finished studies."""
     parser = options.Parser(
         prog="python -m lightning_merge leaders",
         description="Mean rank of merges over studies: same or different initialisation, much or "

@@ -25,11 +25,7 @@ KINDS = {
 
 
 def list(words: Sequence[str]) -> None:
-    """Prints what is registered: name, what it does, what it needs, its paper.
-
-    Args:
-        words: The command line after `list`.
-    """
+    """Prints what is registered: name, what it does, what it needs, its paper."""
     parser = PlainParser(
         prog="python -m lightning_merge list",
         description="Lists what recipes, figures and studies can name, with those that other "

@@ -6,14 +6,7 @@ from lightning_merge.verbs import merge as run_merge
 
 
 def merge(words: list[str]) -> None:
-    """Runs one recipe, evaluates it, writes `merged.ckpt` and `result.json`.
-
-    Args:
-        words: The command line after `merge`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Runs one recipe, evaluates it, writes `merged.ckpt` and `result.json`."""
     parser = options.parser(
         "merge",
         "Runs one recipe on checkpoints of one architecture and evaluates the result.",

@@ -28,12 +28,6 @@ def plot(words: list[str]) -> None:
     `barrier` draws the line, and the triangle beside it (its name ends in `-triangle`) where
     the results hold both; `magnitude` draws three figures. `templates`, `kernels` and `embedding`
     are drawn from checkpoints, and have options of their own (`plot templates --help`).
-
-    Args:
-        words: The command line after `plot`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
     """
     if words and words[0] in OF_NETWORKS:
         commands = import_module(f"lightning_merge.commands.{OF_NETWORKS[words[0]]}")

@@ -21,14 +21,7 @@ _METHODS = {"pca": "principal components", "tsne": "t-SNE"}
 
 
 def embedding(words: list[str]) -> None:
-    """Draws the representations of several data sets under one network or more.
-
-    Args:
-        words: The command line after `plot embedding`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Draws the representations of several data sets under one network or more."""
     parser = _parser()
     config = options.plain(parser, parser.parse_args(words))
     options.quiet()

@@ -16,14 +16,7 @@ from lightning_merge.recipe.build import build_data
 
 
 def templates(words: list[str]) -> None:
-    """Draws a linear classifier's templates beside the class averages, and merged in pairs.
-
-    Args:
-        words: The command line after `plot templates`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Draws a linear classifier's templates beside the class averages, and merged in pairs."""
     parser = options.figure_parser(
         "templates",
         "Draws the weights of a linear classifier as images, and (its name ends in -merged) the "
@@ -65,14 +58,7 @@ def templates(words: list[str]) -> None:
 
 
 def kernels(words: list[str]) -> None:
-    """Draws the kernels of networks' first layers, and how alike they are.
-
-    Args:
-        words: The command line after `plot kernels`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Draws the kernels of networks' first layers, and how alike they are."""
     parser = options.figure_parser(
         "kernels",
         "Draws the first layer's kernels as a grid, and the cosines between them; of several "

@@ -10,14 +10,7 @@ from lightning_merge.measure.folder_predictions import predict_folder
 
 
 def predict(words: list[str]) -> None:
-    """Writes a CSV file with a row for each image: path, predicted class, probabilities.
-
-    Args:
-        words: The command line after `predict`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Writes a CSV file with a row for each image: path, predicted class, probabilities."""
     parser = _parser()
     config = options.plain(parser, parser.parse_args(words))
     output = Path(config["output"])

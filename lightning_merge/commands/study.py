@@ -12,14 +12,7 @@ from lightning_merge.study_verbs import estimate_study, run_study
 
 
 def study(words: list[str]) -> None:
-    """Trains ingredients, runs recipes on them, and writes tables, figures and a report.
-
-    Args:
-        words: The command line after `study`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Trains ingredients, runs recipes on them, and writes tables, figures and a report."""
     result, folder = run("study", _parser(), words, estimate_study, run_study, _measured)
     if result is None:
         return

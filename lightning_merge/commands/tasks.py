@@ -14,14 +14,7 @@ from lightning_merge.study_verbs import estimate_tasks, run_tasks
 
 
 def tasks(words: list[str]) -> None:
-    """Fine-tunes a body on tasks where that is missing, merges, and measures on all tasks.
-
-    Args:
-        words: The command line after `tasks`.
-
-    Raises:
-        MergeError: For any error that the user can fix.
-    """
+    """Fine-tunes a body on tasks where that is missing, merges, and measures on all tasks."""
     result, folder = run("tasks", _parser(), words, estimate_tasks, run_tasks, _measured)
     if result is None:
         return
