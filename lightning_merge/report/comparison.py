@@ -116,26 +116,8 @@ class Comparison(Results):
         tables: dict[str, Sequence[Mapping[str, Any]]] = {"comparison": rows}
         if self.alphas:
             tables["alphas_by_layer"] = alpha_rows(self.alphas)
-        report = comparison_report(
-            self.title,
-            rows,
-            self.summary,
-            self.recommendation,
-            self.made_by,
-            self.differing,
-            self.swept,
-            list(drawn),
-            self.details.get("statistics_examples"),
-        )
-        page = comparison_page(
-            self.title,
-            rows,
-            self.summary,
-            self.recommendation,
-            results,
-            metric_columns(rows),
-            list(drawn),
-        )
+        told = self.title, results, self.recommendation, list(drawn)
+        report, page = comparison_report(*told), comparison_page(*told)
         report += parts.text
         written = publish(folder, rows, results, report, page, drawn, tables, self.loggers)
         return written + write_paper_table(folder, parts.table)

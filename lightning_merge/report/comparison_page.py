@@ -9,7 +9,7 @@ from lightning_merge.plots.figure import SIZE, pool_sizes
 from lightning_merge.plots.figure import figures as registered
 from lightning_merge.report.comparison_report import choices, explanation, statistics_line
 from lightning_merge.report.page import Page, PageMatrix, PageRow, PageTable
-from lightning_merge.report.summary import table_cells
+from lightning_merge.report.summary import metric_columns, table_cells
 
 Row = Mapping[str, Any]
 
@@ -19,30 +19,17 @@ _MOST_MATRICES = 6
 
 
 def comparison_page(
-    title: str,
-    rows: Sequence[Row],
-    summary: Sequence[Row],
-    recommendation: Recommendation,
-    results: Mapping[str, Any],
-    columns: Sequence[str],
-    figures: Sequence[str],
+    title: str, results: Mapping[str, Any], recommendation: Recommendation, figures: Sequence[str]
 ) -> Page:
-    """The page of a comparison.
-
-    Args:
-        title: Its heading.
-        rows: One per measurement (`Measurement.row`).
-        summary: One per method (`Comparison.summary`).
-        recommendation: Which network to use.
-        results: The content of `results.json`.
-        columns: The metrics besides accuracy.
-        figures: The names of the figures.
-    """
+    """The page of a comparison; the arguments are those of `comparison_report`."""
+    rows, summary = results["measurements"], results["summary"]
+    caption = explanation(rows, summary).replace("`", "'")
+    cells = table_cells(summary, metric_columns(rows))
     swept = [
-        PageTable.of_cells(_table_title(cells), cells)
+        PageTable.of_cells(table[0][0][:1].upper() + table[0][0][1:], table)
         for entry in sweeps
         if results.get(entry.value.key)
-        for cells in entry.value().tables(results[entry.value.key])
+        for table in entry.value().tables(results[entry.value.key])
     ]
     statistics = statistics_line(results.get("statistics_examples"))
     return Page(
@@ -51,18 +38,14 @@ def comparison_page(
         facts=_facts(rows, results),
         advice=recommendation.lines,
         chosen=recommendation.use is not None,
-        tables=[_methods(summary, columns, explanation(rows, summary).replace("`", "'")), *swept],
+        tables=[judged_rows("All methods", cells, summary, caption), *swept],
         figures={name: shows(name) for name in _ordered(figures) if name not in _AS_TABLES},
         matrices=_matrices(results.get("confusion"), recommendation),
         choices=[*choices(rows), *([statistics] if statistics else [])],
-        differing=results.get("differing") or (),
+        differing=results["differing"],
         origin=_origin(results),
         config=results.get("config"),
     )
-
-
-def _methods(summary: Sequence[Row], columns: Sequence[str], caption: str) -> PageTable:
-    return judged_rows("All methods", table_cells(summary, columns), summary, caption)
 
 
 def judged_rows(
@@ -157,10 +140,6 @@ def _matrices(
         PageMatrix(f"{key[0]} ({', '.join(of)})", confusion["classes"], known[key]["counts"])
         for key, of in named.items()
     ]
-
-
-def _table_title(cells: Sequence[Sequence[str]]) -> str:
-    return cells[0][0][:1].upper() + cells[0][0][1:]
 
 
 def _origin(results: Mapping[str, Any]) -> list[tuple[str, str]]:

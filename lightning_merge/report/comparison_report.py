@@ -18,46 +18,33 @@ Row = Mapping[str, Any]
 
 
 def comparison_report(
-    title: str,
-    rows: Sequence[Row],
-    summary: Sequence[Row],
-    recommendation: Recommendation,
-    made_by: Mapping[str, Any],
-    differing: Sequence[str],
-    swept: Mapping[str, Sequence[Row]],
-    figures: Sequence[str],
-    statistics_examples: int | None,
+    title: str, results: Mapping[str, Any], recommendation: Recommendation, figures: Sequence[str]
 ) -> str:
     """The text of `report.md`.
 
     Args:
         title: Its heading.
-        rows: One per measurement (`Measurement.row`).
-        summary: One per method (`Comparison.summary`).
+        results: The content of `results.json`.
         recommendation: Which network to use.
-        made_by: Command, versions and device.
-        differing: The differences in provenance between the pieces.
-        swept: The measurements of sweeps, under their keys.
         figures: The names of the figures beside the report.
-        statistics_examples: The number of examples used for statistics; None for all.
     """
-    columns = metric_columns(rows)
+    rows, summary = results["measurements"], results["summary"]
     lines = "".join(f"* {line}\n" for line in choices(rows))
-    statistics = statistics_line(statistics_examples)
+    statistics = statistics_line(results.get("statistics_examples"))
     parts = [
         f"# {title}\n",
         advice_part(recommendation),
-        provenance_part(made_by, differing),
+        provenance_part(results, results["differing"]),
         explanation(rows, summary) + "\n",
         *([pool_table(summary)] if len(pool_sizes(summary)) > 1 else []),
-        markdown_table(summary, columns),
+        markdown_table(summary, metric_columns(rows)),
     ]
     if lines:
         parts.append(lines)
     if statistics:
         parts.append(statistics + "\n")
     for entry in sweeps:
-        found = swept.get(entry.value.key)
+        found = results.get(entry.value.key)
         if found:
             parts += map(markdown_lines, entry.value().tables(found))
     parts += [f"![{name}]({name}.png)\n" for name in figures]

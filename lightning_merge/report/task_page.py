@@ -23,26 +23,13 @@ _KINDS = {"ingredient": "pre-trained body", "ensemble": "a body for each task"}
 
 def task_page(
     study: TaskStudy,
-    rows: Sequence[Row],
-    summary: Sequence[Row],
-    recommendation: Recommendation,
-    methods: Sequence[Row],
-    heads: Mapping[str, str],
     results: Mapping[str, Any],
+    recommendation: Recommendation,
+    heads: Mapping[str, str],
     figures: Sequence[str],
 ) -> Page:
-    """The page of a study of tasks; the arguments are those of `task_report`.
-
-    Args:
-        study: The study.
-        rows: One per measurement.
-        summary: One per method (`TaskResults.summary`).
-        recommendation: Which body to use.
-        methods: Parameters, seconds and choices of each baseline and merge.
-        heads: How each task's head was made.
-        results: The content of `results.json`.
-        figures: The names of the figures.
-    """
+    """The page of a study of tasks; the arguments are those of `task_report`."""
+    rows, summary, methods = (results[key] for key in ("measurements", "summary", "methods"))
     of_means = {row["method"]: row for row in summary}
     lines = task_table(rows)
     shown = cells(lines, summary, majority_line(rows))
@@ -71,7 +58,7 @@ def task_page(
             *missing_lines(study, methods),
             *chosen_lines(methods),
         ],
-        differing=results.get("differing") or (),
+        differing=results["differing"],
         config=results.get("config"),
     )
 

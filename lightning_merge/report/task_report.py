@@ -20,32 +20,25 @@ Row = Mapping[str, Any]
 
 def task_report(
     study: TaskStudy,
-    rows: Sequence[Row],
-    summary: Sequence[Row],
+    results: Mapping[str, Any],
     recommendation: Recommendation,
-    methods: Sequence[Row],
     heads: Mapping[str, str],
-    made_by: Mapping[str, Any],
-    differing: Sequence[str],
     figures: Sequence[str],
 ) -> str:
     """The text of `report.md`.
 
     Args:
         study: The study.
-        rows: One per measurement (`TaskMeasurement.row`).
-        summary: One per method (`TaskResults.summary`).
+        results: The content of `results.json`.
         recommendation: Which body to use.
-        methods: Parameters, seconds and choices of each baseline and merge.
         heads: How each task's head was made.
-        made_by: Command, versions and device.
-        differing: The differences in provenance between the pieces.
         figures: The names of the figures beside the report.
     """
+    rows, summary, methods = (results[key] for key in ("measurements", "summary", "methods"))
     parts = [
         f"# {study.title}\n",
         advice_part(recommendation),
-        provenance_part(made_by, differing),
+        provenance_part(results, results["differing"]),
         intro(study, rows, summary) + "\n",
         "## Seen and unseen tasks\n",
         markdown(task_table(rows), summary, majority_line(rows)),

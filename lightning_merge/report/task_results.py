@@ -122,13 +122,13 @@ class TaskResults(Results):
             "tables": tables,
         }
         logged = {name: tables[name] for name in ("tasks", "corruptions") if tables[name]}
-        given = (self.study, rows, self.summary, self.recommendation, self.methods, self.heads)
-        report = task_report(*given, self.made_by, self.differing, list(drawn))
+        given = self.study, results, self.recommendation, self.heads, list(drawn)
+        report = task_report(*given)
         table = paper_table(vars(self.study), joined_tables(rows))
         if table is not None:
             results["paper_table"] = table.plain
             report += f"\n## The paper's table\n\n{table.markdown}"
-        page = task_page(*given, results, list(drawn))
+        page = task_page(*given)
         logged = {"measurements": rows, **logged}
         written = publish(folder, rows, results, report, page, drawn, logged, self.loggers)
         return written + write_paper_table(folder, table)
