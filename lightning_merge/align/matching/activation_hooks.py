@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -148,17 +148,12 @@ def watching(
 ) -> Iterator[None]:
     """Calls `receive` with every tensor that passes a port, at the moment it does."""
     modules = dict(model.named_modules())
-    handles = []
-    for port in ports:
-        layer, output = modules[port[0]], port[1]
 
-        def passed(value: Any, port: Port = port) -> None:
-            receive(port, value[0] if isinstance(value, tuple) else value)
+    def passed(port: Port, value: Any) -> None:
+        receive(port, value[0] if isinstance(value, tuple) else value)
 
-        watch = watch_output if output else watch_input
-        handles.append(watch(layer, passed))
-    try:
+    with ExitStack() as watches:
+        for layer, output in ports:
+            watch = watch_output if output else watch_input
+            watches.enter_context(watch(modules[layer], partial(passed, (layer, output))))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,7 +1,8 @@
 """Folding linear maps of units into the layers and BatchNorms around them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +22,21 @@ def norms_behind_layers(model: nn.Module) -> Iterator[dict[str, str]]:
     """A dict that fills, as the model runs, with the BatchNorm right behind each layer."""
     found: dict[str, str] = {}
     last: list[tuple[str, Tensor]] = []
-    handles = []
-    for name, module in model.named_modules():
 
-        def made(output: Tensor, name: str = name) -> None:
-            last[:] = [(name, output)]
+    def made(name: str, output: Tensor) -> None:
+        last[:] = [(name, output)]
 
-        def normed(given: Tensor, name: str = name) -> None:
-            if last and given is last[0][1]:
-                found[last[0][0]] = name
+    def normed(name: str, given: Tensor) -> None:
+        if last and given is last[0][1]:
+            found[last[0][0]] = name
 
-        if isinstance(module, _LAYERS):
-            handles.append(watch_output(module, made))
-        elif isinstance(module, _BatchNorm) and module.track_running_stats:
-            handles.append(watch_input(module, normed))
-    try:
+    with ExitStack() as watches:
+        for name, module in model.named_modules():
+            if isinstance(module, _LAYERS):
+                watches.enter_context(watch_output(module, partial(made, name)))
+            elif isinstance(module, _BatchNorm) and module.track_running_stats:
+                watches.enter_context(watch_input(module, partial(normed, name)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def is_linear(group: Group, modules: Mapping[str, nn.Module], norms: Mapping[str, str]) -> bool:

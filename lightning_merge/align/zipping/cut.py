@@ -1,7 +1,9 @@
 """Where the shared part of two networks ends: a layer all of whose output passes on."""
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.watched_layers import watch_output
 
 # Relative, in float32: the same units in another order give sums in another order.
 _EQUAL = 1e-4
@@ -75,17 +78,15 @@ def _named(model: nn.Module, until: str) -> str:
 def _run_until(model: nn.Module, name: str, x: Tensor) -> Tensor:
     """What a module gives."""
 
-    def end(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def end(output: Any) -> None:
         raise Reached(output)
 
     output: Any = None
-    handle = model.get_submodule(name).register_forward_hook(end)
     try:
-        model(x)
+        with watch_output(model.get_submodule(name), end):
+            model(x)
     except Reached as reached:
         output = reached.args[0]
-    finally:
-        handle.remove()
     if not isinstance(output, Tensor):
         raise AlignmentError(f"until: {name!r} gives no single tensor; choose another module")
     return output
@@ -97,25 +98,22 @@ def _around(model: nn.Module, name: str, x: Tensor) -> tuple[tuple[str, ...], tu
     late: set[str] = set()
     open_now: set[str] = set()
     ended: list[str] = []
-    handles = []
-    for own, module in model.named_modules():
 
-        def begin(_module: nn.Module, _inputs: Any, own: str = own) -> None:
-            (late if ended else early).add(own)
-            open_now.add(own)
+    def begin(own: str, *_: Any) -> None:
+        (late if ended else early).add(own)
+        open_now.add(own)
 
-        def end(_module: nn.Module, _inputs: Any, _output: Any, own: str = own) -> None:
-            open_now.discard(own)
-            if own == name:
-                ended.append(own)
-                late.update(open_now)
+    def end(own: str, *_: Any) -> None:
+        open_now.discard(own)
+        if own == name:
+            ended.append(own)
+            late.update(open_now)
 
-        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    try:
+    with ExitStack() as watches:
+        for own, module in model.named_modules():
+            watches.enter_context(module.register_forward_pre_hook(partial(begin, own)))
+            watches.enter_context(module.register_forward_hook(partial(end, own)))
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     if len(ended) != 1:
         raise AlignmentError(f"until: {name!r} runs {len(ended)} times; choose another module")
     before: list[str] = []
@@ -167,11 +165,8 @@ def _check_passes(model: nn.Module, name: str, x: Tensor, output: Tensor) -> Non
     """Whether the network's output depends on nothing but a module's output."""
     module = model.get_submodule(name)
     wanted = model(x)
-    handle = module.register_forward_hook(lambda *_: output)
-    try:
+    with module.register_forward_hook(lambda *_: output):
         found = model(x.flip(0).roll(1, -1))
-    finally:
-        handle.remove()
     if not _close(found, wanted):
         raise AlignmentError(
             f"until: the network goes past {name!r} (a shortcut, for example); choose a block as a "

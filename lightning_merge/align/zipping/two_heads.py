@@ -6,12 +6,14 @@ Sec. 4.3 (partial zips).
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_merge.align.zipping.cut import Cut, Reached
+from lightning_merge.watched_layers import watch_output
 
 
 class TwoHeads(nn.Module):
@@ -82,29 +84,20 @@ class Trunk(nn.Module):
         names = (*self.cut.before, self.cut.name)
         self.values.clear()
         self.values.update({name: [] for name in names})
-        handles = [
-            self.network.get_submodule(name).register_forward_hook(self._keeper(name))
-            for name in names
-        ]
-        try:
+        with ExitStack() as watches, suppress(Reached):
+            for name in names:
+                layer = self.network.get_submodule(name)
+                watches.enter_context(watch_output(layer, partial(self._keep, name)))
             self.network(*args, **kwargs)
-        except Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
         try:
             yield
         finally:
             self.values.clear()
 
-    def _keeper(self, name: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self.values[name].append(output)
-            if name == self.cut.name:
-                raise Reached
-
-        return keep
+    def _keep(self, name: str, output: Any) -> None:
+        self.values[name].append(output)
+        if name == self.cut.name:
+            raise Reached
 
 
 class Recorded(nn.Module):

@@ -253,8 +253,5 @@ def first_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         if not kept:
             kept.append(given[:_ENOUGH].detach().clone())
 
-    handle = watch_input(model, keep)
-    try:
+    with watch_input(model, keep):
         yield kept
-    finally:
-        handle.remove()
