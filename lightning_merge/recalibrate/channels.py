@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -77,15 +77,10 @@ def measure(
 @contextmanager
 def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Runs without gradients, and with a forward hook on each of these layers."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()
-    ]
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as watches, torch.no_grad():
+        for name, hook in hooks.items():
+            watches.enter_context(model.get_submodule(name).register_forward_hook(hook))
+        yield
 
 
 def _statistics(pool: Pooled, name: str) -> Statistics:

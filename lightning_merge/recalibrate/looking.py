@@ -1,9 +1,8 @@
 """Looking at tensors while a network runs, and no longer than it takes."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +34,9 @@ def looking(
             if not left:
                 raise _Stop
 
-    def watch(place: Place) -> Any:
-        name, side = place
-        watched = watch_input if side == "in" else watch_output
-        return watched(model.get_submodule(name), partial(arrive, place))
-
-    handles = [watch(place) for place in places]
-    try:
-        with torch.no_grad(), suppress(_Stop):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as watches, torch.no_grad(), suppress(_Stop):
+        for name, side in places:
+            watch = watch_input if side == "in" else watch_output
+            layer = model.get_submodule(name)
+            watches.enter_context(watch(layer, partial(arrive, (name, side))))
+        yield

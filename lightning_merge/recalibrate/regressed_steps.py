@@ -1,7 +1,9 @@
 """What least squares goes through, in the order in which a network runs: layers and norms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -127,7 +129,6 @@ def affine(norm: _BatchNorm, value: Tensor) -> Tensor:
 
 def _look(model: nn.Module, x: Tensor) -> _Seen:
     seen = _Seen()
-    handles = []
 
     def note(place: Place, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -137,7 +138,7 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
         seen.values.setdefault(place, value.clone())
         seen.kept.append(value)
 
-    def before(module: nn.Module, given: Any, further: Any, name: str) -> None:
+    def before(name: str, module: nn.Module, given: Any, further: Any) -> None:
         seen.calls[name] = seen.calls.get(name, 0) + 1
         value = next(iter((*given, *further.values())), None)
         if len(given) == 1 and not further and isinstance(value, Tensor):
@@ -146,27 +147,19 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
             note((name, "in"), value)
             seen.readers.setdefault(id(value), []).append(name)
 
-    def after(module: nn.Module, given: Any, output: Any, name: str) -> None:
+    def after(name: str, module: nn.Module, given: Any, output: Any) -> None:
         del given
         if _is_whole(module):
             note((name, "out"), output)
             seen.makers[name] = id(output)
 
-    for name, module in model.named_modules():
-        hook = _named(before, name)
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        handles.append(module.register_forward_hook(_named(after, name)))
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as watches, torch.no_grad():
+        for name, module in model.named_modules():
+            hook = partial(before, name)
+            watches.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+            watches.enter_context(module.register_forward_hook(partial(after, name)))
+        model(x)
     return seen
-
-
-def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
-    return lambda *given: hook(*given, name)
 
 
 def _is_whole(layer: nn.Module) -> bool:
