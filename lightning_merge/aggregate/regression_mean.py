@@ -6,6 +6,7 @@ a convolution is a linear layer on patches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -144,18 +145,12 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any]) -> StateDict:
         sums[key] = sums[key].add_(gram) if key in sums else gram
         rows[key] = rows.get(key, 0) + x.shape[1]
 
-    handles = [
-        watch_input(layer, partial(accumulate, layer))
-        for layer in model.modules()
-        if is_plain(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in known
-    ]
-    try:
-        with evaluation(model), as_written():
-            for inputs in inputs_in(batches):
-                model(to_device_of(model, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as watches, evaluation(model), as_written():
+        for layer in model.modules():
+            if is_plain(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in known:
+                watches.enter_context(watch_input(layer, partial(accumulate, layer)))
+        for inputs in inputs_in(batches):
+            model(to_device_of(model, inputs))
     if not sums:
         raise ConfigError("RegMean: no linear or convolutional layer saw an input; check the data")
     grams = {key: total / rows[key] for key, total in sums.items()}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -172,16 +172,12 @@ def recording(trainer: Trainer, module: LightningModule) -> Iterator[AnswerRecor
     """Records the answers of the tests that a Trainer makes of a module meanwhile."""
     recorder = AnswerRecorder()
     parts = {"": module, **dict(module.named_children())}
-    hooks = [
-        part.register_forward_hook(partial(recorder.note, name)) for name, part in parts.items()
-    ]
-    trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-    try:
+    with ExitStack() as watches:
+        for name, part in parts.items():
+            watches.enter_context(part.register_forward_hook(partial(recorder.note, name)))
+        trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
+        watches.callback(trainer.callbacks.remove, recorder)  # type: ignore[attr-defined]
         yield recorder
-    finally:
-        trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
-        for hook in hooks:
-            hook.remove()
 
 
 def _suits(output: Any, targets: Tensor) -> bool:

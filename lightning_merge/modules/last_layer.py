@@ -4,6 +4,8 @@ The features of a network are what its last linear layer is given (Rethinking
 Weight-Averaged Model-merging, Wang et al., Sec. 4 and supplementary Sec. 8).
 """
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.modes import as_written, evaluation
+from lightning_merge.watched_layers import watch_output
 
 
 @torch.no_grad()
@@ -37,20 +40,17 @@ def last_layer(network: nn.Module, inputs: Tensor) -> str:
         '2'
     """
     calls: list[tuple[str, Tensor]] = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda _layer, _inputs, output, name=name: calls.append((name, output))
-        )
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
+
+    def note(name: str, output: Any) -> None:
+        calls.append((name, output))
+
     with evaluation(network), as_written():
         inputs = to_device_of(network, inputs)
-        try:
+        with ExitStack() as watches:
+            for name, layer in network.named_modules():
+                if isinstance(layer, nn.Linear):
+                    watches.enter_context(watch_output(layer, partial(note, name)))
             output = network(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         name = calls[-1][0] if calls else ""
         if not calls or not _is(output, calls[-1][1]) or not _splits(network, name, inputs, output):
             raise ConfigError(

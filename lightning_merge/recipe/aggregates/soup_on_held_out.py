@@ -92,12 +92,9 @@ class LearnedSoup(Aggregate):
             scaled += 1
             return logits * scale.to(logits.device)
 
-        hook = module.register_forward_hook(multiply)
-        try:
+        with module.register_forward_hook(multiply):
             data = _trained_on(held_out, self.batch_size)
             fit(module, data, context.trainer(max_epochs=self.max_epochs))
-        finally:
-            hook.remove()
         if not scaled:
             raise _not_scaled(context)
         module.eval()
