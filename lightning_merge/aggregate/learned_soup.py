@@ -122,10 +122,16 @@ def joint_logits_gradient_(
     return out
 
 
-def interpolated_weights(
+def merge_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) -> Tensor:
+    """`interpolate_flat_` of two ingredients for logits `(n,)`, `combine_flat_` for `(K, n)`."""
+    if logits.dim() == 1:
+        return interpolate_flat_(out, logits, *ingredients)
+    return combine_flat_(out, logits, ingredients)
+
+
+def merged_weights(
     logits: Tensor,
-    a: Tensor,
-    b: Tensor,
+    ingredients: Sequence[Tensor],
     out: Tensor,
     layout: FlatLayout,
     gradient: Tensor | None = None,
@@ -133,36 +139,13 @@ def interpolated_weights(
     """The merged weights as views of `out`, through which gradients reach `logits`.
 
     Args:
-        logits: The alphas before the sigmoid, of shape `(n,)`, requiring a gradient.
-        a: The first ingredient's weights, of shape `(n,)`; a constant.
-        b: The second ingredient's aligned weights, of shape `(n,)`; a constant.
+        logits: The alphas before the sigmoid, of shape `(n,)`, or before the softmax over K
+            ingredients, `(K, n)`, requiring a gradient.
+        ingredients: Their weights, of shape `(n,)` each; constants.
         out: The buffer that holds the result, of shape `(n,)`; written over.
         layout: The tensors inside the buffers.
         gradient: Where the gradient of the logits is to lie, of their shape, step after step;
             new memory where it is not given, and while `logits.grad` is being accumulated.
-
-    Returns:
-        One tensor for each slot of `layout`.
-    """
-    weights: tuple[Tensor, ...] = _MergedWeights.apply(logits, ([a, b], out, gradient), layout)
-    return weights
-
-
-def combined_weights(
-    logits: Tensor,
-    ingredients: Sequence[Tensor],
-    out: Tensor,
-    layout: FlatLayout,
-    gradient: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """`interpolated_weights` of K ingredients.
-
-    Args:
-        logits: The alphas before the softmax over the ingredients, of shape `(K, n)`.
-        ingredients: Their weights, K of shape `(n,)`; constants.
-        out: The buffer that holds the result, of shape `(n,)`; written over.
-        layout: The tensors inside the buffers.
-        gradient: As for `interpolated_weights`.
 
     Returns:
         One tensor for each slot of `layout`.
@@ -188,10 +171,7 @@ class _MergedWeights(torch.autograd.Function):
         ctx.gradient = gradient
         ctx.layout = layout
         ctx.set_materialize_grads(False)
-        if logits.dim() == 1:
-            interpolate_flat_(out, logits.detach(), *ingredients)
-        else:
-            combine_flat_(out, logits.detach(), ingredients)
+        merge_flat_(out, logits.detach(), ingredients)
         return layout.untracked(out)
 
     @staticmethod

@@ -3,7 +3,7 @@ import torch
 
 from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import interpolate_flat_, interpolated_weights
+from lightning_merge.aggregate.learned_soup import interpolate_flat_, merged_weights
 from lightning_merge.errors import ConfigError
 
 
@@ -74,7 +74,7 @@ def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
         conv, linear, _, scale = weights
         return (conv**3).sum() * scale + linear.sin().sum()
 
-    ours = interpolated_weights(logits, a, b, torch.empty_like(a), layout)
+    ours = merged_weights(logits, [a, b], torch.empty_like(a), layout)
     (ours_grad,) = torch.autograd.grad(loss(ours), logits)
     alpha = torch.sigmoid(logits)
     theirs = layout.views(alpha * a + (1 - alpha) * b)

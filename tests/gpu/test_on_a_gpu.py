@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from strangers import Stranger, image_batches, quiet_trainer, randomise
 
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import interpolated_weights
+from lightning_merge.aggregate.learned_soup import merged_weights
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.callbacks import BatchNormReset, GreedySoup
 from lightning_merge.checkpoint import read_checkpoint
@@ -78,7 +78,7 @@ def test_weights_and_gradient_are_those_of_plain_autograd_in_float64():
     layout = FlatLayout(tensors)
     first, second, logits, weigh = (torch.randn(layout.size, device=DEVICE) for _ in range(4))
     logits.requires_grad_()
-    views = interpolated_weights(logits, first, second, torch.empty_like(first), layout)
+    views = merged_weights(logits, [first, second], torch.empty_like(first), layout)
     pieces = layout.views(weigh)
     loss = sum((view * piece).sum() for view, piece in zip(views, pieces, strict=True))
     loss.backward()

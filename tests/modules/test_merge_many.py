@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import combine_flat_, combined_weights
+from lightning_merge.aggregate.learned_soup import combine_flat_, merged_weights
 from lightning_merge.align import ActivationMatching, MergeMany, PermutationSpec
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.modules import MergeModule
@@ -37,7 +37,7 @@ def test_joint_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, bl
     layout = FlatLayout(shapes)
     ingredients = [torch.randn(layout.size).double() for _ in range(4)]
     logits = torch.randn(4, layout.size, dtype=torch.float64, requires_grad=True)
-    ours = combined_weights(logits, ingredients, torch.empty_like(ingredients[0]), layout)
+    ours = merged_weights(logits, ingredients, torch.empty_like(ingredients[0]), layout)
     (grad,) = torch.autograd.grad(ours[0].sin().sum(), logits)
     theirs = layout.views((torch.softmax(logits, 0) * torch.stack(ingredients)).sum(0))
     (expected,) = torch.autograd.grad(theirs[0].sin().sum(), logits)

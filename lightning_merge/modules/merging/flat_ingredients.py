@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import (
-    combine_flat_,
-    combined_weights,
-    interpolate_flat_,
-    interpolated_weights,
-)
+from lightning_merge.aggregate.learned_soup import merge_flat_, merged_weights
 from lightning_merge.checkpoint import StateDict
 
 
@@ -69,19 +64,12 @@ class FlatIngredients:
         # A GPU's allocator has memory at hand; the system's hands out pages one by one.
         if self._gradient is None and flat.is_cpu:
             self._gradient = torch.empty_like(flat, requires_grad=False)
-        if len(self.buffers) == 2:
-            a, b = self.buffers
-            return interpolated_weights(flat, a, b, self.merged, self.layout, self._gradient)
-        return combined_weights(flat, self.buffers, self.merged, self.layout, self._gradient)
+        return merged_weights(flat, self.buffers, self.merged, self.layout, self._gradient)
 
     def refresh(self, logits: Tensor) -> None:
         """Writes what the logits make of the ingredients into `merged`."""
         with torch.no_grad():
-            flat = self._flat(logits)
-            if len(self.buffers) == 2:
-                interpolate_flat_(self.merged, flat, *self.buffers)
-            else:
-                combine_flat_(self.merged, flat, self.buffers)
+            merge_flat_(self.merged, self._flat(logits), self.buffers)
 
     def alphas(self, logits: Tensor) -> StateDict:
         """The alpha of every element of every parameter, by name.
