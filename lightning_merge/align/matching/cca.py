@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.activation import assign_groups, token_orders
@@ -30,7 +29,12 @@ from lightning_merge.align.matching.matching import (
     nothing_to_align,
 )
 from lightning_merge.align.matching.moments import Moments
-from lightning_merge.align.matching.observe import observe, summed_correlation, with_state
+from lightning_merge.align.matching.observe import (
+    checked_finite,
+    observe,
+    summed_correlation,
+    with_state,
+)
 from lightning_merge.errors import AlignmentError
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.copies import with_copies
@@ -251,13 +255,8 @@ def _pooled(name: str, moments: list[Moments]) -> tuple[Tensor, Tensor, Tensor]:
     """
     total: list[Tensor] = []
     for moment in moments:
-        parts = moment.covariances()
+        parts = [checked_finite(name, part) for part in moment.covariances()]
         scale = parts[0].diagonal().mean()
-        if not all(torch.isfinite(part).all() for part in parts):
-            raise AlignmentError(
-                f"group {name!r}: the activations are not finite; check both networks' weights "
-                "and the data"
-            )
         if scale > 0:
             scaled = [part / scale for part in parts]
             total = [t + s for t, s in zip(total, scaled, strict=True)] if total else scaled

@@ -56,21 +56,9 @@ class CycleConsistentMatching(JointMatching):
         self.steps, self.tolerance, self.seed = steps, tolerance, seed
 
     def match(
-        self,
-        spec: PermutationSpec,
-        networks: Sequence[Network],
-        progress: bool = False,
+        self, spec: PermutationSpec, networks: Sequence[Network], progress: bool = False
     ) -> list[Permutation]:
-        """The permutation of each network into the order of the first.
-
-        Args:
-            spec: The spec of their architecture.
-            networks: The networks, or their state dicts; none is changed.
-            progress: Whether to show progress bars.
-
-        Raises:
-            AlignmentError: There are fewer than two networks, or one is of another spec.
-        """
+        """The permutation of each network into the order of the first."""
         states = states_of(spec, networks)
         matching = WeightMatching(self.seed)
         start = [spec.identity()]

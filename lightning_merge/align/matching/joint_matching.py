@@ -33,21 +33,16 @@ class JointMatching(Matching):
             spec: The spec of their architecture.
             networks: The networks, or their state dicts; none is changed.
             progress: Whether to show progress bars.
+
+        Raises:
+            AlignmentError: There are fewer than two networks, one is of another spec, or the
+                spec has permutations only, and all symmetries are to be used.
         """
 
     def align_many(
         self, spec: PermutationSpec, networks: Sequence[Network], progress: bool = False
     ) -> list[dict[str, Tensor]]:
-        """The state dicts of all networks in the coordinates of the first one.
-
-        Args:
-            spec: The spec of their architecture.
-            networks: The networks, or their state dicts; none is changed.
-            progress: Whether to show progress bars.
-
-        Raises:
-            AlignmentError: There are fewer than two networks, or one is of another spec.
-        """
+        """The state dicts of all networks in the coordinates of the first; see `match`."""
         found = self.match(spec, networks, progress)
         first, *others = (spec.state_of(network) for network in networks)
         aligned = [{name: tensor.detach().clone() for name, tensor in first.items()}]

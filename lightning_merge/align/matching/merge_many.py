@@ -50,24 +50,12 @@ class MergeMany(JointMatching):
         self.seed, self.sweeps, self.symmetries = seed, sweeps, symmetries
 
     def match(
-        self,
-        spec: PermutationSpec,
-        networks: Sequence[Network],
-        progress: bool = False,
+        self, spec: PermutationSpec, networks: Sequence[Network], progress: bool = False
     ) -> list[Maps]:
         """The permutation of each network into the order of the first.
 
         With all symmetries, the maps that bring its canonical form onto that of the first: for
         `spec.transform(spec.canonical(network), maps)`.
-
-        Args:
-            spec: The spec of their architecture.
-            networks: The networks, or their state dicts; none is changed.
-            progress: Whether to show progress bars.
-
-        Raises:
-            AlignmentError: There are fewer than two networks, or one is of another spec; the
-                spec has permutations only, and all symmetries are to be used.
         """
         states = states_of(spec, networks)
         if nothing_to_align(spec):
