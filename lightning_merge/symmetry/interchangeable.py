@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_merge.symmetry.block_partitions import Rows
 from lightning_merge.trace.deadline import Deadline
-from lightning_merge.trace.trace import Slot, Trace
+from lightning_merge.trace.trace import Trace
 from lightning_merge.trace.units import Ids
 
 Hashes = npt.NDArray[np.uint64]
@@ -318,6 +318,3 @@ def _places(facts: _Facts, columns: Ids) -> list[tuple[int, Ids]] | None:
             return None
         places.append((int(slots[chunk[0]]), positions[chunk].reshape(size, -1)))
     return places
-
-
-__all__ = ["Found", "Slot", "find_groups"]

@@ -17,7 +17,12 @@ from lightning_merge.align import (
     all_to_one,
 )
 from lightning_merge.align.matching import cycle_consistent, soft_permutation
-from lightning_merge.align.matching.soft_permutation import is_interlocked, mix
+from lightning_merge.align.matching.soft_permutation import (
+    factors_of,
+    is_interlocked,
+    mix_tensor,
+    plan_of,
+)
 from lightning_merge.align.matching.weight_similarity import moved_parameters
 from lightning_merge.errors import AlignmentError
 
@@ -97,6 +102,12 @@ def test_noisy_twins_reach_the_optimum_of_an_exhaustive_search(method: str) -> N
         for p, q in product(orders, orders)
     )
     assert value == pytest.approx(best, rel=1e-9)
+
+
+def mix(groups, weights, matrices):
+    """The parameters with each group's units mixed by a matrix."""
+    plan, factors = plan_of(groups), factors_of(matrices)
+    return {name: mix_tensor(plan.get(name, []), w, factors) for name, w in weights.items()}
 
 
 @pytest.mark.parametrize(

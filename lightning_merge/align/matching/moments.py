@@ -165,6 +165,3 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b.mT).sum(0, dtype=torch.float64)
     left, right = (x.transpose(0, 1).reshape(x.shape[1], -1) for x in (a, b))
     return (left @ right.T).double()
-
-
-__all__ = ["Moments"]

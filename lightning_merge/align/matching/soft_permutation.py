@@ -122,14 +122,6 @@ def is_interlocked(group: Group) -> bool:
     )
 
 
-def mix(
-    groups: Sequence[Group], weights: Mapping[str, Tensor], matrices: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The parameters with each group's units mixed by a matrix; what a permutation's does too."""
-    plan, factors = plan_of(groups), factors_of(matrices)
-    return {name: mix_tensor(plan.get(name, []), w, factors) for name, w in weights.items()}
-
-
 def mix_tensor(acting: Sequence[Acting], tensor: Tensor, factors: Mapping[str, Factor]) -> Tensor:
     """One tensor, mixed by the groups that act on it, in order."""
     for name, member, ordered in acting:
@@ -144,6 +136,3 @@ def mix_tensor(acting: Sequence[Acting], tensor: Tensor, factors: Mapping[str, F
             new = rows.index_copy(0, index.reshape(-1), mixed.reshape(-1, rows.shape[1]))
         tensor = new.reshape(moved.shape).movedim(first, member.axes).reshape(tensor.shape)
     return tensor
-
-
-__all__ = ["Factor", "Plan", "factors_of", "is_interlocked", "mix", "mix_tensor", "plan_of"]
