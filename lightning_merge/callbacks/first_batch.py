@@ -19,35 +19,19 @@ class FirstBatch(Callback):
     """
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Checks the first one."""
-        self._check(trainer, pl_module, batch, batch_idx)
+        del dataloader_idx
+        if batch_idx == 0:
+            check_batch(pl_module, getattr(trainer, "datamodule", None), batch)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Checks the first one."""
-        del args
-        self._check(trainer, pl_module, batch, batch_idx)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Checks the first one."""
-        del args
-        self._check(trainer, pl_module, batch, batch_idx)
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Checks the first one."""
-        del args
-        self._check(trainer, pl_module, batch, batch_idx)
-
-    def _check(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
-        if index == 0:
-            check_batch(module, getattr(trainer, "datamodule", None), batch)
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
 
 def check_batch(module: LightningModule, data: object, batch: Any) -> None:
