@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,24 +18,9 @@ from lightning_merge.recipe.cache import identity
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import Score, validate
-from lightning_merge.recipe.kept import Kept
+from lightning_merge.recipe.kept import Alignment
 from lightning_merge.recipe.recalibration import own_recalibration
 from lightning_merge.symmetry.spec import Symmetries
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """The ingredients in the order of the first one's units.
-
-    Attributes:
-        states: Their state dicts.
-        seconds: What aligning them took, whether for this recipe or an earlier one.
-        choices: What was chosen on held-out data.
-    """
-
-    states: Sequence[StateDict]
-    seconds: float = 0.0
-    choices: tuple[Choice, ...] = ()
 
 
 def align(matching: Matching | None, context: Context) -> Alignment:
@@ -55,9 +39,9 @@ def align(matching: Matching | None, context: Context) -> Alignment:
     context.check_matching(matching)
     if matching.joint and len(context.states) > 2:
         joint = ("aligned", identity(matching), *context.digests)
-        together = _kept(context, joint, partial(_align_jointly, matching, context))
-        return Alignment(together.states, together.seconds)
-    states, seconds, choices = [context.states[0]], 0.0, []
+        return _kept(context, joint, partial(_align_jointly, matching, context))
+    states, seconds = [context.states[0]], 0.0
+    choices: tuple[Choice, ...] = ()
     for index in range(1, len(context.states)):
         # The name too: a choice names its ingredient, and copies have one digest.
         name, digests = context.names[index], context.digests
@@ -65,20 +49,20 @@ def align(matching: Matching | None, context: Context) -> Alignment:
         found = _kept(context, key, partial(_align, matching, context, index))
         states += found.states
         seconds += found.seconds
-        choices += [found.choice] if found.choice else []
-    return Alignment(states, seconds, tuple(choices))
+        choices += found.choices
+    return Alignment(states, seconds, choices)
 
 
-_Found = tuple[Sequence[StateDict], Choice | None]
+_Found = tuple[Sequence[StateDict], tuple[Choice, ...]]
 
 
-def _kept(context: Context, key: tuple[Hashable, ...], make: Callable[[], _Found]) -> Kept:
+def _kept(context: Context, key: tuple[Hashable, ...], make: Callable[[], _Found]) -> Alignment:
     """What is known of an alignment, in this process or beyond it; made where nothing is."""
 
-    def made() -> Kept:
+    def made() -> Alignment:
         start = time.perf_counter()
-        states, choice = make()
-        return Kept(states, time.perf_counter() - start, choice)
+        states, choices = make()
+        return Alignment(states, time.perf_counter() - start, choices)
 
     keep = context.keep
     return context.recall(key, made if keep is None else lambda: keep(key, made)).value
@@ -108,8 +92,8 @@ def _align(matching: Matching, context: Context, index: int) -> _Found:
     aligned = {name: value.cpu() for name, value in found.state.items()}
     heads = {head: context.states[0][head] for head in shared}
     chosen = found.choice is not None and scores
-    choice = _choice(found.choice or {}, scores[-1], context, index) if chosen else None
-    return [{**aligned, **heads}], choice
+    choices = (_choice(found.choice or {}, scores[-1], context, index),) if chosen else ()
+    return [{**aligned, **heads}], choices
 
 
 def _headless(context: Context, state: StateDict) -> tuple[Sequence[str], StateDict]:
@@ -132,7 +116,7 @@ def _align_jointly(matching: Matching, context: Context) -> _Found:
         found = matching.align_many(spec, moved, progress=context.progress)
     heads = {head: first[head] for shared, _ in others for head in shared}
     aligned = [{name: value.cpu() for name, value in state.items()} for state in found[1:]]
-    return [first, *({**state, **heads} for state in aligned)], None
+    return [first, *({**state, **heads} for state in aligned)], ()
 
 
 def spec_of(

@@ -1,4 +1,4 @@
-"""What an alignment leaves, and the contract of keeping it beyond this process."""
+"""What aligning gives, and the contract of keeping it beyond this process."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from lightning_merge.recipe.choice import Choice
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The result of an alignment.
+class Alignment:
+    """Ingredients in the order of the first one's units.
 
     Attributes:
-        states: The state dicts of what was aligned.
-        seconds: What aligning took.
-        choice: What was chosen on held-out data, if anything.
+        states: Their state dicts.
+        seconds: What aligning them took, whether for this recipe or an earlier one.
+        choices: What was chosen on held-out data.
     """
 
     states: Sequence[StateDict]
-    seconds: float
-    choice: Choice | None = None
+    seconds: float = 0.0
+    choices: tuple[Choice, ...] = ()
 
 
-Keep = Callable[[tuple[Hashable, ...], Callable[[], Kept]], Kept]
+Keep = Callable[[tuple[Hashable, ...], Callable[[], Alignment]], Alignment]
 """Gives what is kept under a key, or makes it and keeps it. It changes no result."""

@@ -11,8 +11,9 @@ from lightning_merge.callbacks.diverged import warn_if_diverged
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError, NonFiniteError
 from lightning_merge.recipe.aggregate import Aggregate, Merged
-from lightning_merge.recipe.aligning import Alignment, align
+from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.context import Context
+from lightning_merge.recipe.kept import Alignment
 from lightning_merge.recipe.recalibration import (
     Recalibration,
     recalibrate_with,

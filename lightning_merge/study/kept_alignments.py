@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightning_merge.recipe.build import Plain
 from lightning_merge.recipe.cache import text_of
 from lightning_merge.recipe.choice import Choice
-from lightning_merge.recipe.kept import Kept
+from lightning_merge.recipe.kept import Alignment
 from lightning_merge.study.claims import Claims
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import make_work
@@ -44,7 +44,7 @@ class KeptAlignments:
     seed: int
     settings: Plain
 
-    def __call__(self, key: tuple[Hashable, ...], make: Callable[[], Kept]) -> Kept:
+    def __call__(self, key: tuple[Hashable, ...], make: Callable[[], Alignment]) -> Alignment:
         """What is kept under a key, or what `make` gives.
 
         Raises:
@@ -72,8 +72,9 @@ class KeptAlignments:
                 self._write(name, made)
             return made
 
-    def _write(self, name: str, made: Kept) -> None:
-        choice = None if made.choice is None else [made.choice.text, made.choice.details]
+    def _write(self, name: str, made: Alignment) -> None:
+        # Of one ingredient there is one, of all of them together none.
+        choice = next(([one.text, one.details] for one in made.choices), None)
         tensors = {
             f"{number}.{tensor}": value
             for number, state in enumerate(made.states)
@@ -82,7 +83,7 @@ class KeptAlignments:
         result = {"seconds": made.seconds, "choice": choice, "states": len(made.states)}
         self.store.put(name, {**result, "settings": self.settings}, {"state_dict": tensors})
 
-    def _read(self, name: str) -> Kept:
+    def _read(self, name: str) -> Alignment:
         result, tensors = self.store.result(name), self.store.state(name)
         states = [
             {
@@ -92,5 +93,5 @@ class KeptAlignments:
             }
             for number in range(result["states"])
         ]
-        choice = None if result["choice"] is None else Choice(*result["choice"])
-        return Kept(states, result["seconds"], choice)
+        choices = () if result["choice"] is None else (Choice(*result["choice"]),)
+        return Alignment(states, result["seconds"], choices)
