@@ -13,7 +13,7 @@ from lightning_merge.align.matching.weight_similarity import (
     rows,
 )
 from lightning_merge.progress import tracked
-from lightning_merge.symmetry.index_maps import Permutation, from_sources, gather, to_sources
+from lightning_merge.symmetry.index_maps import Permutation, from_sources, gather_all, to_sources
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group, Member, Place
 
@@ -127,11 +127,8 @@ class Descent:
     def move(self, family: Sequence[Group], found: Permutation, least: float | None = None) -> bool:
         """Permute b, if that raises the objective by at least so much; whether it did."""
         sources = to_sources(family, found)
-        by_tensor: dict[str, list[tuple[Place, Tensor]]] = {}
-        for place, source in sources.items():
-            if place[0] in self.a:
-                by_tensor.setdefault(place[0], []).append((place, source))
-        new = {name: gather(self.b[name], listed) for name, listed in by_tensor.items()}
+        names = dict.fromkeys(name for name, *_ in sources if name in self.a)
+        new = gather_all({name: self.b[name] for name in names}, sources)
         if not sources:
             return False
         if least is not None:
