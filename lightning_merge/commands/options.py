@@ -237,17 +237,10 @@ def add_paper(to: ArgumentParser) -> None:
     )
 
 
-def add_model(to: ArgumentParser) -> None:
-    """Adds `--model`, the LightningModule that is trained."""
+def add_model(to: ArgumentParser, required: bool = True) -> None:
+    """Adds `--model`, the LightningModule that is trained; commands may train nothing."""
     to.add_subclass_arguments(
-        LightningModule, "model", required=True, fail_untyped=False, help=_TRAINED
-    )
-
-
-def add_optional_model(to: ArgumentParser) -> None:
-    """Adds `--model`, the LightningModule to train; for commands that may train nothing."""
-    to.add_subclass_arguments(
-        LightningModule, "model", required=False, fail_untyped=False, help=_TRAINED
+        LightningModule, "model", required=required, fail_untyped=False, help=_TRAINED
     )
 
 

@@ -33,7 +33,7 @@ def _parser() -> ArgumentParser:
         "task under its own head: averages over seen and unseen tasks, and under corruptions.",
         "results.csv, results.json, report.md, merges and finished runs",
     )
-    options.add_optional_model(parser)
+    options.add_model(parser, required=False)
     _add_tasks(parser)
     _add_training(parser)
     parser.add_argument(
