@@ -238,21 +238,9 @@ def check_claim(folder: str | Path, results: Iterable[str], overwrite: bool) -> 
 
 
 def claim_folder(folder: str | Path, results: Iterable[str], overwrite: bool) -> Path:
-    """Creates an output folder, and rejects one that already contains results.
+    """Creates an output folder after `check_claim`, and returns it as a `Path`.
 
     Half-written files of killed processes are removed from it.
-
-    Args:
-        folder: The folder that results will be written to.
-        results: Names of the files that would be overwritten.
-        overwrite: Whether that is allowed.
-
-    Returns:
-        `folder`, as a `Path` that exists.
-
-    Raises:
-        OutputExistsError: If one of `results` exists and `overwrite` is false, or if
-            `folder` is a file.
     """
     check_claim(folder, results, overwrite)
     folder = Path(folder)

@@ -213,17 +213,11 @@ def _check_pickles(path: Path) -> None:
                         raise _of_any_size(path)
                     left -= 1
                     if not left:
-                        raise _TooLongError
+                        raise CheckpointError(
+                            f"{path} holds too many Python objects; save its state dict alone, "
+                            "with a torch of 1.6 or later"
+                        )
     except CheckpointError:
         raise
-    except _TooLongError as error:
-        raise CheckpointError(
-            f"{path} holds too many Python objects; save its state dict alone, with a torch "
-            "of 1.6 or later"
-        ) from error
     except Exception as error:
         raise _broken(path) from error
-
-
-class _TooLongError(Exception):
-    pass
