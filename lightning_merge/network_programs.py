@@ -19,11 +19,7 @@ _RELATIVE = 1e-4
 
 
 def check_installed() -> None:
-    """Checks that ONNX files can be written and read.
-
-    Raises:
-        ConfigError: If a package is missing.
-    """
+    """Checks that ONNX files can be written and read; a `ConfigError` if not."""
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ConfigError(

@@ -109,11 +109,7 @@ class Registry(Generic[T]):
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name.lower()))
 
     def get(self, name: str) -> Entry[T]:
-        """The entry of this name.
-
-        Raises:
-            ConfigError: If there is none.
-        """
+        """The entry of this name; a `ConfigError` if there is none."""
         self.load()
         if name not in self._entries:
             known = ", ".join(entry.name for entry in self)

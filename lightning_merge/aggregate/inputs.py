@@ -16,11 +16,7 @@ State = Mapping[str, Tensor] | nn.Module | str | Path
 
 
 def opened(state: State) -> Mapping[str, Tensor]:
-    """A state dict; that of a path stays on the disk.
-
-    Raises:
-        CheckpointError: If the file cannot be read.
-    """
+    """A state dict, that of a path on the disk; a `CheckpointError` if it cannot be read."""
     if isinstance(state, str | Path):
         return StateOnDisk(state)
     return in_memory(state)
@@ -128,11 +124,7 @@ def checked(name: str, merged: Tensor, start: Tensor | None = None) -> Tensor:
 
 
 def check_finite_over_data(what: str, sums: Mapping[str, Tensor]) -> None:
-    """Checks what was summed over a network's data.
-
-    Raises:
-        NonFiniteError: If it holds NaN or infinity.
-    """
+    """Checks what was summed over a network's data; a `NonFiniteError` if it is not finite."""
     for name, value in sums.items():
         if not torch.isfinite(value).all():
             raise NonFiniteError(

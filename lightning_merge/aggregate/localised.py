@@ -69,11 +69,7 @@ def tall_mask(own: Tensor, total: Tensor, threshold: float) -> Tensor:
 
 
 def check_threshold(threshold: float) -> None:
-    """Checks the threshold of TALL masks.
-
-    Raises:
-        ConfigError: If it is negative.
-    """
+    """Checks the threshold of TALL masks; a `ConfigError` if it is negative."""
     if not threshold >= 0:
         raise ConfigError(f"TALL masks: threshold {threshold} is negative; choose 0 or more")
 

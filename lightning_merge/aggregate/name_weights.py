@@ -56,11 +56,7 @@ class NameWeights:
         return next((w for p, w in self._patterns if p.search(name)), self._equal)
 
     def check_means(self) -> "NameWeights":
-        """Checks that weights can be divided by their sum.
-
-        Raises:
-            ConfigError: If a sum is 0.
-        """
+        """Checks that weights can be divided by their sum; a `ConfigError` if one is 0."""
         for numbers in (self._equal, *(numbers for _, numbers in self._patterns)):
             if numbers and not math.fsum(numbers):
                 raise ConfigError(
@@ -70,11 +66,7 @@ class NameWeights:
         return self
 
     def check_used(self, names: Iterable[str]) -> "NameWeights":
-        """Checks that every expression is found in a tensor's name.
-
-        Raises:
-            ConfigError: If one is not.
-        """
+        """Checks that every expression is found in a tensor's name; a `ConfigError` if not."""
         names = list(names)
         for pattern, _ in self._patterns:
             if not any(pattern.search(name) for name in names):

@@ -71,11 +71,7 @@ PUBLISHED: dict[str, dict[int, tuple[Parameters, ...]]] = {
 
 
 def check_parameters(chosen: str) -> None:
-    """Refuse a set of parameters that there is not.
-
-    Raises:
-        ConfigError: With those that there are.
-    """
+    """Refuses, by a `ConfigError`, a set of parameters that there is not."""
     if chosen not in get_args(ParameterSet):
         raise ConfigError(
             f"parameters {chosen!r} of corruptions are unknown: choose one of "

@@ -124,11 +124,7 @@ def _check_size(opened: "Image", file: str | IO[bytes]) -> None:
 
 
 def check_images(size: int, channels: int) -> None:
-    """Refuse what `decode` could not make.
-
-    Raises:
-        ConfigError: With the reason.
-    """
+    """Refuses, by a `ConfigError` with the reason, what `decode` could not make."""
     if size < 1:
         raise ConfigError(f"image_size is {size}: choose 1 or more pixels")
     if channels not in (1, 3):

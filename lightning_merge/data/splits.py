@@ -68,11 +68,7 @@ def split_indices(
 
 
 def check_split(scheme: str, parts: int, seed: int) -> None:
-    """Refuse what `split_indices` could not do on any labels.
-
-    Raises:
-        ConfigError: With the reason.
-    """
+    """Refuses, by a `ConfigError`, what `split_indices` could not do on any labels."""
     if scheme not in ("all", "random", "80-20", "dirichlet", "classes"):
         raise ConfigError(
             f"split {scheme!r} is unknown: choose 'all', 'random', '80-20', 'dirichlet' or "

@@ -44,11 +44,7 @@ class Outcome:
 
 
 def check_names(recipes: Sequence[Recipe]) -> None:
-    """Checks that there are recipes, and that rows and files can be named by their names.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that recipes' names can be those of rows and files; a `ConfigError` if not."""
     if not recipes:
         raise ConfigError("there are no recipes: name at least one under `recipes`")
     taken = {file_name(AVERAGE): AVERAGE}

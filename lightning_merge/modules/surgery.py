@@ -48,11 +48,7 @@ class Surgery(nn.Module):
 
 
 def check_rank(rank: int, what: str) -> None:
-    """Checks the rank of a correction.
-
-    Raises:
-        ConfigError: If it is below 1.
-    """
+    """Checks the rank of a correction; a `ConfigError` if it is below 1."""
     if rank < 1:
         raise ConfigError(f"{what}: rank is {rank}; choose 1 or more")
 

@@ -34,11 +34,7 @@ def build_module(config: Mapping[str, Any]) -> LightningModule:
 
 
 def build_recipe(config: Recipe | Mapping[str, Any]) -> Recipe:
-    """A recipe from its plain configuration; one that is made already as it is.
-
-    Raises:
-        ConfigError: If it cannot be made.
-    """
+    """A recipe from its plain configuration, or as it is; a `ConfigError` if it cannot be made."""
     if isinstance(config, Recipe):
         return config
     load_parts()

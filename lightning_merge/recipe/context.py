@@ -205,10 +205,6 @@ def check_one_input(module: LightningModule, recipe: str) -> None:
 
 
 def check_statistics_examples(examples: int | None) -> None:
-    """Checks that there is something to read statistics from.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that there is something to read statistics from; a `ConfigError` if not."""
     if examples is not None and examples < 2:
         raise ConfigError(f"statistics_examples is {examples}: choose 2 or more, or none for all")

@@ -243,11 +243,7 @@ def validate(module: LightningModule, data: LightningDataModule, trainer: Traine
 
 
 def check_validation(data: LightningDataModule, what: str) -> None:
-    """Checks that a data module has validation data, by which `what` chooses.
-
-    Raises:
-        ConfigError: If it has none.
-    """
+    """Checks for validation data, by which `what` chooses; a `ConfigError` if there are none."""
     if not validation_loaders(data):
         raise ConfigError(
             f"{what} chooses on examples held out of train, and {type(data).__name__} has none: "

@@ -51,11 +51,7 @@ class TaskData:
 
 
 def loaded(module: LightningModule, state: Mapping[str, Tensor], what: str) -> LightningModule:
-    """A module with a state dict's weights in it; `what` they are is for the message.
-
-    Raises:
-        ArchitectureMismatchError: If they are of another architecture.
-    """
+    """A module with a state dict's weights; an error names `what` they are if they do not fit."""
     module.load_state_dict(fit_names(state, module.state_dict(), what))
     return module
 

@@ -81,11 +81,7 @@ class Results(ABC):
     merged: Merges
 
     def frame(self) -> Any:
-        """The rows as a pandas DataFrame.
-
-        Raises:
-            ConfigError: If pandas is not installed.
-        """
+        """The rows as a pandas DataFrame; a `ConfigError` if pandas is not installed."""
         try:
             import pandas
         except ImportError as error:

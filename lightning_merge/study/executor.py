@@ -28,11 +28,7 @@ class Executor(ABC):
     needs: tuple[str, str] | None = None
 
     def check(self) -> None:
-        """Checks that it can run.
-
-        Raises:
-            ConfigError: If a package is missing.
-        """
+        """Checks that it can run; a `ConfigError` if a package is missing."""
         if self.needs is not None and find_spec(self.needs[0]) is None:
             package, extra = self.needs
             raise ConfigError(

@@ -129,11 +129,7 @@ class StudyFolder:
         return self.stored() == as_json(config)
 
     def stored(self) -> Plain:
-        """The options of the folder's study.
-
-        Raises:
-            OutputExistsError: If they cannot be read.
-        """
+        """The options of the folder's study; an `OutputExistsError` if they cannot be read."""
         kept = self.folder / self.name
         try:
             found = read_json(kept)

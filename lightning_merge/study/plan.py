@@ -102,11 +102,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_pool_sizes(sizes: Sequence[int], ingredients: int) -> None:
-    """Checks that each number is one of ingredients to merge, and given once.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks the numbers of ingredients to merge, each given once; a `ConfigError` if not."""
     if any(not 2 <= size <= ingredients for size in sizes) or len(set(sizes)) != len(sizes):
         raise ConfigError(
             f"pool_sizes are {list(sizes)}: give numbers from 2 to {ingredients}, the number of "

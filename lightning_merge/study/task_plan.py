@@ -91,11 +91,7 @@ class TaskStudy:
 
 
 def check_tasks(study: TaskStudy) -> None:
-    """Checks that a study is complete and consistent.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that a study is complete and consistent; a `ConfigError` if not."""
     names = [task.get("name") for task in study.tasks]
     if any(not name or not isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConfigError("each of the tasks needs a `name` of its own")

@@ -17,11 +17,7 @@ class Deadline:
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def check(self, doing: str) -> None:
-        """Stop if the time is up.
-
-        Raises:
-            AlignmentError: It is.
-        """
+        """Stops, by an `AlignmentError`, if the time is up."""
         if self._end is not None and time.monotonic() > self._end:
             raise AlignmentError(
                 f"{doing} took more than the time_limit of {self.seconds:g} s; give a smaller "

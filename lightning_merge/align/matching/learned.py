@@ -183,11 +183,7 @@ def normalising_by_batch(network: nn.Module) -> nn.Module:
 
 
 def classes_in(batch: Any) -> Tensor:
-    """The classes of a batch.
-
-    Raises:
-        AlignmentError: It has none.
-    """
+    """The classes of a batch; an `AlignmentError` if it has none."""
     classes = classes_of(batch)
     if classes is None:
         raise AlignmentError(
@@ -202,11 +198,7 @@ def _has_examples(batch: Any) -> bool:
 
 
 def repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """So many batches that are not empty, read again and again.
-
-    Raises:
-        AlignmentError: There are none.
-    """
+    """So many batches with examples, read again and again; an `AlignmentError` without any."""
     count = 0
     while count < steps:
         before = count

@@ -66,11 +66,7 @@ def summed_correlation(name: str, moments: Iterable[Moments]) -> Tensor:
 
 
 def checked_finite(name: str, total: Tensor) -> Tensor:
-    """What was summed over a group's activations.
-
-    Raises:
-        AlignmentError: It is not finite.
-    """
+    """What was summed over a group's activations; an `AlignmentError` if it is not finite."""
     if not torch.isfinite(total).all():
         raise AlignmentError(
             f"group {name!r}: the activations are not finite; check both networks' weights "

@@ -49,11 +49,7 @@ class MapMatching(Matching):
 
 
 def check_symmetries(spec: PermutationSpec, symmetries: Symmetries) -> None:
-    """Whether a spec has what a matching is to use.
-
-    Raises:
-        AlignmentError: It was derived for permutations only.
-    """
+    """Checks that a spec has what a matching is to use; an `AlignmentError` if not."""
     if symmetries == "all" and spec.symmetries != "all":
         raise AlignmentError(
             "the spec was derived for permutations only: make it by "

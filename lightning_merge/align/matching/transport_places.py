@@ -198,11 +198,7 @@ def _others(indices: Sequence[Tensor], size: int) -> Tensor:
 
 
 def same_named(spec: PermutationSpec, group: Group) -> Group:
-    """Another network's group of the same name.
-
-    Raises:
-        AlignmentError: There is none.
-    """
+    """Another network's group of the same name; an `AlignmentError` if there is none."""
     other = next((one for one in spec.groups if one.name == group.name), None)
     if other is None:
         raise AlignmentError(

@@ -110,11 +110,7 @@ def zip_it(
 
 
 def check_shares(alpha: float, beta: float) -> None:
-    """Checks the two settings of the matching.
-
-    Raises:
-        AlignmentError: If one is no share.
-    """
+    """Checks the two settings of the matching; an `AlignmentError` if one is no share."""
     if not (0 <= alpha <= 1 and 0 <= beta <= 1):
         raise AlignmentError(f"ZipIt: alpha {alpha} and beta {beta} are shares: choose 0 to 1")
 
