@@ -14,6 +14,7 @@ from lightning_merge.plots.figure import SIZE, pool_sizes
 from lightning_merge.report.fitted_table import FittedTable
 
 Row = Mapping[str, Any]
+Shown = Callable[[float, float | None], str]
 
 MAJORITY = "Most frequent class"
 
@@ -132,15 +133,15 @@ def table_cells(summary: Sequence[Row], columns: Sequence[str] = ()) -> list[lis
     shown = _shown(summary, columns)
     made: dict[str, Callable[[Row], str]] = {"method": lambda row: str(row["method"])}
     if len(pool_sizes(summary)) > 1:
-        made["models"] = _models
+        made["models"] = lambda row: "" if row.get(SIZE) is None else str(row[SIZE])
     for column in shown:
-        made[column] = partial(_number, column=column)
+        made[column] = partial(number, column=column)
         if column == "accuracy" and any(row.get("accuracy_low") is not None for row in summary):
             made["95%"] = _interval
         if column == "accuracy" and any(row.get("held_out") is not None for row in summary):
-            made["held out"] = _held_out
+            made["held out"] = held_out
     made |= {
-        "seconds": _seconds,
+        "seconds": lambda row: "-" if row.get("seconds") is None else in_seconds(row["seconds"]),
         "parameters": lambda row: f"{row['parameters']:,}",
         "MFLOPs": _mflops,
     }
@@ -163,7 +164,7 @@ def pool_table(summary: Sequence[Row]) -> str:
     sizes = pool_sizes(summary)
     lines = [["accuracy", *(f"{size} models" for size in sizes)]]
     for method in dict.fromkeys(row["method"] for row in made):
-        of = {row.get(SIZE): _number(row, "accuracy") for row in made if row["method"] == method}
+        of = {row.get(SIZE): number(row, "accuracy") for row in made if row["method"] == method}
         lines.append([method, *(of.get(size, "-") for size in sizes)])
     return markdown_lines(lines)
 
@@ -211,19 +212,21 @@ def _summary(method: str, rows: Sequence[Row], columns: Sequence[str]) -> dict[s
     return summary
 
 
-def _number(row: Row, column: str) -> str:
-    value, deviation = row.get(column), row.get(f"{column}_sd")
-    if value is None:
-        return "-"
+def fraction(value: float, deviation: float | None) -> str:
+    """A number as tables in files show it."""
     return f"{value:.4f}" if deviation is None else f"{value:.4f} ± {deviation:.4f}"
 
 
-def _models(row: Row) -> str:
-    return "" if row.get(SIZE) is None else str(row[SIZE])
+def number(row: Row, column: str, shown: Shown = fraction) -> str:
+    """A row's mean and deviation."""
+    value = row.get(column)
+    return "-" if value is None else shown(value, row.get(f"{column}_sd"))
 
 
-def _seconds(row: Row) -> str:
-    return "-" if row.get("seconds") is None else in_seconds(row["seconds"])
+def held_out(row: Row, shown: Shown = fraction) -> str:
+    """The accuracy on held-out data, by which one is chosen, and whether it was."""
+    text = number(row, "held_out", shown)
+    return f"{text} {row['mark']}" if row.get("mark") else text
 
 
 def _mflops(row: Row) -> str:
@@ -236,8 +239,3 @@ def _mflops(row: Row) -> str:
 def _interval(row: Row) -> str:
     low, high = row.get("accuracy_low"), row.get("accuracy_high")
     return "-" if low is None or high is None else f"{low:.3f}-{high:.3f}"
-
-
-def _held_out(row: Row) -> str:
-    mark = row.get("mark")
-    return _number(row, "held_out") + (f" {mark}" if mark else "")

@@ -11,7 +11,15 @@ from typing import Any
 from lightning_merge.measure.task_conditions import CLEAN
 from lightning_merge.measure.whole_means import mean_and_deviation, whole_mean
 from lightning_merge.report.fitted_table import FittedTable
-from lightning_merge.report.summary import MAJORITY, STYLES, markdown_lines
+from lightning_merge.report.summary import (
+    MAJORITY,
+    STYLES,
+    Shown,
+    fraction,
+    held_out,
+    markdown_lines,
+    number,
+)
 
 Row = Mapping[str, Any]
 
@@ -119,7 +127,7 @@ def cells(
             interval and its held-out accuracy stand behind that mean.
         last: A line below the others.
     """
-    return _text(table, summary, last, _fraction)
+    return _text(table, summary, last, fraction)
 
 
 def terminal(
@@ -146,21 +154,18 @@ def terminal(
     )
 
 
-_Number = Callable[[float, float | None], str]
-
-
 def _text(
-    table: Sequence[Row], summary: Sequence[Row], last: Row | None, number: _Number
+    table: Sequence[Row], summary: Sequence[Row], last: Row | None, shown: Shown
 ) -> list[list[str]]:
     judged: dict[str, Callable[[Row], str]] = {}
     if any(row.get("accuracy_low") is not None for row in summary):
-        judged["95%"] = partial(_ends, number=number)
+        judged["95%"] = partial(_ends, shown=shown)
     if any(row.get("held_out") is not None for row in summary):
-        judged["held out"] = partial(_held_out, number=number)
+        judged["held out"] = partial(held_out, shown=shown)
     known = {row["method"]: row for row in summary}
     made: dict[str, Callable[[Row], str]] = {"method": lambda row: str(row["method"])}
     for column in columns_of(table):
-        made[column] = partial(_cell, column=column, number=number)
+        made[column] = partial(number, column=column, shown=shown)
         if column == SEEN:
             made |= judged
     lines = []
@@ -170,35 +175,19 @@ def _text(
     return [list(made), *lines]
 
 
-def _cell(row: Row, column: str, number: _Number) -> str:
-    value = row.get(column)
-    return "-" if value is None else number(value, row.get(f"{column}_sd"))
-
-
-def _ends(row: Row, number: _Number) -> str:
+def _ends(row: Row, shown: Shown) -> str:
     low, high = row.get("accuracy_low"), row.get("accuracy_high")
     if low is None or high is None:
         return "-"
     # Four digits of an end say no more than three.
     return (
-        f"{number(low, None)}-{number(high, None)}"
-        if number is _per_cent
-        else f"{low:.3f}-{high:.3f}"
+        f"{shown(low, None)}-{shown(high, None)}" if shown is _per_cent else f"{low:.3f}-{high:.3f}"
     )
-
-
-def _held_out(row: Row, number: _Number) -> str:
-    text = _cell(row, "held_out", number)
-    return f"{text} {row['mark']}" if row.get("mark") else text
 
 
 def _per_cent(value: float, deviation: float | None) -> str:
     text = f"{100 * value:.1f}"
     return text if deviation is None else f"{text}\n±{100 * deviation:.1f}"
-
-
-def _fraction(value: float, deviation: float | None) -> str:
-    return f"{value:.4f}" if deviation is None else f"{value:.4f} ± {deviation:.4f}"
 
 
 def columns_of(table: Sequence[Row]) -> list[str]:
