@@ -46,12 +46,10 @@ class ShortErrors:
         if not self.exit_on_error:
             parent: Any = super()
             parent.error(message, ex)
-        text = f"{self._without_options()}: {brief(message)}{self._nearest(message)}"
+        program = self.prog.replace(" [options]", "")
+        text = f"{program}: {brief(message)}{self._nearest(message)}"
         print(f"{text} (--help lists the options)", file=sys.stderr)
         raise SystemExit(2)
-
-    def _without_options(self) -> str:
-        return self.prog.replace(" [options]", "")
 
     def _nearest(self, message: str) -> str:
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)

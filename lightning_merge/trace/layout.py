@@ -128,11 +128,6 @@ def labelled(shape: Sequence[int], ids: Sequence[Ids | None]) -> Layout:
     return Layout(dims, tuple(Label(d, i) for d, i in pairs if d and i is not None))
 
 
-def boundaries(sizes: Sequence[int]) -> list[int]:
-    """The products of the last one, two, ... sizes."""
-    return [int(p) for p in np.cumprod(list(reversed(sizes)))]
-
-
 def common_factors(*factorisations: Sequence[int]) -> list[int] | None:
     """Factors that refine several factorisations of one number, or None if there are none.
 
@@ -142,7 +137,8 @@ def common_factors(*factorisations: Sequence[int]) -> list[int] | None:
         >>> common_factors([4, 49], [14, 14]) is None
         True
     """
-    marks = sorted({mark for sizes in factorisations for mark in boundaries(sizes)})
+    # The products of the last one, two, ... sizes.
+    marks = sorted({int(mark) for sizes in factorisations for mark in np.cumprod(sizes[::-1])})
     factors, previous = [], 1
     for mark in marks:
         if mark % previous:

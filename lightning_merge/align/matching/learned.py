@@ -193,16 +193,12 @@ def classes_in(batch: Any) -> Tensor:
     return classes
 
 
-def _has_examples(batch: Any) -> bool:
-    return len(inputs_of(batch)) > 0
-
-
 def repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     """So many batches with examples, read again and again; an `AlignmentError` without any."""
     count = 0
     while count < steps:
         before = count
-        for batch in filter(_has_examples, batches):
+        for batch in filter(lambda batch: len(inputs_of(batch)) > 0, batches):
             yield batch
             count += 1
             if count == steps:

@@ -7,26 +7,12 @@ from lightning_merge.trace.layout import Layout, plain
 from lightning_merge.trace.rules.elementwise import along
 from lightning_merge.trace.rules.rule_table import Call, Unsupported, rule
 
-
-@rule("lstm")
-def lstm(call: Call) -> list[Layout]:
-    """Units of every layer and direction, each with its four gates; time stays in place."""
-    return _recurrent(call, 4)
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-@rule("gru")
-def gru(call: Call) -> list[Layout]:
-    """As an LSTM, with three gates."""
-    return _recurrent(call, 3)
-
-
-@rule("rnn_tanh", "rnn_relu")
-def rnn(call: Call) -> list[Layout]:
-    """As an LSTM, without gates."""
-    return _recurrent(call, 1)
-
-
-def _recurrent(call: Call, gates: int) -> list[Layout]:
+@rule(*_GATES)
+def recurrent(call: Call) -> list[Layout]:
+    """Units of every layer and direction, each with its gates; time stays in place."""
     if call.get("params") is None or call.get("hx") is None:
         raise Unsupported  # packed sequences
     x, biases = call["input"], call["has_biases"]
@@ -43,7 +29,7 @@ def _recurrent(call: Call, gates: int) -> list[Layout]:
         outputs = []
         for _ in range(directions):
             weights, given = given[:each], given[each:]
-            outputs.append(_cell(call, x, weights, gates))
+            outputs.append(_cell(call, x, weights, _GATES[call.operator]))
         # The last states, which lie behind one another whatever comes first above.
         last += [y.with_dims(((), y.dims[1 - at_time], y.dims[2])) for y in outputs]
         x = algebra.concatenate(call.units, outputs, 2, call.reason)

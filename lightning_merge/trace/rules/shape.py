@@ -8,15 +8,12 @@ from lightning_merge.trace.rules.rule_table import Call, Unsupported, dimension,
 from lightning_merge.trace.units import Cause
 
 
-@rule("reshape", "view", "flatten", "unflatten", "_unsafe_view", "reshape_as", "view_as")
+@rule(
+    *("reshape", "view", "flatten", "unflatten", "_unsafe_view", "reshape_as", "view_as"),
+    *("squeeze", "unsqueeze"),
+)
 def reshape(call: Call) -> Layout:
-    """Row-major regrouping of dimensions."""
-    return algebra.reshape(call.units, call["self"], call.shape)
-
-
-@rule("squeeze", "unsqueeze")
-def squeeze(call: Call) -> Layout:
-    """Dimensions of size 1 come and go."""
+    """Row-major regrouping of dimensions; those of size 1 come and go."""
     return algebra.reshape(call.units, call["self"], call.shape)
 
 
@@ -101,9 +98,7 @@ def select(call: Call) -> Layout:
     """One entry of a dimension."""
     x = call["self"]
     dim = dimension(x, call["dim"])
-    index = call["index"] % x.shape[dim]
-    taken = algebra.take(call.units, x, dim, np.array([index]))
-    return taken.with_dims(taken.dims[:dim] + taken.dims[dim + 1 :])
+    return _entry(call, x, dim, call["index"] % x.shape[dim])
 
 
 @rule("unbind")
@@ -111,11 +106,12 @@ def unbind(call: Call) -> list[Layout]:
     """Every entry of a dimension."""
     x = call["self"]
     dim = dimension(x, call["dim"])
-    pieces = []
-    for index in range(x.shape[dim]):
-        taken = algebra.take(call.units, x, dim, np.array([index]))
-        pieces.append(taken.with_dims(taken.dims[:dim] + taken.dims[dim + 1 :]))
-    return pieces
+    return [_entry(call, x, dim, index) for index in range(x.shape[dim])]
+
+
+def _entry(call: Call, x: Layout, dim: int, index: int) -> Layout:
+    taken = algebra.take(call.units, x, dim, np.array([index]))
+    return taken.with_dims(taken.dims[:dim] + taken.dims[dim + 1 :])
 
 
 @rule("slice", "narrow")
@@ -290,16 +286,7 @@ def index(call: Call) -> Layout:
             raise Unsupported
     if used != list(range(used[0], used[-1] + 1)):
         raise Unsupported
-    atoms = [a for d in used for a in x.dims[d]]
-    x = algebra.freeze(call.units, x, atoms, "gathered by position", Cause.GATHERED)
-    rest = len(x.dims) - used[-1] - 1
-    middle = plain(call.shape[used[0] : len(call.shape) - rest], because=_lost(x, used))
-    return x.with_dims(x.dims[: used[0]] + middle.dims + x.dims[used[-1] + 1 :])
-
-
-def _lost(x: Layout, dims: list[int]) -> str:
-    """Why there are no units along what is gathered, if there were any before."""
-    return excuse([a for d in dims for a in x.dims[d]])
+    return _gathered(call, x, used[0], used[-1] + 1)
 
 
 @rule("index_select", "embedding")
@@ -312,7 +299,15 @@ def index_select(call: Call) -> Layout:
         x, dim = call["self"], dimension(call["self"], call["dim"])
     if call.layouts[-1].labels:
         raise Unsupported
-    x = algebra.freeze(call.units, x, x.dims[dim], "gathered by position", Cause.GATHERED)
-    rest = len(x.dims) - dim - 1
-    middle = plain(call.shape[dim : len(call.shape) - rest], because=_lost(x, [dim]))
-    return x.with_dims(x.dims[:dim] + middle.dims + x.dims[dim + 1 :])
+    return _gathered(call, x, dim, dim + 1)
+
+
+def _gathered(call: Call, x: Layout, start: int, end: int) -> Layout:
+    """Entries by position instead of some dimensions, whose units are frozen."""
+    atoms = [a for dim in x.dims[start:end] for a in dim]
+    x = algebra.freeze(call.units, x, atoms, "gathered by position", Cause.GATHERED)
+    before, rest = x.dims[:start], x.dims[end:]
+    # Why there are no units along what is gathered, if there were any before.
+    because = excuse([a for dim in x.dims[start:end] for a in dim])
+    middle = plain(call.shape[start : len(call.shape) - len(rest)], because=because)
+    return x.with_dims(before + middle.dims + rest)
