@@ -50,9 +50,6 @@ def inputs_in(batches: Iterable[Any]) -> Iterator[Tensor]:
 
     A sampler or a filter in a `collate_fn` can leave a batch empty, and its means are NaN.
 
-    Args:
-        batches: Each as for `inputs_of`.
-
     Raises:
         DataError: A batch has no input.
     """
@@ -88,11 +85,7 @@ def targets_of(batch: Any) -> Tensor | None:
 
 
 def classes_of(batch: Any) -> Tensor | None:
-    """The classes of a batch's examples, `(N,)` integers; None where the batch has none.
-
-    Args:
-        batch: As for `targets_of`.
-    """
+    """The classes of a batch's examples, `(N,)` integers; None where the batch has none."""
     found = targets_of(batch)
     return None if found is None or found.dim() != 1 or found.is_floating_point() else found
 

@@ -156,11 +156,6 @@ def ordered_batches_of(
     """The same in the loader's own order, for methods that use the first examples' labels.
 
     Not for BatchNorm statistics: the data set may be sorted by class.
-
-    Args:
-        data: The data module.
-        module: Whose batch-transfer hooks apply.
-        device: Where the batches are to be.
     """
     plain = _plain(data)
     return Transferred(data.train_dataloader() if plain is None else plain, module, data, device)
@@ -195,14 +190,7 @@ def few_test_batches(
     examples: int,
     seed: int = 0,
 ) -> Transferred:
-    """Batches of test images, drawn at random, for figures.
-
-    Args:
-        data: The data module, set up to test.
-        module: Whose batch-transfer hooks apply.
-        device: Where the batches are to be.
-        examples: The most examples to draw.
-        seed: Determines which examples.
+    """Batches of so many test images at most, drawn at random, for figures.
 
     Raises:
         ConfigError: If there is not exactly one test loader, over an indexable data set.

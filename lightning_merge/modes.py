@@ -58,9 +58,6 @@ def gradient_free(*models: nn.Module) -> Iterator[None]:
     """As `evaluation`, without gradients, inference mode and compiled code meanwhile.
 
     Hooks need to detect changes to tensors, which inference tensors do not record.
-
-    Args:
-        models: The networks.
     """
     with evaluation(*models), as_written(), torch.inference_mode(False), torch.no_grad():
         yield

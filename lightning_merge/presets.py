@@ -28,14 +28,7 @@ def presets() -> dict[str, Path]:
 
 
 def preset(name: str) -> Path:
-    """The file of one configuration.
-
-    Args:
-        name: For example `merge/digits`.
-
-    Raises:
-        ConfigError: If there is none of this name.
-    """
+    """The file of one configuration, such as `merge/digits`; a `ConfigError` if there is none."""
     known = presets()
     if name not in known:
         near = get_close_matches(name, known, 2)

@@ -48,9 +48,6 @@ def isolated_randomness(*loaders: Any) -> Iterator[None]:
     """Restores every random generator to its earlier state on exit.
 
     Covers those of torch (the current GPU's too), numpy and Python, and those of the loaders.
-
-    Args:
-        loaders: As for `kept_generators`.
     """
     with ExitStack() as stack:
         stack.callback(torch.set_rng_state, torch.get_rng_state())

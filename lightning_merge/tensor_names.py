@@ -13,9 +13,6 @@ def is_batch_counter(name: str) -> bool:
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """The names without the marks of `torch.compile`, data parallelism and `AveragedModel`.
 
-    Args:
-        names: A state dict's names.
-
     Returns:
         The given names by the bare ones, without `n_averaged` if it is `AveragedModel`'s counter.
     """

@@ -36,11 +36,7 @@ class TorchState:
 
 
 def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
-    """Reads a file and finds the state dict in it.
-
-    Args:
-        path: The file.
-        mapped: Leave the numbers on disk.
+    """Reads a file and finds the state dict in it; `mapped` leaves the numbers on the disk.
 
     Raises:
         CheckpointError: If there is no state dict, or a part of it would be lost.

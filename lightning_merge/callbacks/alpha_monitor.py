@@ -63,9 +63,6 @@ def _by_ingredient(module: LightningModule) -> dict[str, Any]:
 def alpha_rows(alphas: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each layer: how many alphas it has and how they are distributed.
 
-    Args:
-        alphas: The alphas by layer.
-
     Returns:
         Rows with `layer`, `alphas`, `mean`, `std`, `min`, `max` and `above_half`.
     """

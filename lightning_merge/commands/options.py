@@ -59,16 +59,7 @@ class Parser(ShortErrors, WholeLists, ArgumentParser):
 
 
 def parser(command: str, description: str, results: str) -> ArgumentParser:
-    """A parser with `-c`, `--config`, `--output` and `--overwrite`.
-
-    Args:
-        command: The command's name.
-        description: What it does.
-        results: What it writes into the output folder.
-
-    Returns:
-        The parser, to which the command adds its other options.
-    """
+    """A parser with `-c`, `--config`, `--output`, a folder for `results`, and `--overwrite`."""
     made = Parser(prog=f"python -m lightning_merge {command}", description=description)
     made.add_argument("-c", "--config", action="config", help=_CONFIG)
     made.add_argument("--output", type=str, required=True, help=f"folder for {results}")

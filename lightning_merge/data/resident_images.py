@@ -63,10 +63,6 @@ def whole(batch: Any) -> Any:
 def resident(data: ImageDataset, device: torch.device) -> LabelledImages:
     """All of a split as bytes on a device, resized and corrupted as the examples are.
 
-    Args:
-        data: Examples of the split.
-        device: Where to.
-
     Raises:
         ConfigError: If the device has no room for them.
     """

@@ -94,11 +94,7 @@ def interval_of(right: Values | None, accuracy: float | None, *sizes: int) -> In
 
 
 def over_seeds(differences: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% t interval of a mean over repetitions; None with fewer than two.
-
-    Args:
-        differences: One for each seed.
-    """
+    """The 95% t interval of a mean over repetitions; None with fewer than two."""
     from scipy.stats import t
 
     count = len(differences)

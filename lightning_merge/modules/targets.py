@@ -39,10 +39,6 @@ def check_targets(targets: Tensor, task: Task, num_classes: int) -> None:
 def certain(targets: Tensor, task: Task) -> Tensor:
     """The classes or labels that targets stand for, those of mixed or smoothed ones too.
 
-    Args:
-        targets: As for `check_targets`.
-        task: See there.
-
     Returns:
         Integers: `(N,)` classes, the likeliest ones; or labels, 1 where more than a half.
     """

@@ -49,9 +49,6 @@ def style() -> Iterator[None]:
 def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The line style of each method, by its name.
 
-    Args:
-        rows: With `method` and `kind`.
-
     Returns:
         Settings of `plot`: ingredients grey and dotted, merges solid, ensembles dashed with
         white markers; colours and markers in order of appearance.

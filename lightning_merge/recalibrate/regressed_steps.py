@@ -57,14 +57,10 @@ class _Seen:
 
 
 def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
-    """What there is to fit in a network, in the order in which it runs.
+    """What there is to fit in a network in eval mode, in the order in which it runs.
 
     Linear layers and 2-d convolutions that run once, with a weight of their own, and the BatchNorms
     that do not follow one of them.
-
-    Args:
-        model: The network, in eval mode.
-        x: A few inputs.
     """
     names = layers_to_repair(model, x, None).names
     plain = {n for n in names if is_plain(model.get_submodule(n), (nn.Linear, nn.Conv2d))}

@@ -127,12 +127,6 @@ def spec_of(
 ) -> PermutationSpec:
     """The spec of the ingredients' architecture, derived once.
 
-    Args:
-        context: The ingredients.
-        first: The first one, on the context's device.
-        batches: What it takes.
-        symmetries: As in `PermutationSpec.from_model`.
-
     Raises:
         AlignmentError: If its units cannot be followed.
     """

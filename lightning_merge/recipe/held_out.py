@@ -53,12 +53,7 @@ def are_probabilities(outputs: Tensor) -> bool:
 
 
 def are_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """Which predictions are right: `(B,)` booleans.
-
-    Args:
-        logits: As for `predicted_classes`.
-        targets: `(B,)` classes.
-    """
+    """Which predictions are right: `(B,)` booleans."""
     return predicted_classes(logits) == targets
 
 

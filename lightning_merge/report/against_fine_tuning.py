@@ -100,12 +100,7 @@ class Duel:
 
 
 def duels(rows: Sequence[Measurement], recipes: Sequence[Plain]) -> list[Duel]:
-    """Every NP Merge beside every fine-tuning that has its alignment and recalibration.
-
-    Args:
-        rows: The measurements, of all seeds.
-        recipes: The recipes, as plain configuration.
-    """
+    """Every NP Merge beside every fine-tuning that has its alignment and recalibration."""
     merges = [one for one in recipes if _is_np_merge(one)]
     # With weights of its own it may start from one network, which is no merge.
     tuned = [r for r in recipes if _kind(r) == "FineTune" and not _arguments(r).get("weights")]

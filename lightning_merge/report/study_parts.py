@@ -30,14 +30,7 @@ def study_parts(
     summary: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
 ) -> StudyParts:
-    """The further parts of a study's (or comparison's) results.
-
-    Args:
-        config: Its options.
-        rows: The measurements.
-        summary: One row for each method.
-        curves: Those of weight scaling.
-    """
+    """The further parts of a study's (or comparison's) results."""
     config = config or {}
     found = duels(rows, config.get("recipes") or [])
     table = paper_table(config, summary, curves)

@@ -122,12 +122,7 @@ def over_tasks(
 def recommend_body(
     rows: Sequence[TaskMeasurement], means: Sequence[MeanOverTasks]
 ) -> TaskRecommendation:
-    """Chooses one body by the mean held-out accuracy over the seen tasks.
-
-    Args:
-        rows: The measurements.
-        means: What `over_tasks` made of them.
-    """
+    """Chooses one body by the mean held-out accuracy over the seen tasks."""
     tasks = tuple(means[0].tasks) if means else ()
     unseen: dict[str, list[float]] = {}
     for row in rows:

@@ -51,9 +51,6 @@ def task_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Accuracy under each corruption, averaged over the tasks that were measured under it.
 
-    Args:
-        rows: The measurements of `measure_tasks`.
-
     Returns:
         As `task_table`, with columns for the clean images of the same tasks, for each
         corruption, and for the average over corruptions; empty if there are no corruptions.
@@ -96,11 +93,7 @@ def majority_line(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def joined_tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """All tables as one: columns of conditions are called `motion_blur: Cars`.
-
-    Args:
-        rows: The measurements of `measure_tasks`.
-    """
+    """All tables as one: columns of conditions are called `motion_blur: Cars`."""
     # What was not merged with every seed is a mean over those that are left.
     seeds = Counter(method for method, _ in {(row["method"], row["seed"]) for row in rows})
     joined = {row["method"]: {**row, "seeds": seeds[row["method"]]} for row in task_table(rows)}
@@ -133,14 +126,7 @@ def cells(
 def terminal(
     table: Sequence[Row], title: str, summary: Sequence[Row] = (), last: Row | None = None
 ) -> FittedTable:
-    """A table for a terminal, in per cent, with standard deviations below.
-
-    Args:
-        table: As for `cells`, like `summary` and `last`.
-        title: What stands above.
-        summary: See there.
-        last: See there.
-    """
+    """The table of `cells` for a terminal, in per cent, with standard deviations below."""
     header, *lines = _text(table, summary, last, _per_cent)
     marks = {str(row["method"]): str(row.get("mark") or "") for row in summary}
     return FittedTable(

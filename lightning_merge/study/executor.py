@@ -102,17 +102,7 @@ def report_stored(works: Sequence[Work], store: Store, on_done: OnDone | None) -
 
 
 def report_done(work: Work, message: str, store: Store, on_done: OnDone | None) -> None:
-    """Reports a piece that a worker has ended.
-
-    Args:
-        work: The piece.
-        message: What the worker returned.
-        store: Where its result is.
-        on_done: Called with it.
-
-    Raises:
-        MergeError: If the piece could not be done.
-    """
+    """Reports a piece that a worker has ended; a `MergeError` if there is a message."""
     if message:
         raise MergeError(f"seed {work.seed}, {work.name}: {message}")
     if on_done is not None:

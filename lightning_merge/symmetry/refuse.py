@@ -19,11 +19,6 @@ def refuse_if_lost(model: nn.Module, groups: Sequence[Group], frozen: Sequence[s
     A network may have no groups because it has no units that could be exchanged, as a linear
     classifier, or because constants of its own tell its units apart: nothing is wrong then.
 
-    Args:
-        model: The network.
-        groups: What was derived and verified.
-        frozen: What is left alone, and why.
-
     Raises:
         AlignmentError: There are no groups, and the reason is an operator that has no rule, a
             parametrization, or a verification that failed.

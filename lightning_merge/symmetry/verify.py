@@ -37,11 +37,6 @@ def verify(
     units that are silent on the drawn inputs) the change itself is tried, on two draws,
     before the group is called deaf and frozen.
 
-    Args:
-        exported: The network.
-        groups: What was derived.
-        deadline: When to give up.
-
     Returns:
         The groups that passed, and a line for each that did not.
 

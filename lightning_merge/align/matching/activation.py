@@ -174,15 +174,7 @@ def rotations_of(
     batches: Iterable[Any],
     progress: bool = False,
 ) -> Maps:
-    """The rotation of each residual stream of canonical b onto that of canonical a.
-
-    Args:
-        spec: A spec with all symmetries.
-        streams: Its orthogonal groups.
-        model_a: The network that stays as it is.
-        model_b: The network to align; neither is changed.
-        batches: Read once.
-        progress: Whether to show a progress bar.
+    """The rotation of each residual stream of canonical b onto that of a; batches are read once.
 
     Raises:
         AlignmentError: There are no batches, or activations that are not finite.

@@ -105,12 +105,7 @@ def free_orders(spec: PermutationSpec) -> list[Group]:
 
 
 def sinkhorn(logits: Tensor, rounds: int = _ROUNDS) -> Tensor:
-    """The doubly stochastic matrix of logits `(n, n)`, by dividing rows and columns in turn.
-
-    Args:
-        logits: Its logarithms before.
-        rounds: How often; columns come last.
-    """
+    """The doubly stochastic matrix of logits `(n, n)`, by dividing rows and columns in turn."""
     for _ in range(rounds):
         logits = logits - logits.logsumexp(1, keepdim=True)
         logits = logits - logits.logsumexp(0, keepdim=True)

@@ -210,14 +210,7 @@ def zipped_state(
     b: Mapping[str, Tensor],
     found: Zipping,
 ) -> dict[str, Tensor]:
-    """The weights of the zipped network, in a's types; integers are a's.
-
-    Args:
-        spec: The spec of their architecture.
-        a: State dict of a.
-        b: State dict of b.
-        found: How their units come together.
-    """
+    """The weights of the zipped network, in a's types; integers are a's."""
     groups = [group for group in spec.groups if group.name in found.zips]
     total: dict[str, Tensor] = {}
     for index, state in enumerate((dict(a), spec.apply(b, found.permutation))):

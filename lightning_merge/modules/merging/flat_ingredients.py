@@ -124,10 +124,6 @@ def parameter_places(
 ) -> dict[str, list[tuple[nn.Module, str]]]:
     """Every place that holds each merged parameter, by name; tied ones have several.
 
-    Args:
-        module: The module.
-        merged: Names of what is merged.
-
     Returns:
         Submodules and the names of their attributes.
     """

@@ -28,12 +28,7 @@ def random_state(loaders: Iterable[Any] = ()) -> RandomState:
 
 
 def set_random_state(state: RandomState, loaders: Iterable[Any] = ()) -> None:
-    """Makes all of them draw what they would have drawn.
-
-    Args:
-        state: What `random_state` gave.
-        loaders: Loaders like those that it was given.
-    """
+    """Makes all of them draw what they would have drawn; the loaders are like those before."""
     randomness.set_random_state({**state, "cuda": []})
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

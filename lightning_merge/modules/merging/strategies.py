@@ -16,14 +16,7 @@ from lightning_merge.errors import ConfigError
 
 
 def refuse_sharding(strategy: Strategy) -> None:
-    """Refuses a strategy that splits parameters over devices.
-
-    Args:
-        strategy: The Trainer's.
-
-    Raises:
-        ConfigError: If it is FSDP, DeepSpeed or ModelParallelStrategy.
-    """
+    """Refuses, by a `ConfigError`, a strategy that splits parameters over devices."""
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
         raise ConfigError(
             f"MergeModule: {type(strategy).__name__} splits the parameters, which here lie in one "
@@ -32,14 +25,7 @@ def refuse_sharding(strategy: Strategy) -> None:
 
 
 def refuse_spawning(strategy: Strategy) -> None:
-    """Refuses a strategy whose processes end with the fit.
-
-    Args:
-        strategy: The Trainer's.
-
-    Raises:
-        ConfigError: If it spawns or forks processes of its own.
-    """
+    """Refuses, by a `ConfigError`, a strategy whose processes end with the fit."""
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError(
             "MergeModule: a strategy that spawns or forks cannot hand the alphas back; choose "

@@ -86,12 +86,7 @@ class NPMergePairs(NPMerge):
 
 
 def drawn_pairs(names: Sequence[str], seed: int) -> list[list[str]]:
-    """The pairs that `successive_pairs` merges, by name.
-
-    Args:
-        names: What the ingredients are called.
-        seed: Of the pairs.
-    """
+    """The pairs that `successive_pairs` merges, by name."""
     pairs: list[list[str]] = []
 
     def note(first: str, second: str) -> str:
