@@ -113,13 +113,7 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
         help="the ingredients: '[a.ckpt, b.ckpt]', a.ckpt,b.ckpt, several words, or a pattern "
         "such as 'runs/*.ckpt'; the others are aligned to the first",
     )
-    to.add_subclass_arguments(
-        LightningModule,
-        "model",
-        required=False,
-        fail_untyped=False,
-        help="the ingredients' LightningModule, where the checkpoints do not say it",
-    )
+    add_model(to, "the ingredients' LightningModule, where the checkpoints do not say it")
     to.add_argument("--seed", type=int, default=0, help="seeds whatever a merge draws")
     to.add_argument(
         "--heads",
@@ -228,10 +222,12 @@ def add_paper(to: ArgumentParser) -> None:
     )
 
 
-def add_model(to: ArgumentParser, required: bool = True) -> None:
-    """Adds `--model`, the LightningModule that is trained; commands may train nothing."""
+def add_model(
+    to: ArgumentParser, help: str = _TRAINED, name: str = "model", required: bool = False
+) -> None:
+    """Adds `--model`, a LightningModule; the one that is trained if no help is given."""
     to.add_subclass_arguments(
-        LightningModule, "model", required=required, fail_untyped=False, help=_TRAINED
+        LightningModule, name, required=required, fail_untyped=False, help=help
     )
 
 

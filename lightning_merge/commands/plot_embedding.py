@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
 from lightning_merge.commands.written_figures import write_figures
@@ -74,13 +73,7 @@ def _parser() -> ArgumentParser:
         help="for checkpoints: data modules, for example '[{class_path: MNISTDataModule, "
         "init_args: {root: data}}, {name: another, class_path: ...}]'",
     )
-    parser.add_subclass_arguments(
-        LightningModule,
-        "model",
-        required=False,
-        fail_untyped=False,
-        help="for checkpoints: their LightningModule, where they do not say it",
-    )
+    options.add_model(parser, "for checkpoints: their LightningModule, where they do not say it")
     parser.add_argument(
         "--show",
         type=list[str] | None,

@@ -48,7 +48,7 @@ def _parser() -> Any:
     parser.add_argument("--ckpt", type=str, required=True, help="the network's checkpoint")
     parser.add_argument("--output", type=str, required=True, help="the CSV file to write")
     parser.add_argument("--overwrite", action="store_true", help="write over an existing file")
-    options.add_model(parser, required=False)
+    options.add_model(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="how many images at once")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images")
     parser.add_argument(

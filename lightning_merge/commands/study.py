@@ -27,7 +27,7 @@ def _parser() -> ArgumentParser:
         "Trains the ingredients that are missing, runs recipes on them over seeds, reports.",
         "results.csv, results.json, report.md, figures, merges and finished runs",
     )
-    options.add_model(parser)
+    options.add_model(parser, required=True)
     parser.add_argument(
         "--ingredients",
         type=list[dict[str, Any]],

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 
 from lightning_merge.commands import options
 from lightning_merge.commands.execution import add_execution, run
@@ -33,7 +32,7 @@ def _parser() -> ArgumentParser:
         "task under its own head: averages over seen and unseen tasks, and under corruptions.",
         "results.csv, results.json, report.md, merges and finished runs",
     )
-    options.add_model(parser, required=False)
+    options.add_model(parser)
     _add_tasks(parser)
     _add_training(parser)
     parser.add_argument(
@@ -71,13 +70,8 @@ def _add_training(to: ArgumentParser) -> None:
         default=None,
         help="`data` and `trainer` to make the pre-trained network with, where there is none",
     )
-    to.add_subclass_arguments(
-        LightningModule,
-        "pretraining_model",
-        required=False,
-        fail_untyped=False,
-        help="the model while it is pre-trained, where that has another optimizer",
-    )
+    trained = "the model while it is pre-trained, where that has another optimizer"
+    options.add_model(to, trained, "pretraining_model")
     to.add_argument(
         "--training",
         type=dict[str, Any],
