@@ -78,15 +78,7 @@ class NameWeights:
 
 
 def compiled(pattern: str, option: str) -> re.Pattern[str]:
-    """A regular expression.
-
-    Args:
-        pattern: The expression.
-        option: What it was given as, for an error.
-
-    Raises:
-        ConfigError: If it is none.
-    """
+    """A regular expression, given as an option; a `ConfigError` if it is none."""
     try:
         return re.compile(pattern)
     except re.error as error:

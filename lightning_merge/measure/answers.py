@@ -67,11 +67,7 @@ class Answers:
 
 
 def mean_right(answers: Sequence[Answers | None]) -> NDArray[np.float64] | None:
-    """For each example how often it is right, `(N,)`; None unless all answer the same examples.
-
-    Args:
-        answers: Those of several repetitions (or networks).
-    """
+    """For each example how often it is right, `(N,)`; None unless all answer the same examples."""
     known = [one for one in answers if one is not None]
     if not known or len(known) < len(answers) or len({one.examples for one in known}) > 1:
         return None

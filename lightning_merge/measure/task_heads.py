@@ -62,11 +62,7 @@ def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> Lightni
 
 
 def starting_module(config: Plain, data: LightningDataModule) -> LightningModule:
-    """The module with its own pre-trained weights, and any head.
-
-    Raises:
-        ConfigError: If the weights cannot be loaded.
-    """
+    """The module with its own pre-trained weights and any head; a `ConfigError` without them."""
     arguments = _arguments(config, data)
     if reads_text(config):
         arguments["class_names"] = None
@@ -106,11 +102,7 @@ def module_to_train(
 
 
 def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
-    """Checks that a task's own prompts are sentences, and the model has a text tower.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks a task's own prompts and the model's text tower; a `ConfigError` if they fail."""
     given = task.get("prompts")
     if given is None:
         return
@@ -124,11 +116,7 @@ def check_prompts(config: Plain | None, task: Mapping[str, Any]) -> None:
 
 
 def check_images_for(module: LightningModule, data: LightningDataModule, task: str) -> None:
-    """Checks that images have the size, channels and normalisation that a network declares.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that images are such as a network declares; a `ConfigError` if not."""
     wanted = getattr(module, "image_size", None)
     if wanted is None:
         return

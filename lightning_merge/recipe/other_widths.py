@@ -18,12 +18,6 @@ def of_widest(
 ) -> tuple[LightningModule, list[StateDict]]:
     """The widest network, and every ingredient as a state dict of its shapes.
 
-    Args:
-        modules: The network of each ingredient.
-        states: Their state dicts, as they are.
-        names: What to call them in errors.
-        example: A batch as all of them take it.
-
     Returns:
         The widest network (the first, of several), and the state dicts: those of the narrower ones
         `widened`, so that they compute what they did.

@@ -61,11 +61,6 @@ def judged(
 ) -> list[dict[str, Any]]:
     """The summary with intervals over test examples, the baseline, and what is best.
 
-    Args:
-        summary: What `summarise` made of the rows.
-        rows: The measurements.
-        recommendation: What was chosen on held-out data.
-
     Returns:
         The rows with `accuracy_low`, `accuracy_high` and `interval`, `majority`, `mark` (`best`,
         `tied` or empty) and `guessing` (whether the accuracy is not above the majority's).

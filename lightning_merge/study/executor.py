@@ -73,10 +73,6 @@ def executor_of(name: str, options: Mapping[str, Any] | None = None) -> Executor
 def work_alone(work: Work, folder: Path) -> str:
     """What a worker does: one piece, if nobody else has done it; what another does it waits for.
 
-    Args:
-        work: The piece.
-        folder: Of the store.
-
     Returns:
         The message of an error that a user can mend; empty where the piece is finished.
     """

@@ -88,11 +88,7 @@ def plan(study: Study) -> list[Work]:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Checks that there are seeds, that they differ, and that generators take what they determine.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that seeds differ, and that generators take them; a `ConfigError` if not."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError("a study needs seeds that differ from each other: set `seeds`")
     largest = (2**32 - 1 - _START) // _APART

@@ -16,11 +16,7 @@ from lightning_merge.study.task_plan import TaskStudy, further_networks
 
 
 def check_task_recipe(recipe: Recipe) -> None:
-    """Checks that a recipe makes one body, without any task's labels to learn from.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Checks that a recipe makes one body without tasks' labels; a `ConfigError` if not."""
     kind = type(recipe.aggregate).__name__
     if recipe.aggregate.is_ensemble:
         raise ConfigError(

@@ -30,11 +30,6 @@ def verify_eager(
     group, and all together, must leave the output unchanged to a relative 1e-9 under a
     random permutation, and a part of it alone must not. The network is left as it was.
 
-    Args:
-        groups: What is to be tried.
-        model: The network; it is run, and not exported.
-        inputs: Its arguments.
-
     Returns:
         The groups that passed, and a line for each that did not.
 

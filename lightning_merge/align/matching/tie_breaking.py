@@ -135,14 +135,7 @@ def _similarity(
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
 ) -> Tensor:
-    """Inner products of a's units with b's, `(k, k)`, without what connects them with open units.
-
-    Args:
-        across: What `_open_across` gives.
-        units: The `k` units.
-        a: Parameters of a.
-        b: Parameters of b.
-    """
+    """Inner products of a's units with b's, `(k, k)`, without what connects them to open ones."""
     total = torch.zeros(len(units), len(units), dtype=torch.float64)
     for member, masked in across:
         left = a[member.tensor]

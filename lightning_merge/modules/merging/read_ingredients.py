@@ -124,11 +124,7 @@ def _check(module: object) -> None:
 
 
 def check_automatic(module: LightningModule) -> None:
-    """Whether a module whose own steps are to train a merge leaves optimizing to Lightning.
-
-    Raises:
-        ConfigError: It optimizes manually.
-    """
+    """Checks that Lightning optimizes what is to train a merge; a `ConfigError` if not."""
     if not module.automatic_optimization:
         raise ConfigError(
             f"{type(module).__name__} optimizes manually: merging needs a module with "

@@ -36,10 +36,6 @@ def refuse_spawning(strategy: Strategy) -> None:
 def refuse_averaging(module: object, callbacks: Iterable[Callback]) -> None:
     """Refuses callbacks that average weights which follow from what is learned.
 
-    Args:
-        module: What learns: alphas, or maps of units.
-        callbacks: The Trainer's.
-
     Raises:
         ConfigError: If one is a `WeightAveraging`, whose checkpoints would hold other weights than
             it validates, beside alphas or maps of neither.
