@@ -1,21 +1,17 @@
 """Uploads an exported folder to the Hugging Face Hub."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning_merge.errors import ConfigError, MergeError, one_line, printable
 
 
-def push_to_hub(
-    folder: str | Path, name: str, overwrite: bool = False, api: Any | None = None
-) -> str:
+def push_to_hub(folder: str | Path, name: str, overwrite: bool = False) -> str:
     """Makes a repository of a folder's files.
 
     Args:
         folder: What `export` wrote.
         name: The repository's name, `USER/NAME`.
         overwrite: Whether it may exist already.
-        api: A `huggingface_hub.HfApi`; a new one, with the token of `hf auth login`, if not given.
 
     Returns:
         The address of the upload.
@@ -29,7 +25,7 @@ def push_to_hub(
         raise ConfigError(
             "--push_to_hub needs huggingface_hub: pip install 'lightning-merge[hub]'"
         ) from error
-    hub = api or HfApi()
+    hub = HfApi()
     try:
         hub.create_repo(repo_id=name, exist_ok=overwrite)
         made = hub.upload_folder(

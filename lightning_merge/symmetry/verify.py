@@ -25,7 +25,7 @@ Draw = Callable[[Group, torch.Generator], Tensor]
 
 
 def verify(
-    exported: Exported, groups: list[Group], deadline: Deadline | None = None
+    exported: Exported, groups: list[Group], deadline: Deadline
 ) -> tuple[list[Group], list[str]]:
     """Keep the groups that leave the function unchanged.
 
@@ -43,7 +43,6 @@ def verify(
     Raises:
         AlignmentError: The time is up, or no random state gives finite outputs.
     """
-    deadline = deadline or Deadline()
     before = torch.get_default_dtype()
     # Operators that create tensors without a dtype must create float64 as well.
     torch.set_default_dtype(torch.float64)

@@ -40,12 +40,7 @@ def verify_eager(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with (
-            gradient_free(model),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-        ):
+        with gradient_free(model), torch.random.fork_rng(devices=[]):
             return _verify_eager(groups, _Network(model, inputs), torch.Generator().manual_seed(2))
     finally:
         torch.set_default_dtype(before)

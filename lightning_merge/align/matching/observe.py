@@ -100,13 +100,7 @@ def observe(
         AlignmentError: There are no batches.
     """
     observer = _Observer(spec, model_a, model_b, own, cost)
-    # Outside inference mode, because only ordinary tensors tell whether they were changed.
-    with (
-        gradient_free(model_a),
-        gradient_free(model_b),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
+    with gradient_free(model_a, model_b):
         for inputs in inputs_in(tracked(batches, "Matching activations", progress)):
             observer.read(inputs)
     if not observer.seen:
