@@ -63,6 +63,17 @@ def gradient_free(*models: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Operators that create tensors without a dtype create float64 meanwhile."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def as_written() -> AbstractContextManager[Any]:
     """Runs what was compiled as it is written: compiled code calls no hook that came later."""
     # Nothing was compiled before torch's compiler was imported, which takes seconds.

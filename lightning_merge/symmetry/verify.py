@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_merge.modes import in_float64
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import gather, to_sources
 from lightning_merge.symmetry.replay import Replay, buffers_of, distance, prepare
@@ -43,13 +44,8 @@ def verify(
     Raises:
         AlignmentError: The time is up, or no random state gives finite outputs.
     """
-    before = torch.get_default_dtype()
-    # Operators that create tensors without a dtype must create float64 as well.
-    torch.set_default_dtype(torch.float64)
-    try:
+    with in_float64():
         return _verify(exported, groups, torch.Generator().manual_seed(20240229), deadline)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _verify(

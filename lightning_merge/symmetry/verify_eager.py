@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.modes import forget, gradient_free
+from lightning_merge.modes import forget, gradient_free, in_float64
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import gather, to_sources
 from lightning_merge.symmetry.unit_group import Group
@@ -37,13 +37,8 @@ def verify_eager(
         AlignmentError: The network does not run in float64, or its output is random or not
             finite.
     """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with gradient_free(model), torch.random.fork_rng(devices=[]):
-            return _verify_eager(groups, _Network(model, inputs), torch.Generator().manual_seed(2))
-    finally:
-        torch.set_default_dtype(before)
+    with in_float64(), gradient_free(model), torch.random.fork_rng(devices=[]):
+        return _verify_eager(groups, _Network(model, inputs), torch.Generator().manual_seed(2))
 
 
 def _verify_eager(

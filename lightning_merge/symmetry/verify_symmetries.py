@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_merge.modes import in_float64
 from lightning_merge.symmetry.canonical import folded
 from lightning_merge.symmetry.index_maps import gather_all, to_sources
 from lightning_merge.symmetry.linear_maps import apply_linear, orders, random_map
@@ -44,13 +45,8 @@ def verify_symmetries(
     groups = [group for group in found.groups if group.name in names]
     if all(group.symmetry == "permutation" for group in groups):
         return list(verified), Folds(), []
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        trial = _Trial(exported, found.folds, deadline)
-        return _kept(trial, groups)
-    finally:
-        torch.set_default_dtype(before)
+    with in_float64():
+        return _kept(_Trial(exported, found.folds, deadline), groups)
 
 
 def _kept(trial: "_Trial", groups: list[Group]) -> tuple[list[Group], Folds, list[str]]:
