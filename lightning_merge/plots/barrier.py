@@ -95,8 +95,7 @@ def plot_barrier(lines: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
         heading = title or "Along the line from B to A"
         figure.suptitle(heading, x=0.01, ha="left", weight="bold")
-        handles, labels = loss.get_legend_handles_labels()
-        legend = legend_below(figure, handles, labels, columns, handlelength=2.8)
+        legend = legend_below(figure, loss, columns, handlelength=2.8)
         for handle in legend.get_lines():
             if handle.get_markerfacecolor() == "white":
                 handle.set_linestyle((0, (3, 2)))

@@ -89,8 +89,7 @@ def plot_bars(tables: Mapping[str, Sequence[Row]], title: str = "") -> Figure:
         turned = {"rotation": 35, "ha": "right"} if len(labels) > 6 else {}
         panels[-1].set_xticks(range(len(labels)), labels, **turned)
         panels[-1].set_xlim(-0.55, len(labels) - 0.45)
-        handles, names = panels[0].get_legend_handles_labels()
-        legend_below(figure, handles, names, 4, handlelength=1.6)
+        legend_below(figure, panels[0], 4, handlelength=1.6)
         figure.suptitle(title or "Merges and ensembles", x=0.01, ha="left", weight="bold")
     return figure
 

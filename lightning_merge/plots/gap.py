@@ -140,8 +140,7 @@ def _by_table(
         axes.set_title(merge, weight="normal")
     panels[-1].set_xticks(range(len(labels)), labels, rotation=35, ha="right")
     panels[-1].set_xlim(-0.5, len(labels) - 0.5)
-    handles, names = panels[0].get_legend_handles_labels()
-    if names:
+    if any(sizes):
         # Beside the panels it would overlap the heading.
-        legend_below(figure, handles, names, 3)
+        legend_below(figure, panels[0], 3)
     return figure

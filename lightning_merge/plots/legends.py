@@ -1,9 +1,8 @@
 """Legends below the panels of a figure."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
@@ -11,24 +10,19 @@ from matplotlib.legend import Legend
 _LINE = 0.2
 
 
-def legend_below(
-    figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **settings: Any
-) -> Legend:
-    """Adds a legend below all panels, in as many columns as the figure is wide enough for.
+def legend_below(figure: Figure, axes: Axes, most: int, **settings: Any) -> Legend:
+    """Adds a panel's legend below all panels, in as many columns as the figure is wide enough for.
 
     A legend wider than its figure would widen the saved file, with empty space beside the panels.
 
     Args:
         figure: The figure, with a constrained layout. It becomes higher by each line that fewer
             columns than `most` need.
-        handles: What stands for each entry.
-        labels: Their names.
+        axes: The panel.
         most: How many columns at most.
         **settings: Passed on to `Figure.legend`.
-
-    Returns:
-        The legend.
     """
+    handles, labels = axes.get_legend_handles_labels()
     for columns in range(min(most, max(1, len(labels))), 0, -1):
         legend = figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, **settings

@@ -70,6 +70,5 @@ def plot_pools(summary: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         axes.set_ylabel("test accuracy")
         zoom_accuracy(axes, ends)
         axes.set_title(title or "Merges and ensembles by number of networks")
-        handles, labels = axes.get_legend_handles_labels()
-        legend_below(figure, handles, labels, 3, handlelength=2.8)
+        legend_below(figure, axes, 3, handlelength=2.8)
     return figure

@@ -57,6 +57,5 @@ def plot_robustness(found: Sequence[Mapping[str, Any]], title: str = "") -> Figu
         right.set_xlabel("clean accuracy")
         right.set_ylabel("corrupted accuracy (star: share 1)")
         left.set_title(title or "From the pre-trained network on")
-        handles, labels = left.get_legend_handles_labels()
-        legend_below(figure, handles, labels, 4)
+        legend_below(figure, left, 4)
     return figure

@@ -1,7 +1,6 @@
 """Weight scaling: soups and ensembles of scaled networks (Rethinking, Fig. 4, 8b, 8c)."""
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import matplotlib as mpl
@@ -79,9 +78,8 @@ def plot_magnitude(curves: Sequence[Curve], title: str = "") -> Figure:
             axes.set_xlabel("weights multiplied by")
         panels[0].set_ylabel("test accuracy")
         zoom_accuracy(panels[0], shown)
-        handles, labels = panels[0].get_legend_handles_labels()
         columns = 2 if len(sizes) == 1 else 4
-        legend_below(figure, handles, labels, columns, handlelength=2.8)
+        legend_below(figure, panels[0], columns, handlelength=2.8)
         figure.suptitle(title or "Accuracy by weight magnitude", x=0.01, ha="left", weight="bold")
     return figure
 
@@ -199,7 +197,6 @@ def _panels(
     width, height = max(5.0, size[0] * columns), 1.1 + size[1] * rows
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
-    for axes, used in zip_longest(panels, [True] * count):
-        if not used:
-            axes.set_axis_off()
+    for axes in panels[count:]:
+        axes.set_axis_off()
     return figure, panels
