@@ -1,7 +1,10 @@
 """How images are preprocessed for a network: from the data module or from a checkpoint."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lightning_merge.errors import printable
 
 KEY = "preprocessing"
 """Under which a checkpoint keeps it."""
@@ -26,3 +29,60 @@ def preprocessing_of(source: object) -> dict[str, Any] | None:
     if not isinstance(found, Mapping) or not {"input_size", "mean", "std"} <= found.keys():
         return None
     return {name: found[name] for name in NAMES if found.get(name) is not None}
+
+
+def classes_of(source: object) -> list[str] | None:
+    """The names of a network's classes, in the order of its outputs, as its checkpoint has them.
+
+    Args:
+        source: The content of the checkpoint.
+
+    Returns:
+        The names; None if there are none, or numbers only.
+    """
+    found = (preprocessing_of(source) or {}).get("label_names")
+    return _names(found)
+
+
+def warn_of_other_classes(
+    names: Sequence[str], sources: Sequence[object], data: object, side_by_side: bool = False
+) -> None:
+    """Warns where an output stands for another class than it does in the data, or in a network.
+
+    Networks are averaged, and their answers counted, by the places of their outputs.
+
+    Args:
+        names: The networks' names.
+        sources: The content of each one's checkpoint.
+        data: The data module, set up; its `class_names` are compared if it has some.
+        side_by_side: Whether the networks' classes follow one another in one head.
+    """
+    known = {name: classes_of(one) for name, one in zip(names, sources, strict=True)}
+    if side_by_side:
+        joined = (
+            None if None in known.values() else [c for own in known.values() for c in own or ()]
+        )
+        known = {"the head of all": joined}
+    wanted, whose = _names(getattr(data, "class_names", None)), "the data"
+    for name, own in known.items():
+        if own is None:
+            continue
+        if wanted is None:
+            wanted, whose = own, printable(name)
+        pairs = enumerate(zip(own, wanted, strict=False))
+        differing = [place for place, (one, other) in pairs if one != other]
+        if differing and len(own) == len(wanted):
+            place = differing[0]
+            warnings.warn(
+                f"output {place} is {own[place]!r} for {printable(name)} and {wanted[place]!r} for "
+                f"{whose}, and outputs are compared by their places: give data modules the same "
+                "classes in the same order",
+                stacklevel=2,
+            )
+
+
+def _names(found: object) -> list[str] | None:
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return None
+    names = [printable(str(one)) for one in found]
+    return None if all(name.isdecimal() for name in names) else names

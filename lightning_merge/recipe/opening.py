@@ -24,6 +24,7 @@ from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError, printable
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
+from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.described_module import module_of
@@ -98,7 +99,7 @@ def open_context(
     # Of the files as they are, not of what sharing a head or widening made of them.
     digests = [digest(prefixed(one.state_dict, expected)) for one in read]
     _warn_of_equals(short, digests)
-    return Context(
+    context = Context(
         module,
         states,
         short,
@@ -109,6 +110,11 @@ def open_context(
         given_digests=digests,
         **settings,
     )
+    # With one head for all, the others' own classes are left behind.
+    count = 1 if kept and not joins else len(read)
+    contents = [one.content for one in read[:count]]
+    warn_of_other_classes(short[:count], contents, context.data, joins)
+    return context
 
 
 def _warn_of_equals(names: Sequence[str], digests: Sequence[str]) -> None:
