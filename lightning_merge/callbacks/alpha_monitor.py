@@ -7,6 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_merge.errors import ConfigError
 from lightning_merge.loggers import log_histogram, log_table
 
+PREFIX = "alpha/"
+"""Of a layer's mean alpha among the metrics."""
+
 
 class AlphaMonitor(Callback):
     """Logs the alphas of every layer, to whatever logger the Trainer has.
@@ -33,7 +36,7 @@ class AlphaMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs means and histograms."""
         alphas = _by_ingredient(pl_module)
-        means = {f"alpha/{name}": alpha.mean() for name, alpha in alphas.items()}
+        means = {f"{PREFIX}{name}": alpha.mean() for name, alpha in alphas.items()}
         pl_module.log_dict(means, sync_dist=False)
         if trainer.is_global_zero:
             for name, alpha in alphas.items():

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_merge.callbacks.alpha_monitor import PREFIX
 from lightning_merge.durations import in_seconds
 
 
@@ -26,9 +27,10 @@ class PlainLines(Callback):
         del pl_module
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         seconds = time.monotonic() - self._begun
+        # A value for each layer is for loggers: nobody finds the loss among a hundred.
+        shown = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith(PREFIX)}
         print_line(
-            f"epoch {trainer.current_epoch + 1}{last}: {in_words(trainer.callback_metrics)} "
-            f"({in_seconds(seconds)} s)"
+            f"epoch {trainer.current_epoch + 1}{last}: {in_words(shown)} ({in_seconds(seconds)} s)"
         )
 
 

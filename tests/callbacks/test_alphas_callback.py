@@ -8,6 +8,7 @@ from strangers import Stranger, image_batches, quiet_trainer, randomise
 
 from lightning_merge.callbacks import AlphaMonitor
 from lightning_merge.callbacks.alpha_monitor import alpha_rows
+from lightning_merge.callbacks.plain_lines import PlainLines
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
 
@@ -35,6 +36,14 @@ def test_the_means_reach_a_csv_logger(tmp_path):
     layer = module.alphas()["net.3.weight"]
     assert int(table["net.3.weight"]["alphas"]) == layer.numel()
     assert float(table["net.3.weight"]["std"]) == pytest.approx(layer.std(correction=0).item())
+
+
+def test_the_line_of_an_epoch_leaves_them_to_loggers(capsys):
+    callbacks = [AlphaMonitor(), PlainLines()]
+    quiet_trainer(max_epochs=2, callbacks=callbacks).fit(merge(), image_batches())
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch 1/2: loss_in_step ")
+    assert "alpha" not in first + second
 
 
 def test_of_three_ingredients_each_has_its_own_mean(tmp_path):
