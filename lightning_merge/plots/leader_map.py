@@ -33,7 +33,8 @@ def plot_leaders(
         [[100 * (over.get((merge, one)) or 0.0) for one in situations] for merge in merges]
     )
     with style():
-        size = (2.6 + 0.78 * len(situations), 1.4 + 0.3 * len(merges))
+        names = 0.3 + 0.062 * max(map(len, merges), default=0)
+        size = (names + 0.78 * len(situations), 1.4 + 0.3 * len(merges))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         # The root shows a point beside a difference of seventy.
