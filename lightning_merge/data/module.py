@@ -21,6 +21,7 @@ from lightning_merge.data.splits import (
     choose,
     digest_of_examples,
     digest_of_split,
+    warn_of_none_held_out,
 )
 from lightning_merge.errors import ConfigError
 
@@ -223,6 +224,8 @@ class ClassificationDataModule(LightningDataModule, ABC):
             self.examples_per_class,
             self.split_seed,
         )
+        if self.held_out:
+            warn_of_none_held_out(labels, held_out, self.held_out, self._label_names())
         published = adapted_normalisation(
             self.published_normalisation, self._file_channels, self.in_chans
         )
@@ -298,7 +301,7 @@ class ClassificationDataModule(LightningDataModule, ABC):
             "std": list(self.normalisation.std),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "label_names": list(getattr(self, "class_names", map(str, range(self.num_classes)))),
+            "label_names": self._label_names(),
         }
 
     @property
@@ -352,6 +355,9 @@ class ClassificationDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The official test examples, in order, with their targets."""
         return self.test_dataloader()
+
+    def _label_names(self) -> list[str]:
+        return list(getattr(self, "class_names", map(str, range(self.num_classes))))
 
     def _corruption(self, name: str, severity: int) -> Corruption:
         return Corruption(name, severity, self.corruption_parameters)

@@ -7,6 +7,7 @@ others, and returns sorted int64 indices.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +119,32 @@ def hold_out(
         divided.append(np.split(_shuffled(members, _HELD_OUT, seed, label), [len(members) - held]))
     rest, held_out = _gather(divided, 2)
     return rest, held_out
+
+
+def warn_of_none_held_out(
+    labels: NDArray[np.integer], held_out: Indices, fraction: float, names: Sequence[str]
+) -> None:
+    """Warns where a class, or the whole set, is too small for an example of it to be held out.
+
+    Args:
+        labels: As for `hold_out`.
+        held_out: What is held out.
+        fraction: Which was to be.
+        names: Of the classes.
+    """
+    # Of several labels a share is drawn of all examples together, rare ones or not.
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
+    missing = [int(label) for label in np.setdiff1d(classes, classes[held_out])]
+    if not missing:
+        return
+    known = dict(enumerate(names))
+    named = ", ".join(str(known.get(label, label)) for label in missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    warnings.warn(
+        f"held_out {fraction} is less than one example{f' of {named}{more}' * bool(len(held_out))}:"
+        " none of it is held out; choose a larger fraction",
+        stacklevel=3,
+    )
 
 
 def examples_per_class(

@@ -56,6 +56,31 @@ def ready(**kwargs):
     return dm
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"count": 41, "held_out": 0.01}, "held_out 0.01 is less than one example: none"),
+        ({"count": 41, "held_out": 0.01, "val": True}, "less than one example: none"),
+        ({"count": 41, "held_out": 0.01, "multilabel": True}, "less than one example: none"),
+        # Eleven of class 0, ten of the others.
+        (
+            {"count": 41, "held_out": 0.049},
+            "held_out 0.049 is less than one example of 1, 2, 3: none of it",
+        ),
+    ],
+)
+def test_a_class_of_which_no_example_can_be_held_out_is_named(arguments, words):
+    with pytest.warns(UserWarning, match=words):
+        ready(**arguments)
+
+
+def test_nothing_is_said_where_all_classes_are_held_out_or_none_is_to_be(recwarn):
+    for arguments in ({"held_out": 0.1}, {"held_out": 0.0}, {"held_out": 0.0, "val": True}):
+        ready(**arguments)
+    ready(held_out=0.1, multilabel=True)
+    assert not recwarn.list
+
+
 def test_setup_reads_once_and_loaders_need_no_call_of_it():
     dm = Squares()
     dm.train_dataloader()
