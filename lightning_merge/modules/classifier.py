@@ -30,7 +30,9 @@ class ImageClassifier(ClassificationModule):
         model_kwargs: Further arguments of `timm.create_model`, for example `width`.
         metrics: Which metrics to report: `accuracy`, `top5`, `auroc`, `medical` (sensitivity,
             specificity, F1 and calibration error), or any of torchmetrics by `class_path` and
-            `init_args` (`lightning_merge.modules.metrics.classification_metrics`). By default
+            `init_args` (`lightning_merge.modules.metrics.classification_metrics`). Of a multiclass
+            task these rates are means over its classes: of two, sensitivity and specificity are
+            one number, and only a `binary` task has those of class 1. By default
             accuracy, with `top5` from six classes on, with `auroc` where the task is not
             multiclass.
         channels_last: Whether convolutions compute in channels-last order, the faster one
