@@ -202,6 +202,20 @@ def test_units_that_a_relu_silences_stay_silent(seed: int, gamma: float) -> None
     torch.testing.assert_close(aligned.one.weight[loud], a.one.weight[loud])
 
 
+@pytest.mark.parametrize("gamma", [0, 0.1])
+def test_rounding_in_directions_that_hardly_vary_is_no_correlation(gamma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator)
+    # Of so many units of three numbers most are combinations of others, but for rounding.
+    a = randomised(nn.Sequential(nn.Linear(3, 60), nn.SiLU(), nn.Linear(60, 2))).eval()
+    b = randomised(nn.Sequential(nn.Linear(3, 60), nn.SiLU(), nn.Linear(60, 2))).eval()
+    spec = PermutationSpec.from_model(a, x[:4])
+    b.load_state_dict(spec.apply(a.state_dict(), spec.random(generator)))
+    b.load_state_dict(CCAMatching(gamma=gamma).align(spec, a, b, [x]))
+    expected = a(x).detach()
+    torch.testing.assert_close(b(x), expected, rtol=0, atol=0.01 * float(expected.std()))
+
+
 @pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
 def test_gamma_must_be_a_ridge(gamma: float) -> None:
     with pytest.raises(AlignmentError, match="gamma"):

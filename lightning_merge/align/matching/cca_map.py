@@ -12,9 +12,11 @@ from torch import Tensor
 from lightning_merge.align.matching.assignment import assign
 from lightning_merge.align.matching.decomposition import svd
 
-# Directions in which units vary less than this share of their mean variance are noise, and those
-# in which two networks' units correlate less than this.
-_RANK, _UNRELATED = 1e-12, 1e-9
+# Products of units are summed in float32: variances below this share of the largest are rounding,
+# which a whitening would blow up to a correlation like any other.
+_ROUNDING = 2.0**-23
+# In which directions two networks' units are unrelated.
+_UNRELATED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Spectra:
 
         With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
         `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
-        ill-conditioned. Units of which none varies, in either network, are left as they are.
+        ill-conditioned. Those in which only rounding varies have no part in `Sab`. Units of which
+        none varies, in either network, are left as they are.
 
         Args:
             gamma: Ridge, relative to the mean variance.
@@ -57,8 +60,9 @@ class Spectra:
         if not self.varies:
             one = torch.eye(len(self.s_ab), dtype=torch.float64, device=self.s_ab.device)
             return LinearMap(one, one.clone())
-        (root_a, whiten_a), (root_b, whiten_b) = _roots(self.a, gamma), _roots(self.b, gamma)
-        rotation = _rotation(whiten_a @ self.s_ab @ whiten_b)
+        root_a, whiten_a, varying_a = _roots(self.a, gamma)
+        root_b, whiten_b, varying_b = _roots(self.b, gamma)
+        rotation = _rotation(varying_a @ self.s_ab @ varying_b)
         return LinearMap(whiten_b @ rotation @ root_a, whiten_a @ rotation.T @ root_b)
 
 
@@ -81,11 +85,14 @@ def _rotation(correlations: Tensor) -> Tensor:
     return rotation
 
 
-def _roots(spectrum: tuple[Tensor, Tensor], gamma: float) -> tuple[Tensor, Tensor]:
-    """The square root of a regularised covariance, and the inverse of it, `(n, n)` each."""
+def _roots(spectrum: tuple[Tensor, Tensor], gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The square root of a regularised covariance, its inverse, and that where units vary.
+
+    `(n, n)` each.
+    """
     values, vectors = spectrum
-    mean = values.mean()
-    # Rounding leaves eigenvalues below zero; a floor keeps the map invertible.
-    values = (values + gamma * mean).clamp_min(_RANK * mean)
-    root = values.sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+    # A floor keeps the map invertible; rounding leaves eigenvalues below zero.
+    floor = _ROUNDING * values[-1]
+    root = (values.clamp_min(floor) + gamma * values.mean()).sqrt()
+    inverse = vectors / root
+    return (vectors * root) @ vectors.T, inverse @ vectors.T, inverse * (values > floor) @ vectors.T
