@@ -21,6 +21,13 @@ def is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return as_kind or (of_timm and nn.Linear in kinds)
 
 
+def uses_its_weight(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is linear in its `weight`: a plain one, and timm's that pads by itself."""
+    return is_plain(layer, kinds) or (
+        isinstance(layer, kinds) and type(layer).forward.__module__ == "timm.layers.conv2d_same"
+    )
+
+
 def exactly(value: Tensor) -> Tensor:
     """A tensor in float64; on the CPU where its device has no such numbers, as Apple's GPUs."""
     return (value.cpu() if value.device.type == "mps" else value).to(torch.float64)

@@ -216,6 +216,28 @@ def test_rounding_in_directions_that_hardly_vary_is_no_correlation(gamma: float)
     torch.testing.assert_close(b(x), expected, rtol=0, atol=0.01 * float(expected.std()))
 
 
+class Standardised(nn.Conv2d):
+    """Its weight is standardised before it is used, as timm's `StdConv2d` has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        std, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) / std, self.bias)
+
+
+def test_units_of_layers_that_compute_their_weights_are_permuted() -> None:
+    def network(seed: int) -> nn.Module:
+        layers = [Standardised(3, 6, 3), Standardised(6, 7, 3), nn.Flatten(), nn.Linear(7, 2)]
+        return randomised(nn.Sequential(*layers), seed).eval()
+
+    a, b = network(0), network(1)
+    x = torch.randn(40, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    state = CCAMatching(0.1).align(PermutationSpec.from_model(a, x[:4]), a, b, [x])
+    before = b(x)
+    b.load_state_dict(state)
+    # No matrix goes through a standardisation, even where the network is linear besides.
+    torch.testing.assert_close(b(x), before, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
 def test_gamma_must_be_a_ridge(gamma: float) -> None:
     with pytest.raises(AlignmentError, match="gamma"):

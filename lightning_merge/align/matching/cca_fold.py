@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.align.matching.cca_map import LinearMap
+from lightning_merge.linear_layers import uses_its_weight
 from lightning_merge.symmetry.unit_group import Group, Member
 from lightning_merge.watched_layers import watch_input, watch_output
 
@@ -54,8 +55,9 @@ def _folds(member: Member, modules: Mapping[str, nn.Module], behind: Collection[
     module = modules.get(path)
     if isinstance(module, _BatchNorm):
         return path in behind
-    plain = isinstance(module, _LAYERS) and getattr(module, "groups", 1) == 1
-    return plain and member.role != "scales"
+    if module is None or getattr(module, "groups", 1) != 1 or member.role == "scales":
+        return False
+    return uses_its_weight(module, _LAYERS)
 
 
 def norm_ratio(state: Mapping[str, Tensor], norm: str, modules: Mapping[str, nn.Module]) -> Tensor:
