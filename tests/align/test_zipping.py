@@ -257,3 +257,20 @@ def test_recipes_zip_and_reset():
     with pytest.raises(ConfigError, match="two networks, not 3"):
         Recipe("zip", ZipIt())(made_context(3))
     assert ZipIt(0.1, 0.2).alpha == 0.1
+
+
+def test_complex_weights_are_averaged() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(5, 4, dtype=torch.complex64)
+            self.one, self.out = nn.Linear(4, 7), nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.out(self.one(self.mix(x.to(torch.complex64)).abs()).relu())
+
+    a, b = Complex().eval(), Complex().eval()
+    x = torch.randn(30, 5)
+    zipped = zip_it(PermutationSpec.from_model(a, x), a, b, [x])
+    torch.testing.assert_close(zipped.mix.weight, (a.mix.weight + b.mix.weight) / 2)
+    assert zipped.mix.weight.dtype == torch.complex64

@@ -115,7 +115,7 @@ class LearnedMaps(nn.Module):
         """The point of the line between a and b under the present maps, `share` being a's."""
         return {
             name: share * self.a[name] + (1 - share) * tensor
-            if tensor.is_floating_point()
+            if tensor.is_floating_point() or tensor.is_complex()
             else self.a[name]
             for name, tensor in self.mapped().items()
         }

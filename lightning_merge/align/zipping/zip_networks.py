@@ -214,7 +214,11 @@ def zipped_state(
     groups = [group for group in spec.groups if group.name in found.zips]
     total: dict[str, Tensor] = {}
     for index, state in enumerate((dict(a), spec.apply(b, found.permutation))):
-        parts = {n: t.double() / 2 for n, t in state.items() if t.is_floating_point()}
+        parts = {
+            name: tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) / 2
+            for name, tensor in state.items()
+            if tensor.is_floating_point() or tensor.is_complex()
+        }
         for group in groups:
             zipped = found.zips[group.name]
             # What is halved already is merged by weights that add up to 2.

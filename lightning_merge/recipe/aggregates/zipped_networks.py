@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_merge.aggregate.inputs import is_numeric
 from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.align.zipping.zip_networks import check_shares, zip_it
 from lightning_merge.checkpoint import StateDict
@@ -86,7 +87,7 @@ class ZipIt(_Zip):
         merged = self._zipped(own, context).state_dict()
         # Of a mean of rows of which all but one are 0.
         heads: dict[str, Any] = {
-            name: merged[name] * 2 for name in context.heads if merged[name].is_floating_point()
+            name: merged[name] * 2 for name in context.heads if is_numeric(merged[name])
         }
         state = {name: value.cpu() for name, value in {**merged, **heads}.items()}
         return Merged(context.build(state))
