@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_merge.batches import to_device_of
 from lightning_merge.errors import NonFiniteError
-from lightning_merge.linear_layers import is_plain
+from lightning_merge.linear_layers import uses_its_weight
 from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
 from lightning_merge.watched_layers import check_watchable
@@ -102,10 +102,12 @@ class LayersToRepair(NamedTuple):
         names: The layers, in the order in which they run.
         added_up: Whether the network's output is none of theirs, but made of them by a linear map:
             heads that are averaged, or a classifier behind which positions are.
+        left: The other ones that run and do not make the output.
     """
 
     names: list[str]
     added_up: bool
+    left: list[str]
 
 
 def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden") -> LayersToRepair:
@@ -129,16 +131,16 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden"
     kept: list[Tensor] = []
     hooks = {}
     for name, layer in model.named_modules():
-        own = layer._parameters.get("weight")
         if not isinstance(layer, _LAYERS):
             continue
+        own = layer._parameters.get(scale_of(layer) or "")
 
         def hook(
             _module: nn.Module,
             _inputs: Any,
             output: Tensor,
             name: str = name,
-            plain: bool = own is not None and uses[id(own)] == 1 and is_plain(layer, _LAYERS),
+            plain: bool = own is not None and uses[id(own)] == 1,
             axes: int = 0 if own is None else own.ndim,
         ) -> None:
             kept.append(output)
@@ -155,7 +157,7 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden"
     found = {makers.get(tensor.data_ptr()) for tensor in _tensors(result)}
     once = [name for name, count in Counter(called).items() if count == 1]
     if which is None:
-        return LayersToRepair(once, False)
+        return LayersToRepair(once, False, [])
     classifiers = found - {None}
     added_up = False
     if not classifiers and isinstance(result, Tensor) and result.ndim == 2:
@@ -169,7 +171,21 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden"
         # Where the output is computed from the classifier's (a softmax), the last layer is it.
         classifiers = set(last[-1:])
     names = [n for n in once if (n in classifiers) == makes_output]
-    return LayersToRepair(names, added_up and makes_output)
+    left = [n for n in dict.fromkeys(last) if n not in once and n not in classifiers]
+    return LayersToRepair(names, added_up and makes_output, left)
+
+
+def scale_of(layer: nn.Module) -> str | None:
+    """The name of the parameter by whose rows a layer's channels are multiplied, before its bias.
+
+    timm's weight-standardised convolutions multiply what they computed by a gain. None where no
+    parameter does it.
+    """
+    if uses_its_weight(layer, _LAYERS):
+        return "weight"
+    forward = type(layer).forward
+    scaled = forward.__module__ == "timm.layers.std_conv" and "gain" in layer._parameters
+    return "gain" if scaled else None
 
 
 def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) -> bool:

@@ -4,6 +4,7 @@ Source: Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Inte
 Repair". For networks without BatchNorm; with it, `reset_batchnorm` does the same.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,13 @@ from lightning_merge.modes import gradient_free
 from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
 from lightning_merge.randomness import isolated_randomness
-from lightning_merge.recalibrate.channels import Statistics, Which, layers_to_repair, measure
+from lightning_merge.recalibrate.channels import (
+    Statistics,
+    Which,
+    layers_to_repair,
+    measure,
+    scale_of,
+)
 
 
 def repair(
@@ -75,7 +82,8 @@ class Repair:
     output (the classifier; the layer that runs last, where the output is computed from it), that
     run more than once, that share their weight with another layer, that are given one vector or
     one image instead of a batch, or that compute with something other than their own `weight`
-    (weight standardisation, parametrisations).
+    (parametrisations; weight standardisation but for timm's with a `gain`, by which they are
+    scaled). A warning counts those of them that make hidden units.
     A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
     and which a network into which it is to be loaded must have (`without_bias` names them
     beforehand). A channel that never varies in the merged network is only shifted.
@@ -129,7 +137,10 @@ class Repair:
                         self._inputs = list(inputs_in(in_random_order(batches, seed)))
                     if not self._inputs:
                         raise DataError("REPAIR needs at least one batch, there was none")
-                    self.layers, self._added_up = layers_to_repair(parent, self._inputs[0], which)
+                    found = layers_to_repair(parent, self._inputs[0], which)
+                    self.layers, self._added_up = found.names, found.added_up
+                    if which == "hidden":
+                        _warn_of(found.left, len(self.layers))
                     if which == "output" and not self.layers:
                         raise ConfigError(
                             f"REPAIR: the output of {type(parent).__name__} is not that of one "
@@ -210,6 +221,17 @@ def check_norms(model: nn.Module, which: Which) -> None:
         )
 
 
+def _warn_of(left: Sequence[str], corrected: int) -> None:
+    """Warns where hidden layers are not corrected."""
+    if left:
+        warnings.warn(
+            f"REPAIR corrects {corrected} hidden layers and leaves {len(left)} as they are, "
+            f"'{left[0]}' first: they compute with more than a weight of their own, run more than "
+            "once, or see no batch",
+            stacklevel=4,
+        )
+
+
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     """Each parent's share in a mean; equal ones if none are given.
 
@@ -228,8 +250,7 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
 
 def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
     """Multiplies the change from one set of statistics to another into a layer."""
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
+    weight, bias = layer.get_parameter(scale_of(layer) or "weight"), layer.bias
     scale = torch.where(now.std > 0, goal.std / now.std.clamp_min(1e-300), 1.0)
     old = bias.double().cpu() if isinstance(bias, Tensor) else torch.zeros_like(scale)
     shift = (old - now.mean) * scale + goal.mean

@@ -1,11 +1,14 @@
 """REPAIR against its closed form and against statistics measured anew."""
 
 import copy
+import warnings
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from strangers import randomise
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import interpolate
@@ -233,8 +236,26 @@ def test_layers_that_a_scale_would_not_reach_are_left_alone() -> None:
 
     a, b, merged = build(), build(), build()
     before = copy.deepcopy(merged.state_dict())
-    assert repair(merged, a, b, [torch.randn(3, 1, 2, 2)]) == 0
+    with pytest.warns(UserWarning, match="corrects 0 hidden layers and leaves 3 .* '0' first"):
+        assert repair(merged, a, b, [torch.randn(3, 1, 2, 2)]) == 0
     assert all(torch.equal(merged.state_dict()[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("conv", [ScaledStdConv2d, ScaledStdConv2dSame, Conv2dSame])
+def test_timms_own_convolutions_have_the_statistics_of_their_goal(conv: type[nn.Conv2d]) -> None:
+    def network(seed: int) -> nn.Sequential:
+        layers = [conv(2, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 3, 4)]
+        return randomise(nn.Sequential(*layers), seed)
+
+    a, b, merged = network(0), network(1), network(0)
+    merged.load_state_dict(interpolate(a.state_dict(), b.state_dict(), 0.5))
+    x = torch.randn(40, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert repair(merged, a, b, [x]) == 1
+    of_a, of_b, found = (statistics(model, x)["0"] for model in (a, b, merged))
+    for k in (0, 1):
+        torch.testing.assert_close(found[k], (of_a[k] + of_b[k]) / 2, rtol=1e-4, atol=1e-5)
 
 
 class Conditioned(nn.Module):
@@ -257,7 +278,8 @@ def test_layers_that_see_no_batch_are_left_alone() -> None:
     merged.load_state_dict(a.state_dict())
     with torch.no_grad():
         merged.one.weight *= 0.5
-    assert repair(merged, a, a, [x]) == 1
+    with pytest.warns(UserWarning, match="corrects 1 hidden layers and leaves 2 .* 'view' first"):
+        assert repair(merged, a, a, [x]) == 1
     torch.testing.assert_close(merged(x), a(x))
     with torch.no_grad():
         merged.one.weight *= 0.5
