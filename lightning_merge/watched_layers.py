@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_merge.errors import ConfigError
@@ -34,6 +34,21 @@ def watch_output(module: nn.Module, receive: Callable[[Any], None]) -> Removable
         receive(output)
 
     return module.register_forward_hook(after)
+
+
+def output_given(model: nn.Module, layer: nn.Module, given: Any, x: Tensor) -> Any:
+    """What a network gives for other inputs, while a layer gives what it gave before.
+
+    Where that is what it gave before, too, it depends on nothing but that layer.
+
+    Args:
+        model: The network.
+        layer: One of its modules.
+        given: The layer's output for `x`.
+        x: The former inputs, `(N, ..., W)`; their examples and columns are exchanged.
+    """
+    with layer.register_forward_hook(lambda *_: given):
+        return model(x.flip(0).roll(1, -1))
 
 
 def check_watchable(model: nn.Module, *having: str) -> None:

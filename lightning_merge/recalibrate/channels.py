@@ -14,7 +14,7 @@ from lightning_merge.errors import NonFiniteError
 from lightning_merge.linear_layers import uses_its_weight
 from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.pooled import Pooled, channel_moments, pool_over_ranks
-from lightning_merge.watched_layers import check_watchable
+from lightning_merge.watched_layers import check_watchable, output_given, watch_output
 
 Which = Literal["hidden", "output"]
 """The layers that make hidden units, or those that make the output."""
@@ -200,16 +200,15 @@ def _adds_up(model: nn.Module, x: Tensor, heads: Sequence[str], result: Tensor) 
 
 def _reads_more(model: nn.Module, x: Tensor, last: Sequence[str], result: Any) -> bool:
     """Whether the network's output depends on more than what its last layer gives."""
+    if not last:
+        return True
+    layer = model.get_submodule(last[0])
     kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        # It may be changed in place later.
-        kept.append(output.clone())
-
-    with _hooked(model, dict.fromkeys(last, keep)):
+    # It may be changed in place later.
+    with watch_output(layer, lambda output: kept.append(output.clone())), torch.no_grad():
         model(x)
-    with _hooked(model, dict.fromkeys(last, lambda *_: kept[0])):
-        other = model(x.flip(0).roll(1, -1))
+    with torch.no_grad():
+        other = output_given(model, layer, kept[0], x)
     pairs = zip(_tensors(other), _tensors(result), strict=True)
     return not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6, equal_nan=True) for pair in pairs)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.symmetry.spec import PermutationSpec
-from lightning_merge.watched_layers import watch_output
+from lightning_merge.watched_layers import output_given, watch_output
 
 # Relative, in float32: the same units in another order give sums in another order.
 _EQUAL = 1e-4
@@ -163,11 +163,8 @@ def _group_along(
 
 def _check_passes(model: nn.Module, name: str, x: Tensor, output: Tensor) -> None:
     """Whether the network's output depends on nothing but a module's output."""
-    module = model.get_submodule(name)
-    wanted = model(x)
-    with module.register_forward_hook(lambda *_: output):
-        found = model(x.flip(0).roll(1, -1))
-    if not _close(found, wanted):
+    found = output_given(model, model.get_submodule(name), output, x)
+    if not _close(found, model(x)):
         raise AlignmentError(
             f"until: the network goes past {name!r} (a shortcut, for example); choose a block as a "
             "whole, or the layer that its branches meet in"
