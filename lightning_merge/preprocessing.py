@@ -31,19 +31,6 @@ def preprocessing_of(source: object) -> dict[str, Any] | None:
     return {name: found[name] for name in NAMES if found.get(name) is not None}
 
 
-def classes_of(source: object) -> list[str] | None:
-    """The names of a network's classes, in the order of its outputs, as its checkpoint has them.
-
-    Args:
-        source: The content of the checkpoint.
-
-    Returns:
-        The names; None if there are none, or numbers only.
-    """
-    found = (preprocessing_of(source) or {}).get("label_names")
-    return _names(found)
-
-
 def warn_of_other_classes(
     names: Sequence[str], sources: Sequence[object], data: object, side_by_side: bool = False
 ) -> None:
@@ -57,13 +44,15 @@ def warn_of_other_classes(
         data: The data module, set up; its `class_names` are compared if it has some.
         side_by_side: Whether the networks' classes follow one another in one head.
     """
-    known = {name: classes_of(one) for name, one in zip(names, sources, strict=True)}
+    prepared = [preprocessing_of(one) or {} for one in sources]
+    known = {
+        name: _class_names(one.get("label_names"))
+        for name, one in zip(names, prepared, strict=True)
+    }
     if side_by_side:
-        joined = (
-            None if None in known.values() else [c for own in known.values() for c in own or ()]
-        )
-        known = {"the head of all": joined}
-    wanted, whose = _names(getattr(data, "class_names", None)), "the data"
+        joined = [one for own in known.values() for one in own or ()]
+        known = {"the head of all": None if None in known.values() else joined}
+    wanted, whose = _class_names(getattr(data, "class_names", None)), "the data"
     for name, own in known.items():
         if own is None:
             continue
@@ -81,7 +70,8 @@ def warn_of_other_classes(
             )
 
 
-def _names(found: object) -> list[str] | None:
+def _class_names(found: object) -> list[str] | None:
+    """Names as they can be printed; None if they are none, or only numbers."""
     if not isinstance(found, Sequence) or isinstance(found, str):
         return None
     names = [printable(str(one)) for one in found]
