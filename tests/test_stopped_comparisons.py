@@ -4,7 +4,7 @@ import sys
 from subprocess import run
 
 import pytest
-from tiny_contexts import Learner, Points, trained
+from tiny_contexts import Points, learners
 
 from lightning_merge import Average, Recipe, compare, merge
 from lightning_merge.errors import OutputExistsError
@@ -15,11 +15,7 @@ MEAN = Recipe("Mean", Average())
 
 @pytest.fixture(scope="module")
 def networks():
-    made = []
-    for seed in range(3):
-        made.append(Learner())
-        made[-1].load_state_dict(trained(seed).state_dict())
-    return made
+    return learners(3)
 
 
 class _Stopping(Average):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 from strangers import quiet_trainer
-from tiny_contexts import Learner, Points, trained
+from tiny_contexts import Learner, Points, learners, trained
 
 import lightning_merge
 from lightning_merge import (
@@ -52,11 +52,7 @@ OBJECTS = [
 
 @pytest.fixture(scope="module")
 def networks():
-    made = []
-    for seed in range(3):
-        made.append(Learner())
-        made[-1].load_state_dict(trained(seed).state_dict())
-    return made
+    return learners(3)
 
 
 @pytest.fixture(scope="module")
