@@ -140,9 +140,10 @@ def warn_of_none_held_out(
     known = dict(enumerate(names))
     named = ", ".join(str(known.get(label, label)) for label in missing[:3])
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    of = f" of {named}{more}" if len(held_out) else ""
     warnings.warn(
-        f"held_out {fraction} is less than one example{f' of {named}{more}' * bool(len(held_out))}:"
-        " none of it is held out; choose a larger fraction",
+        f"held_out {fraction} is less than one example{of}: none of it is held out; choose a "
+        "larger fraction",
         stacklevel=3,
     )
 
