@@ -19,7 +19,7 @@ from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import Score, validate
 from lightning_merge.recipe.kept import Alignment
-from lightning_merge.recipe.recalibration import own_recalibration
+from lightning_merge.recipe.recalibration import keeps_statistics, own_recalibration
 from lightning_merge.symmetry.spec import Symmetries
 
 
@@ -165,7 +165,9 @@ def _held_out_score(context: Context, state: StateDict) -> Score:
     both = context.under_all_heads([first, aligned])
     module = context.build(interpolate(both[0], both[1], 0.5))
     recalibration = own_recalibration(module)
-    with suppress(ConfigError):
+    # REPAIR refuses what it cannot correct; a reset that fails is an error as elsewhere.
+    unsuited = () if keeps_statistics(module) else (ConfigError,)
+    with suppress(*unsuited):
         recalibration.check(context.module, "choice of gamma")
         recalibration.prepare([first, aligned], context)(module, None)
     return validate(module, context.data, context.trainer())
