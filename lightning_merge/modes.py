@@ -29,8 +29,8 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def forget(model: nn.Module) -> None:
-    """Has a network forget what it made of other weights; all modes stay as they are.
+def clear_caches(model: nn.Module) -> None:
+    """Clears what a network has cached of its weights; all modes stay as they are.
 
     In evaluation mode LeViT, TinyViT and EfficientFormer make their attention biases once, and keep
     them until a mode is set. So call it wherever weights change between two runs.
@@ -38,18 +38,18 @@ def forget(model: nn.Module) -> None:
     Args:
         model: The network.
     """
-    keeping = [module for module in keeps(model) if not module.training]
-    if not keeping:
+    caching = [module for module in caching_modules(model) if not module.training]
+    if not caching:
         return
     modes = {module: module.training for module in model.modules()}
-    for module in keeping:
+    for module in caching:
         module.train(False)
     for module, training in modes.items():
         module.training = training
 
 
-def keeps(model: nn.Module) -> list[nn.Module]:
-    """The modules that may keep something until their mode is set."""
+def caching_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that may cache something until their mode is set."""
     return [module for module in model.modules() if type(module).train is not nn.Module.train]
 
 

@@ -23,7 +23,7 @@ from lightning_merge.aggregate.name_weights import NameWeights, Weights
 from lightning_merge.batches import inputs_in, to_device_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.logit_answers import log_probabilities
-from lightning_merge.modes import evaluation, forget
+from lightning_merge.modes import clear_caches, evaluation
 from lightning_merge.number_types import is_fraction
 from lightning_merge.state_dicts import StateDict, check_alike
 
@@ -150,7 +150,7 @@ def diagonal_fisher(
     fisher = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
 
     def scaled_log_probability(values: StateDict, one: Tensor, label: Tensor) -> Tensor:
-        forget(model)
+        clear_caches(model)
         logits = functional_call(model, (values, buffers), (one.unsqueeze(0),))
         of_answers = log_probabilities(logits[0], independent)
         if labels_per_example is not None:
@@ -168,7 +168,7 @@ def diagonal_fisher(
                 for labels in drawn:
                     for name, value in gradients(parameters, part, labels).items():
                         fisher[name] += value.to(torch.float64).square().sum(dim=0)
-                    forget(model)
+                    clear_caches(model)
                 seen += len(part)
     if seen == 0:
         raise ConfigError("Fisher information: there are no examples; give at least one batch")

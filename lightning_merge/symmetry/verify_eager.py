@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.modes import forget, gradient_free, in_float64
+from lightning_merge.modes import clear_caches, gradient_free, in_float64
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import gather, to_sources
 from lightning_merge.symmetry.unit_group import Group
@@ -99,9 +99,9 @@ class _Network:
         """The outputs with some tensors exchanged."""
         try:
             state = {**self.state, **changed}
-            forget(self.model)
+            clear_caches(self.model)
             result = torch.func.functional_call(self.model, state, self.inputs)
-            forget(self.model)
+            clear_caches(self.model)
         except (RuntimeError, TypeError, ValueError) as error:
             raise AlignmentError(
                 f"{type(self.model).__name__} does not run in float64: {describe(error)}"

@@ -20,7 +20,7 @@ from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.batches import classes_of, inputs_of, to_device_of
 from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import AlignmentError
-from lightning_merge.modes import evaluation, forget
+from lightning_merge.modes import clear_caches, evaluation
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 
@@ -148,7 +148,7 @@ class LearnedMatching(MapMatching):
             share = self.share
             if share is None:
                 share = float(torch.rand((), generator=generator))
-            forget(network)
+            clear_caches(network)
             logits = torch.func.functional_call(network, learned.merged(share), (x,))
             if self.labels:
                 loss = nn.functional.cross_entropy(logits, classes_in(batch).to(x.device))

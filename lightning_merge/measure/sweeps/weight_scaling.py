@@ -21,7 +21,7 @@ from lightning_merge.loaders import Transferred
 from lightning_merge.measure.measurement import AVERAGE
 from lightning_merge.measure.path_recipes import Given
 from lightning_merge.measure.sweep import MergedWeights, Plain, Sweep, sweeps
-from lightning_merge.modes import as_written, forget
+from lightning_merge.modes import as_written, clear_caches
 from lightning_merge.modules.last_layer import last_layer
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.build import build_recipe
@@ -243,7 +243,7 @@ class _Network:
     def multiply(self, factor: float) -> None:
         for parameter, weight in zip(self.module.parameters(), self.weights, strict=True):
             parameter.copy_(weight * factor)
-        forget(self.module)
+        clear_caches(self.module)
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         with as_written():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
-from lightning_merge.modes import forget, keeps
+from lightning_merge.modes import caching_modules, clear_caches
 from lightning_merge.modules.adopt import adopt
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
 from lightning_merge.modules.merging.read_ingredients import Ingredients
@@ -44,7 +44,7 @@ class Learned:
         traced: Whether the parameters are at present results of the alphas.
         run: The random numbers of the training run.
         open_gradient: The gradient that a stopped run was accumulating.
-        keeps: Whether the module has parts that keep what they made of other weights.
+        caches: Whether the module has parts that cache what they made of their weights.
         watched: Whether hooks that are not known may read the weights between two steps.
         hook_checked: Whether the module's own hook has been seen to leave the weights alone.
     """
@@ -56,7 +56,7 @@ class Learned:
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable | None
     traced: bool = False
-    keeps: bool = False
+    caches: bool = False
     run: RunState = field(default_factory=RunState)
     open_gradient: Tensor | None = None
     watched: bool = False
@@ -139,9 +139,9 @@ class LearnedWeights(LightningModule):
 
     def trace(self) -> None:
         """Makes the parameters results of the alphas, so that gradients reach these."""
-        if self._learned.keeps:
+        if self._learned.caches:
             # Parts of it may be in evaluation mode, such as a frozen body.
-            forget(self)
+            clear_caches(self)
         weights = self._learned.flat.traced(self.alpha_logits)
         for places, weight in zip(self._learned.places.values(), weights, strict=True):
             for owner, attribute in places:
@@ -325,7 +325,7 @@ class LearnedWeights(LightningModule):
         flat = self._learned.flat
         for name, view in flat.layout.named_views(flat.merged).items():
             self.get_parameter(name).data = view
-        self._learned.keeps = keeps(self) != [self]
+        self._learned.caches = caching_modules(self) != [self]
         self.refresh()
 
     def _is_watched(self) -> bool:

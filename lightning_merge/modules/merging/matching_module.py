@@ -18,7 +18,7 @@ from lightning_merge.align.matching.symmetric_maps import mapped_onto
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
-from lightning_merge.modes import evaluation, forget
+from lightning_merge.modes import clear_caches, evaluation
 from lightning_merge.modules.merging.learned_weights import SAVED
 from lightning_merge.modules.merging.read_ingredients import read_ingredients
 from lightning_merge.modules.merging.strategies import refuse_averaging
@@ -181,7 +181,7 @@ class LearnedMatchingModule(LightningModule):
         return distillation(logits, torch.stack(teachers).mean(0))
 
     def _run(self, state: StateDict, x: Tensor) -> Tensor:
-        forget(self.network)
+        clear_caches(self.network)
         logits: Tensor = torch.func.functional_call(self.network, state, (x,))
         return logits
 
