@@ -35,15 +35,8 @@ def write_average(
 ) -> None:
     """Writes the average as safetensors: one file, or several and their index.
 
-    Args:
-        files: The open files.
-        output: Where to: `.safetensors`, or `.index.json` for shards beside it, which are those
-            of the first file.
-        metadata: Notes for the header.
-        progress: What to call as it goes on.
-
-    Raises:
-        MergeError: If a tensor has no mean.
+    `output` is a `.safetensors`, or an `.index.json` for shards beside it, which are those of the
+    first file; `metadata` are notes for the header.
     """
     advance = _counter(files, progress)
     if not output.name.endswith(INDEX):

@@ -15,16 +15,10 @@ from lightning_merge.aggregate.flat import FlatLayout
 def add_vectors_(
     out: Tensor, coefficients: Tensor, buffers: Sequence[Tensor], layout: FlatLayout
 ) -> Tensor:
-    """Writes `P + sum_k c_k (W_k - P)` into `out`.
+    """Writes `P + sum_k c_k (W_k - P)` into `out`, `(n,)`, and returns it.
 
-    Args:
-        out: Where to, of shape `(n,)`.
-        coefficients: `(K, 1)`, one for each task vector, or `(K, slots)`, also for each tensor.
-        buffers: P, then the K fine-tuned networks, each of shape `(n,)`.
-        layout: The tensors inside the buffers.
-
-    Returns:
-        `out`.
+    Coefficients are `(K, 1)`, one for each task vector, or `(K, slots)`, also for each tensor. The
+    buffers, `(n,)` each, are P and then the K fine-tuned networks.
     """
     views = [layout.views(buffer) for buffer in buffers]
     for index, target in enumerate(layout.views(out)):
@@ -43,14 +37,8 @@ def weights_of_coefficients(
 
     A step needs no more memory than `out` and two copies of the largest tensor.
 
-    Args:
-        coefficients: As for `add_vectors_`, requiring a gradient.
-        buffers: Likewise; constants.
-        out: The buffer that holds the result, of shape `(n,)`; written over.
-        layout: The tensors inside the buffers.
-
-    Returns:
-        One tensor for each slot of `layout`.
+    The coefficients and the buffers, which are constants, are those of `add_vectors_`; `out`,
+    `(n,)`, holds the result and is written over. There is a tensor for each slot of `layout`.
     """
     weights: tuple[Tensor, ...] = _WeightsOfCoefficients.apply(coefficients, (buffers, out), layout)
     return weights

@@ -62,13 +62,8 @@ def thinned(
 ) -> list[StateDict]:
     """Task vectors with other parameters, and with the same running statistics and integers.
 
-    Args:
-        vectors: Those of `check_vectors`.
-        thin: Makes a new tensor of a floating-point or complex one, its name, and its vector's
-            position.
-
-    Raises:
-        NonFiniteError: If an entry is NaN or infinite, or becomes so.
+    The vectors are those of `check_vectors`; `thin` makes a new tensor of a floating-point or
+    complex one, its name, and its vector's position.
     """
     result: list[StateDict] = []
     for index, vector in enumerate(vectors):

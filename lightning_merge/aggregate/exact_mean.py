@@ -81,17 +81,11 @@ class Mean:
         self.bytes_of_one = SIZES[self._code]
 
     def blocks(self, start: int) -> Iterator[tuple[int, Raw]]:
-        """A span of the result, block by block.
+        """A span of the result from the number `start` on, a multiple of `SPAN`, block by block.
 
-        Args:
-            start: The first number, a multiple of `SPAN`.
-
-        Yields:
-            Where a block begins, in bytes, and its bytes; they are good until the next one.
-
-        Raises:
-            NonFiniteError: If an ingredient holds NaN, or infinity where not all hold the same;
-                or the result is beyond its type's range.
+        Yields where a block begins, in bytes, and its bytes, which are good until the next one; a
+        `NonFiniteError` if an ingredient holds NaN, or infinity where not all hold the same, or the
+        result is beyond its type's range.
         """
         stop = min(start + SPAN, self.size)
         order = self._order(self._pieces(range(len(self._raws)), start, stop))

@@ -27,14 +27,10 @@ from lightning_merge.tensor_table import (
 
 @dataclass(frozen=True)
 class FilesToAverage:
-    """Open files that fit each other.
+    """Open files that fit each other, and what to call them.
 
-    Attributes:
-        states: The open files.
-        names: What to call them.
-        entries: Type and shape of each tensor of the result.
-        extra: What is no tensor and the same in all state dicts.
-        left_out: Names of tensors and other entries that the result does not have.
+    `entries` are types and shapes of the result's tensors, `extra` is what is no tensor and the
+    same in all state dicts, and `left_out` names what the result does not have.
     """
 
     states: list[StoredState]
@@ -46,11 +42,10 @@ class FilesToAverage:
     _weights: NameWeights = field(repr=False)
 
     def work_on(self, name: str) -> Iterator[Callable[[], Iterator[tuple[int, Raw]]]]:
-        """The parts that a tensor's bytes are made in.
+        """The parts that a tensor's bytes are made in, each a function that gives its pieces.
 
-        Yields:
-            For each part a function that gives its pieces: where each begins in the tensor's
-            bytes, and the bytes, which are good until the next piece.
+        A piece is where it begins in the tensor's bytes, and its bytes, which are good until the
+        next one.
         """
         entry = self.entries[name]
         raws = self._raws(name)
@@ -125,9 +120,6 @@ def open_files(
         dtype: The type of all floating-point tensors of the result, such as `bfloat16`.
         include: A regular expression that is found in the names of the tensors to write.
         exclude: Likewise, of those to leave out.
-
-    Raises:
-        MergeError: If a file cannot be read, or they do not fit each other.
     """
     files = given_files(paths)
     if len(files) < 2:
@@ -161,11 +153,7 @@ def open_files(
 
 
 def given_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The networks' files, in order, where folders are given among them.
-
-    Raises:
-        CheckpointError: If a path is empty, or that of a folder without any.
-    """
+    """The networks' files, in order, where folders are given among them."""
     files: list[Path] = []
     for given in paths:
         path = Path(given)
@@ -198,12 +186,7 @@ def _converted(name: str, entry: Entry, dtype: str | None) -> Entry:
 def in_common(
     entries: Sequence[Mapping[str, Any]], taken: Callable[[str], bool] = lambda _: True
 ) -> tuple[dict[str, Any], list[str]]:
-    """Entries that all files have alike, and the names of those that differ or that some lack.
-
-    Args:
-        entries: Each file's entries.
-        taken: Which names to look at.
-    """
+    """Entries that all files have alike, and the names of those that differ or that some lack."""
     kept: dict[str, Any] = {}
     differing = []
     for name in filter(taken, dict.fromkeys(name for one in entries for name in one)):

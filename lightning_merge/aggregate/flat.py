@@ -11,15 +11,7 @@ from lightning_merge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor lies in the buffer.
-
-    Attributes:
-        name: The tensor's name.
-        shape: Its shape.
-        stride: Its strides, in elements.
-        offset: Its first element in the buffer.
-        size: Its number of elements.
-    """
+    """Where one tensor lies in the buffer; stride, offset and size are in elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,13 +23,8 @@ class Slot:
 class FlatLayout:
     """The places of named tensors in one flat buffer, each in its own memory format.
 
-    Args:
-        tensors: Tensors by name, all of one floating-point type. A tensor that is
-            `channels_last` is stored so, hence a view of the buffer is as fast to use as
-            the tensor was.
-
-    Raises:
-        ConfigError: If there are none, or they are not all of one floating-point type.
+    The tensors are all of one floating-point type. One that is `channels_last` is stored so, hence
+    a view of the buffer is as fast to use as the tensor was.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -58,15 +45,7 @@ class FlatLayout:
         self.size = offset
 
     def flatten(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
-        """Copies named tensors into a new buffer.
-
-        Args:
-            tensors: Tensors by name; names that have no slot are passed over.
-            device: Where the buffer is to be.
-
-        Returns:
-            The buffer, of shape `(size,)`.
-        """
+        """Copies named tensors into a new buffer `(size,)`; names without slot are passed over."""
         buffer = torch.empty(self.size, dtype=self.dtype, device=device)
         for slot, view in zip(self.slots, self.views(buffer), strict=True):
             view.copy_(tensors[slot.name])
@@ -91,15 +70,8 @@ class FlatLayout:
     def segments(self, granularity: str) -> list[int]:
         """How many consecutive elements of the buffer share one alpha.
 
-        Args:
-            granularity: `model` (one for all), `layer` (one a tensor) or `channel` (one an
-                index of a tensor's first axis).
-
-        Returns:
-            The lengths of the segments; their sum is `size`.
-
-        Raises:
-            ConfigError: If `granularity` is none of these.
+        Those of a `model` are one, of a `layer` one a tensor, of a `channel` one an index of a
+        tensor's first axis; the lengths add up to `size`.
         """
         if granularity == "model":
             return [self.size]

@@ -22,20 +22,10 @@ def share_head(
     They are then of one architecture and of the first one's task: their average has the mean
     body and the first head, and an ensemble asks each body through that head.
 
-    Args:
-        states: The state dicts.
-        names: What to call each of them in an error.
-        heads: `first`: the head is the layer whose tensors differ in shape. Anything else is
-            a regular expression, which is looked for in the tensors' names: for heads of
-            several layers, or of the same number of classes.
-
-    Returns:
-        The state dicts, the first as it is; and the names of the tensors that are the first
-        one's in all of them.
-
-    Raises:
-        ConfigError: If there is no such tensor, or the expression is none.
-        ArchitectureMismatchError: If tensors of several layers differ in shape.
+    With `heads="first"` the head is the layer whose tensors differ in shape. Anything else is a
+    regular expression, which is looked for in the tensors' names: for heads of several layers, or
+    of the same number of classes. Returned with the state dicts, the first as it is, are the names
+    of the tensors that are the first one's in all of them.
 
     Example:
         >>> import torch

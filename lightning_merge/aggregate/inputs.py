@@ -27,13 +27,7 @@ def opened_all(
 ) -> tuple[list[Mapping[str, Tensor]], list[str]]:
     """State dicts under common names, and what to call each in an error.
 
-    Args:
-        states: State dicts, networks or paths.
-        called: What to call those that are no paths; by their number if not given.
-
-    Raises:
-        CheckpointError: If a file cannot be read, or something is no plain tensor.
-        ArchitectureMismatchError: If a name is in one of them only.
+    What is no path is called as `called` says, by its number if that is not given.
     """
     names = [
         str(state) if isinstance(state, str | Path) else called[k] if called else f"state {k}"
@@ -53,13 +47,7 @@ def opened_all(
 
 
 class Renamed(Mapping[str, Tensor]):
-    """A state dict under other names.
-
-    Args:
-        state: The state dict.
-        names: Its own names by the new ones.
-        table: Its types and shapes, by its own names.
-    """
+    """A state dict under other names: its own by the new ones, and `table` by its own."""
 
     def __init__(
         self, state: Mapping[str, Tensor], names: Mapping[str, str], table: Mapping[str, Entry]
@@ -82,9 +70,8 @@ def checked_tensors(
 ) -> list[Tensor]:
     """One tensor of each ingredient, without gradients.
 
-    Raises:
-        NonFiniteError: If one holds NaN, or an infinity that the others do not: a constant mask
-            is part of an architecture.
+    A `NonFiniteError` if one holds NaN, or an infinity that the others do not: a constant mask is
+    part of an architecture.
     """
     values = [state[key].detach() for state in states]
     for value, name in zip(values, names, strict=True):
@@ -103,15 +90,9 @@ def wide(value: Tensor) -> torch.dtype:
 
 
 def checked(name: str, merged: Tensor, start: Tensor | None = None) -> Tensor:
-    """A result, unless it is beyond its type's range.
+    """A result; a `NonFiniteError` if it is beyond its type's range.
 
-    Args:
-        name: The tensor's name.
-        merged: The result.
-        start: An ingredient whose infinities (a mask's) may be in it.
-
-    Raises:
-        NonFiniteError: If it holds NaN or infinity.
+    Infinities of a mask may be in it, where `start`, an ingredient, has the same.
     """
     if not is_finite(merged):
         odd = ~torch.isfinite(merged.to(wide(merged)))

@@ -23,16 +23,9 @@ _LARGE = 1 << 14
 
 
 def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Writes `sigmoid(logits) * a + (1 - sigmoid(logits)) * b` into `out`.
+    """Writes `sigmoid(logits) * a + (1 - sigmoid(logits)) * b` into `out`, and returns it.
 
-    Args:
-        out: Where to, of shape `(n,)`.
-        logits: The alphas before the sigmoid, of shape `(n,)`.
-        a: The first ingredient's weights, of shape `(n,)`.
-        b: The second ingredient's aligned weights, of shape `(n,)`.
-
-    Returns:
-        `out`; where the logits are 0 exactly the mean, rounded once.
+    All are of shape `(n,)`. Where the logits are 0 it is exactly the mean, rounded once.
     """
     blocks = _blocks(out)
     dtype = torch.promote_types(out.dtype, torch.float32)
@@ -49,15 +42,9 @@ def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tens
 
 
 def combine_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) -> Tensor:
-    """Writes `sum_k softmax(logits)_k * ingredients_k` into `out`.
+    """Writes `sum_k softmax(logits)_k * ingredients_k` into `out`, `(n,)`, and returns it.
 
-    Args:
-        out: Where to, of shape `(n,)`.
-        logits: The alphas before the softmax over the K ingredients, of shape `(K, n)`.
-        ingredients: Their weights, K of shape `(n,)`.
-
-    Returns:
-        `out`.
+    The logits are `(K, n)`, the K ingredients `(n,)` each.
     """
     # Shares of sixteen bits would not add up to 1.
     dtype = torch.promote_types(out.dtype, torch.float32)
@@ -73,19 +60,10 @@ def combine_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) ->
 
 
 def logits_gradient_(out: Tensor, grad: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Writes the gradient of the logits into `out`, from that of the weights.
+    """Writes the gradient of the logits into `out`, from that of the weights, and returns it.
 
-    The chain rule of Eq. 2: `grad * (a - b) * alpha * (1 - alpha)`.
-
-    Args:
-        out: Where to, of shape `(n,)`; may be `grad`.
-        grad: The loss's gradient at the merged weights, of shape `(n,)`.
-        logits: The alphas before the sigmoid, of shape `(n,)`.
-        a: The first ingredient's weights, of shape `(n,)`.
-        b: The second ingredient's aligned weights, of shape `(n,)`.
-
-    Returns:
-        `out`.
+    The chain rule of Eq. 2: `grad * (a - b) * alpha * (1 - alpha)`. All are of shape `(n,)`, and
+    `out` may be `grad`.
     """
     blocks = _blocks(out)
     # Memory that is new costs more than what is computed in it: the same for all blocks.
@@ -105,14 +83,7 @@ def joint_logits_gradient_(
 ) -> Tensor:
     """The same for K ingredients: `grad * alpha_k * (ingredient_k - W)`.
 
-    Args:
-        out: Where to, of shape `(K, n)`; `out[0]` may be `grad`.
-        grad: The loss's gradient at the merged weights W, of shape `(n,)`.
-        logits: The alphas before the softmax, of shape `(K, n)`.
-        ingredients: Their weights, K of shape `(n,)`.
-
-    Returns:
-        `out`.
+    `out` and the logits are `(K, n)`, everything else `(n,)`; `out[0]` may be `grad`.
     """
     for part in _blocks(grad):
         alphas = torch.softmax(logits[:, part], dim=0)
@@ -146,9 +117,6 @@ def merged_weights(
         layout: The tensors inside the buffers.
         gradient: Where the gradient of the logits is to lie, of their shape, step after step;
             new memory where it is not given, and while `logits.grad` is being accumulated.
-
-    Returns:
-        One tensor for each slot of `layout`.
     """
     buffers = (list(ingredients), out, gradient)
     weights: tuple[Tensor, ...] = _MergedWeights.apply(logits, buffers, layout)

@@ -39,11 +39,7 @@ _ALIGNED = 64
 class Layer:
     """The K matrices of one layer, each read anew whenever it is its turn.
 
-    Attributes:
-        name: The layer's name.
-        vectors: The K task vectors.
-        shape: `(m, n)`.
-        dtype: float64 if one of the matrices is, else float32.
+    Their shape is `(m, n)`, and `dtype` float64 if one of them is, else float32.
     """
 
     name: str
@@ -105,18 +101,6 @@ def spectral_vector(vectors: Sequence[State], merge: MatrixMerge) -> MergedVecto
     each: decompositions make little use of more.
 
     Memory: the result, and a few times the largest tensor for each of these layers.
-
-    Args:
-        vectors: K task vectors with the same names and shapes, or paths of their files.
-        merge: What to do with a layer's K matrices.
-
-    Returns:
-        The direction; its `at` gives the network for a scale.
-
-    Raises:
-        ConfigError: If there is no vector.
-        ArchitectureMismatchError: If names, shapes or kinds of numbers differ.
-        NonFiniteError: If an entry is NaN or infinite, or the result is beyond its type's range.
     """
     found = check_vectors(vectors)
     tables = [table_of(vector) for vector in found]

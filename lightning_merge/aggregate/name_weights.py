@@ -12,15 +12,9 @@ name counts (`{r"^layer4\\.": [0.9, 0.1]}`). Tensors that none is found in have 
 
 
 class NameWeights:
-    """The weights of K ingredients for each tensor.
+    """The weights of K ingredients for each tensor, all 1 if none are given.
 
-    Args:
-        weights: The weights; all 1 if not given.
-        count: K.
-        method: What to call the method in an error.
-
-    Raises:
-        ConfigError: If there are not K of them, one is not finite, or an expression is none.
+    `method` is what to call the method in an error.
     """
 
     def __init__(self, weights: Weights | None, count: int, method: str) -> None:

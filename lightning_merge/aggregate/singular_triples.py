@@ -27,11 +27,8 @@ _USUAL = (1e-8, 1e8)
 class Triples(NamedTuple):
     """The largest k singular values of a matrix `(m, n)`, and their vectors, in float64.
 
-    Attributes:
-        left: Left vectors, `(m, k)`; columns of zeros where the singular value is 0, which has no
-            direction of its own.
-        values: Singular values, `(k,)`, the largest first.
-        right: Right vectors, `(n, k)`, likewise.
+    `values`, `(k,)`, has the largest first; `left`, `(m, k)`, and `right`, `(n, k)`, have columns
+    of zeros where the singular value is 0, which has no direction of its own.
     """
 
     left: Tensor
@@ -49,12 +46,7 @@ class Triples(NamedTuple):
 
 
 def leading_triples(matrix: Tensor, count: int) -> Triples:
-    """The first `count` singular triples, and no others.
-
-    Args:
-        matrix: `(m, n)`, of a real floating-point type.
-        count: How many, from 1 to `min(m, n)`.
-    """
+    """The first `count` singular triples of a real matrix `(m, n)`, and no others."""
     if matrix.shape[0] < matrix.shape[1]:
         right, values, left = leading_triples(matrix.mT, count)
         return Triples(left, values, right)
@@ -85,13 +77,9 @@ def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
     orthogonal Procrustes solution. Along directions in which the matrix is 0 any completion would
     be as near; they stay 0, so that the result does not depend on rounding.
 
-    Args:
-        matrix: `(m, n)`, of a real floating-point type.
-
-    Returns:
-        `(m, n)` and `(min(m, n),)`, the largest last, in float64. Of a matrix that is in float32,
-        tall or wide, and far from singular (condition number below 10), in float32, with a
-        relative error of about 3e-6.
+    `(m, n)` and `(min(m, n),)`, the largest last, in float64. Of a matrix that is in float32, tall
+    or wide, and far from singular (condition number below 10), in float32, with a relative error of
+    about 3e-6.
     """
     if matrix.shape[0] < matrix.shape[1]:
         factor, values = polar(matrix.mT)

@@ -132,12 +132,7 @@ def task_arithmetic(
 def check_vectors(vectors: Sequence[State]) -> list[Mapping[str, Tensor]]:
     """Checks that there are task vectors, and that they have the same tensors.
 
-    Returns:
-        The vectors; those of paths stay on the disk.
-
-    Raises:
-        ConfigError: If there is no vector.
-        ArchitectureMismatchError: If names, shapes or kinds of numbers differ; one is named.
+    A `MergeError` if not. The vectors of paths, which are given opened, stay on the disk.
     """
     if not len(vectors):
         raise ConfigError("no task vector was given; give at least one")
@@ -147,11 +142,7 @@ def check_vectors(vectors: Sequence[State]) -> list[Mapping[str, Tensor]]:
 
 
 def check_start(vector: Mapping[str, Entry], pretrained: Mapping[str, Entry]) -> None:
-    """Checks that a network has all tensors that task vectors move.
-
-    Raises:
-        ArchitectureMismatchError: If one is missing or of another shape; it is named.
-    """
+    """Checks that a network has all tensors that task vectors move, in their shapes."""
     for name, entry in vector.items():
         if name not in pretrained:
             raise ArchitectureMismatchError(

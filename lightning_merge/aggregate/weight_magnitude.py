@@ -19,14 +19,9 @@ _VALUES = 1 << _DIGIT
 def smallest_kept_magnitude(tensors: Callable[[], Iterable[Tensor]], density: float) -> float:
     """The k-th largest absolute value of n elements, with `k = round(density * n)`, at least 1.
 
-    Args:
-        tensors: Gives tensors of floating-point types. Called three times (five with float64
-            among them); one tensor is in use at a time.
-        density: The share that stays, in (0, 1].
-
-    Returns:
-        The magnitude: at least k elements are as large, fewer than k are larger. 0 if there
-        is no element.
+    At least k elements are as large, fewer than k are larger; 0 if there is no element. `tensors`,
+    of floating-point types, is called three times (five with float64 among them), and one tensor is
+    in use at a time. `density` is in (0, 1].
     """
     sizes = [(tensor.numel(), tensor.dtype == torch.float64) for tensor in tensors()]
     n = sum(size for size, _ in sizes)
