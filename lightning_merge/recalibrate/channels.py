@@ -39,16 +39,10 @@ def measure(
 ) -> dict[str, Statistics]:
     """The statistics of the outputs of layers, over all examples and positions.
 
-    Args:
-        model: A network that takes one input; run in the mode in which it is.
-        layers: Names of convolutions and linear layers that run once. Nothing runs after the last.
-        inputs: The inputs.
-        shared: Whether to pool them over the ranks, which all take part.
-        added_up: Whether the network's output is made of theirs by a linear map: the deviations
-            are then the output's.
-
-    Raises:
-        NonFiniteError: If an output is NaN or infinite.
+    The layers, convolutions and linear ones, run once; nothing runs after the last, and the network
+    is in the mode in which it is. With `shared` all ranks take part, whose statistics are pooled.
+    With `added_up` the network's output is made of theirs by a linear map, and the deviations are
+    the output's.
     """
     pools: dict[str, Pooled] = {}
     axes: dict[str, int] = {}
@@ -113,13 +107,8 @@ class LayersToRepair(NamedTuple):
 def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden") -> LayersToRepair:
     """The layers that REPAIR corrects.
 
-    Args:
-        model: The network.
-        x: Inputs of it, to see which layers run.
-        which: Those that make hidden units, or those that make the output; None for both.
-
-    Raises:
-        ConfigError: If the network is TorchScript.
+    Those that make hidden units, those that make the output, or both (None); `x` are inputs, to see
+    which layers run.
     """
     check_watchable(model, "weight")
     uses = Counter(

@@ -22,15 +22,10 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 class Observed:
-    """What one layer was given.
+    """What one layer, a BatchNorm or InstanceNorm that keeps running statistics, was given.
 
-    Args:
-        layer: A BatchNorm or InstanceNorm, or one of a subclass, that keeps running statistics.
-        pooled: Whether values are pooled; else every batch counts once, as torch does it.
-
-    Attributes:
-        pool: The statistics of what it was given.
-        calls: How many batches those are.
+    `pool` has the statistics of so many `calls`. Values are pooled, or every batch counts once, as
+    torch does it.
     """
 
     across_examples: ClassVar[bool] = True
@@ -100,14 +95,7 @@ class Observed:
         return output
 
     def statistics(self, copies: int = 1) -> tuple[Tensor, Tensor, int]:
-        """Mean, unbiased variance and number of batches.
-
-        Args:
-            copies: How often every value was counted.
-
-        Raises:
-            DataError: If there is a single value, which has no variance.
-        """
+        """Mean, unbiased variance and number of batches; every value was counted `copies` times."""
         pool = self.pool
         free = pool.weight - copies if pool.between else pool.weight
         if free < 1:

@@ -37,12 +37,8 @@ class OtherNorm(Observed):
     is `(1 - share) old + share batch`, so two of them, from zeros and from other values, give
     both share and batch. The means over all batches are kept, each with the number of its examples.
 
-    Args:
-        layer: A layer with `own_statistics`.
-        pooled: Whether a batch counts with the number of its examples; else once.
-
-    Attributes:
-        unclear: Whether its updates are of another form.
+    A batch counts with the number of its examples if `pooled`, else once; `unclear` says whether
+    updates are of another form.
     """
 
     def __init__(self, layer: nn.Module, pooled: bool = True) -> None:

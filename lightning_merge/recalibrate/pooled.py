@@ -37,13 +37,9 @@ class Pooled:
         return cls(zeros, zeros.clone(), between=between)
 
     def add(self, weight: float, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
-        """Joins a batch of so many values a channel.
+        """Joins a batch of `weight` values a channel, with mean and variance `(C,)`.
 
-        Args:
-            weight: How many.
-            mean: Their mean, `(C,)`.
-            variance: Their sum of squared deviations over `weight - correction`, `(C,)`.
-            correction: 1 for the unbiased variance.
+        The variance is the sum of squared deviations over `weight - correction`.
         """
         mean, variance = (x.to(self.mean.device).to(self.mean.dtype) for x in (mean, variance))
         total = self.weight + weight
@@ -56,11 +52,7 @@ class Pooled:
 
 
 def pool_over_ranks(pools: Sequence[Pooled]) -> None:
-    """Joins those of all the ranks, in place; every rank has to take part.
-
-    Args:
-        pools: The same ones on every rank, on one device.
-    """
+    """Joins those of all the ranks, the same ones on each, in place; every rank takes part."""
     if not pools or ranks()[1] == 1:
         return
     weights = torch.tensor([pool.weight for pool in pools]).to(pools[0].mean)
@@ -79,11 +71,9 @@ def _about(pool: Pooled, mean: Tensor) -> Tensor:
 
 
 def channel_moments(value: Tensor, dim: int) -> tuple[int, Tensor, Tensor]:
-    """How many values each channel of a tensor has, their mean and their variance, `(C,)` each.
+    """How many values each channel, along `dim`, has, their mean and their variance, `(C,)` each.
 
-    Args:
-        value: Any tensor with channels; what is less exact than float32 is converted.
-        dim: The dimension along which they lie.
+    What is less exact than float32 is converted.
     """
     rows = value.detach().movedim(dim, 0).flatten(1)
     if rows.dtype in (torch.float16, torch.bfloat16):

@@ -88,13 +88,8 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
 def shares_of_sums(model: nn.Module, x: Tensor, steps: Sequence[Step]) -> dict[str, Tensor]:
     """By what each channel of a layer's output is multiplied before it is added up.
 
-    Args:
-        model: The network, in eval mode.
-        x: A few inputs.
-        steps: Those of another network of this architecture.
-
-    Returns:
-        `(C,)` by layer, for those whose sum is where it was in the other network.
+    `(C,)` by layer: of a network in eval mode, for those steps of another network whose sum is
+    where it was there.
     """
     seen, found = _look(model, x), {}
     for step in steps:

@@ -20,13 +20,8 @@ _ROWS_OF_AN_INPUT = 400
 class Goals:
     """The mean outputs of parents' layers, made for as many layers at a time as fit into memory.
 
-    Args:
-        parents: The networks, in eval mode.
-        steps: The layers, in the order in which they run.
-        inputs: The batches.
-        shares: Each parent's share in the mean.
-        seed: Determines which rows are looked at.
-        progress: Whether to show progress bars.
+    The parents are in eval mode and count by their shares; the steps are in the order in which they
+    run; the seed determines which rows are looked at.
     """
 
     def __init__(
@@ -50,13 +45,7 @@ class Goals:
         return self._found.pop(step.name)
 
     def rows(self, step: Step, batch: int, count: int) -> Tensor:
-        """Which of the rows of a batch are looked at, in their order.
-
-        Args:
-            step: The layer.
-            batch: The number of the batch.
-            count: How many rows the layer's output has in it.
-        """
+        """Which of the `count` rows that a layer gives in a batch are looked at, in their order."""
         most = self._most(step) * len(self._inputs[batch]) // self._examples + 1
         if most >= count:
             return torch.arange(count)

@@ -161,20 +161,9 @@ class Repair:
     def __call__(
         self, merged: nn.Module, weights: Sequence[float] | None = None, progress: bool = False
     ) -> int:
-        """Corrects a merge of the parents, in place.
+        """Corrects a merge of the parents, in place; gives how many layers were corrected.
 
-        Args:
-            merged: The merged network.
-            weights: Each parent's share in it, divided by their sum; equal if not given.
-            progress: Whether to show a progress bar.
-
-        Returns:
-            How many layers were corrected.
-
-        Raises:
-            ConfigError: The network has BatchNorm, or the weights are not one non-negative
-                number for each parent.
-            ArchitectureMismatchError: Its layers are not those of the parents.
+        Weights are each parent's share in it, divided by their sum; equal if not given.
         """
         check_norms(merged, self._which)
         shares = shares_of(weights, len(self.parents))
@@ -210,11 +199,7 @@ class Repair:
 
 
 def check_norms(model: nn.Module, which: Which) -> None:
-    """Checks that nothing would undo the correction.
-
-    Raises:
-        ConfigError: Hidden units are corrected, and the network has BatchNorm.
-    """
+    """Checks that no BatchNorm would undo a correction of hidden units."""
     if which == "hidden" and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         raise ConfigError(
             "REPAIR is for networks without BatchNorm, this one has some: use reset_batchnorm"
@@ -233,11 +218,7 @@ def _warn_of(left: Sequence[str], corrected: int) -> None:
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Each parent's share in a mean; equal ones if none are given.
-
-    Raises:
-        ConfigError: If they are not one non-negative number for each parent.
-    """
+    """Each parent's share in a mean; equal ones if no weights are given."""
     weights = [1.0] * count if weights is None else list(weights)
     total = sum(weights)
     if len(weights) != count or not 0 < total < float("inf") or min(weights) < 0:

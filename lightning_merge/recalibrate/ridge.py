@@ -13,10 +13,7 @@ _RIDGES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
 class Sums:
     """What regression reads of rows `x` and their goals `t`, for G groups of columns.
 
-    Attributes:
-        inputs: `sum x x^T`, `(G, d, d)`, float64.
-        goals: `sum x t^T`, `(G, d, o)`.
-        rows: How many rows there are.
+    `inputs` is `sum x x^T`, `(G, d, d)`, `goals` is `sum x t^T`, `(G, d, o)`, both in float64.
     """
 
     inputs: Tensor
@@ -43,11 +40,8 @@ def regressed(fit: Sums, check: Sums, start: Tensor, constant: bool) -> Tensor:
     among penalties of 1e-6 to 1e4 times the mean square of an input, from the weakest on, until a
     stronger one does worse. All rows are fitted with it in the end.
 
-    Args:
-        fit: Of some rows.
-        check: Of others.
-        start: The present weights, `(G, d, o)`.
-        constant: Whether the last input is 1 everywhere, and its weight free.
+    `start` are the present weights, `(G, d, o)`; with `constant` the last input is 1 everywhere,
+    and its weight free.
     """
     free = torch.ones_like(fit.inputs[0].diagonal())
     if constant:

@@ -125,11 +125,7 @@ def spec_of(
     batches: Transferred,
     symmetries: Symmetries = "permutation",
 ) -> PermutationSpec:
-    """The spec of the ingredients' architecture, derived once.
-
-    Raises:
-        AlignmentError: If its units cannot be followed.
-    """
+    """The spec of the ingredients' architecture, derived once."""
     return context.recall(
         ("spec", context.digests[0], symmetries),
         lambda: PermutationSpec.from_model(

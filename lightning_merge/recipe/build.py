@@ -50,11 +50,7 @@ def spelled_out(config: Mapping[str, Any]) -> Plain:
     Short names become dotted paths and defaults are written out, so that a study has the same keys
     from Python, from a file and from the command line.
 
-    Args:
-        config: The options; others than model, data, recipes and Trainer stay as they are.
-
-    Raises:
-        ConfigError: If a part cannot be made.
+    Options other than model, data, recipes and Trainer stay as they are.
     """
     load_parts()
     parser = ArgumentParser(exit_on_error=False)
@@ -105,13 +101,8 @@ def trainer_maker(settings: Mapping[str, Any], progress: bool = True) -> Callabl
 
     They write no logs and no checkpoints of their own: a study stores what it finishes.
 
-    Args:
-        settings: The Trainer's arguments, which the function's own override; `logger` is left out.
-        progress: Whether a fit shows its progress.
-
-    Returns:
-        A function whose keyword arguments override `settings`. It raises ConfigError if Lightning
-        refuses them. Of several devices it takes the first.
+    Its keyword arguments override `settings`, of which `logger` is left out; of several devices it
+    takes the first. A `ConfigError` if Lightning refuses them.
     """
     kept = {name: value for name, value in settings.items() if value is not None}
     kept.pop("logger", None)
@@ -147,11 +138,7 @@ def _on_one_device(arguments: Plain) -> Trainer:
 
 
 def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[..., Trainer]:
-    """A function that makes Trainers, from the Trainer's arguments as plain configuration.
-
-    Raises:
-        ConfigError: If there is no such argument, or a callback cannot be made.
-    """
+    """A function that makes Trainers, from the Trainer's arguments as plain configuration."""
     settings = instantiate_trainer(config)
     settings.pop("loggers")
     return trainer_maker(settings, progress)

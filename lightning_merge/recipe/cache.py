@@ -10,12 +10,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cached(Generic[T]):
-    """A cached value.
+    """A value, not to be changed, and what computing it took.
 
-    Attributes:
-        value: The value; not to be changed.
-        seconds: What computing it took.
-        saved: The same where it had been computed before; 0 where it was computed just now.
+    `saved` is that time where it had been computed before; 0 where it was computed just now.
     """
 
     value: T

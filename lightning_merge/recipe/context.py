@@ -185,15 +185,7 @@ class Context:
 
 
 def check_one_input(module: LightningModule, recipe: str) -> None:
-    """Checks that a network can be run on a batch's first item alone.
-
-    Args:
-        module: The network.
-        recipe: The name of the recipe that is going to run it, for the message.
-
-    Raises:
-        ConfigError: If its `forward` has more than one argument without a default.
-    """
+    """Checks that a network can be run, by a recipe, on a batch's first item alone."""
     needed = needed_arguments(module)
     if len(needed) > 1:
         raise ConfigError(

@@ -14,10 +14,8 @@ from lightning_merge.batches import inputs_of
 class ExampleCounter(Callback):
     """Counts the examples of a loop, of a training those of its first epoch.
 
-    Attributes:
-        count: How many there were.
-        counts: How many of them came from each of several loaders, by its number.
-        example: The input of the last batch's first one.
+    `counts` are those of each of several loaders, by its number; `example` is the input of the last
+    batch's first one.
     """
 
     count: int = 0

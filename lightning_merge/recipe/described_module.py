@@ -25,10 +25,6 @@ def module_of(checkpoint: Checkpoint) -> LightningModule:
     A file is a stranger's: only this package's own classes are made from what it describes, with
     plain values as arguments. Nothing is imported because a file names it, and nothing is fetched
     from the internet.
-
-    Raises:
-        ConfigError: If the checkpoint does not describe its module, or describes another class or a
-            network that would have to be fetched.
     """
     saved, path = checkpoint.hyper_parameters, checkpoint.path
     if not saved:

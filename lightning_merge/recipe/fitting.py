@@ -14,12 +14,7 @@ from lightning_merge.recipe.counting import counting
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training that may have been interrupted took.
-
-    Attributes:
-        examples: How many labelled examples an epoch has.
-        seconds: How long it took before it was last interrupted.
-    """
+    """How many labelled examples an epoch has, and what training took before an interruption."""
 
     examples: int
     seconds: float
@@ -52,11 +47,7 @@ def fit(
 def fit_resumably(
     module: LightningModule, data: LightningDataModule, trainer: Trainer, kept: Path
 ) -> Fitted:
-    """As `fit`, from the last epoch whose end is in the file `kept` (`EpochCheckpoint`), if any.
-
-    Raises:
-        NonFiniteError: If the training diverges.
-    """
+    """As `fit`, from the last epoch whose end is in the file `kept` (`EpochCheckpoint`), if any."""
     keeper = EpochCheckpoint(kept)
     trainer.callbacks += [StopDiverged(), keeper]  # type: ignore[attr-defined]
     examples = fit(module, data, trainer, keeper.found())

@@ -36,8 +36,7 @@ def are_classes(targets: Tensor) -> bool:
 def predicted_classes(logits: Tensor) -> Tensor:
     """The predicted classes `(B,)`; -1, which is none, where a logit is NaN.
 
-    Args:
-        logits: `(B, C)`, of which the largest counts, or `(B, 1)`, which count by their signs.
+    Of logits `(B, C)` the largest counts; those `(B, 1)` count by their signs.
     """
     # The largest of numbers of which one is NaN is NaN: a broken network would know that class.
     if logits.numel() == len(logits):
@@ -65,11 +64,7 @@ def validation_loaders(data: LightningDataModule) -> list[Any]:
 
 
 class HeldOut:
-    """A context's validation data.
-
-    Raises:
-        ConfigError: If there are no validation data in one loader.
-    """
+    """A context's validation data; a `ConfigError` if they are not in one loader."""
 
     def __init__(self, context: "Context") -> None:
         self.context = context
@@ -121,25 +116,16 @@ class HeldOut:
         return not are_probabilities(outputs)
 
     def hits(self, module: LightningModule, order: Tensor | None = None) -> Iterator[Tensor]:
-        """Which examples a module classifies correctly.
+        """Which examples a module, whose `forward` gives logits `(B, C)`, classifies correctly.
 
-        Args:
-            module: The module; its `forward` gives logits `(B, C)`.
-            order: The examples' places among all in the order in which to go through them; that
-                of the data set if not given.
-
-        Yields:
-            For each batch a boolean tensor `(B,)`. A batch is computed when it is wanted.
+        For each batch, computed when it is wanted, booleans `(B,)`. The order has the examples'
+        places among all; that of the data set if not given.
         """
         for logits, batch in self._outputs(module, order):
             yield are_right(logits, batch[1].flatten()).cpu()
 
     def score(self, module: LightningModule, metric: str | None = None) -> float:
-        """The share of examples that a module classifies correctly, or a metric that it logs.
-
-        Raises:
-            ConfigError: If the validation does not log the metric.
-        """
+        """The share of examples that a module classifies correctly, or a metric that it logs."""
         if metric is None and self.has_classes:
             return float(torch.cat(list(self.hits(module))).double().mean())
         return self.metric(module, metric)
@@ -150,11 +136,7 @@ class HeldOut:
         return self.score(self.context.build(state), metric)
 
     def features(self, module: LightningModule) -> Tensor:
-        """The inputs of the module's last layer for every example in order: `(N, d)`, float32.
-
-        Raises:
-            ConfigError: If the output is not that of one last linear layer.
-        """
+        """The inputs of the module's last layer for every example in order: `(N, d)`, float32."""
         body = copy.deepcopy(module)
         batches = Transferred(self._in(None), body, self.context.data, self.context.device)
         take_off(body, last_layer(body, example_inputs(batches, self.context.device)))
@@ -162,11 +144,7 @@ class HeldOut:
         return torch.cat(found)
 
     def metric(self, module: LightningModule, name: str | None) -> float:
-        """A metric that the module's own validation logs; its accuracy if no name is given.
-
-        Raises:
-            ConfigError: If it is not among what the validation logs.
-        """
+        """A metric that the module's own validation logs; its accuracy if no name is given."""
         data = self.context.data
         with not_torn_down(data):
             (found,) = self._trainer.validate(module, datamodule=data, verbose=False)
@@ -205,10 +183,7 @@ class HeldOut:
 class Score(NamedTuple):
     """How good a module is on validation data: higher is better, whatever is compared.
 
-    Attributes:
-        value: The score.
-        name: What it is: `accuracy` or `-loss`.
-        examples: How many examples it stands on.
+    The name says what: `accuracy` or `-loss`.
     """
 
     value: float

@@ -9,12 +9,9 @@ from lightning_merge.recipe.choice import Choice
 
 @dataclass(frozen=True)
 class Alignment:
-    """Ingredients in the order of the first one's units.
+    """Ingredients in the order of the first one's units, and what was chosen on held-out data.
 
-    Attributes:
-        states: Their state dicts.
-        seconds: What aligning them took, whether for this recipe or an earlier one.
-        choices: What was chosen on held-out data.
+    The seconds are those that aligning took, whether for this recipe or an earlier one.
     """
 
     states: Sequence[StateDict]

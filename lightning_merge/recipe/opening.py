@@ -56,9 +56,6 @@ def open_context(
             the heads of all side by side (`pad_heads`); None for none.
         widen: Whether narrower ingredients are brought to the shapes of the widest.
         **settings: `seed`, `statistics_examples` and `progress` of `Context`.
-
-    Raises:
-        MergeError: If a checkpoint cannot be read or does not fit.
     """
     read = [_read(network, number) for number, network in enumerate(networks, start=1)]
     names = [str(one.path) for one in read]

@@ -18,12 +18,7 @@ def of_widest(
 ) -> tuple[LightningModule, list[StateDict]]:
     """The widest network, and every ingredient as a state dict of its shapes.
 
-    Returns:
-        The widest network (the first, of several), and the state dicts: those of the narrower ones
-        `widened`, so that they compute what they did.
-
-    Raises:
-        AlignmentError: If a narrower one cannot be brought to the shapes of the widest.
+    Of several the first; the narrower ones are `widened`, so that they compute what they did.
     """
     sizes = [sum(value.numel() for value in state.values()) for state in states]
     widest = sizes.index(max(sizes))

@@ -13,12 +13,7 @@ START = "start"
 
 
 def check_pretrained(pretrained: str | None, context: Context, what: str) -> None:
-    """Checks that it is known from what network the ingredients were fine-tuned.
-
-    Raises:
-        ConfigError: If neither the recipe nor the context names it.
-        CheckpointError: If there is no such file.
-    """
+    """Checks that it is known from what network the ingredients were fine-tuned."""
     if pretrained not in (None, START) and not Path(pretrained).exists():
         read_checkpoint(pretrained)
     if pretrained in (None, START) and context.pretrained is None:
@@ -31,14 +26,8 @@ def check_pretrained(pretrained: str | None, context: Context, what: str) -> Non
 def pretrained_state(pretrained: str | None, context: Context, what: str) -> StateDict:
     """The pre-trained weights, with the names (and the shared heads) of the ingredients.
 
-    Args:
-        pretrained: A checkpoint; None or `start` for the context's: that of its tasks, or the
-            start of its study.
-        context: The context.
-        what: What needs it, for the message.
-
-    Raises:
-        MergeError: If neither names it, or the file cannot be read or is of another architecture.
+    Those of a checkpoint; None or `start` for the context's: that of its tasks, or the start of its
+    study. `what` needs it, for the message.
     """
     check_pretrained(pretrained, context, what)
     if pretrained in (None, START):

@@ -24,17 +24,8 @@ def moved_to_start(
     directions in which alphas go, stay as they were. Everything else (running statistics) is the
     recalibrated mean's.
 
-    Args:
-        states: K aligned state dicts.
-        shares: The ingredients' shares in the mean; None for equal ones.
-        start: How the mean is recalibrated.
-        context: The data, and the cache that recipes share.
-
-    Returns:
-        K state dicts on the CPU, with the seconds that recalibrating took.
-
-    Raises:
-        MergeError: As the recalibration does.
+    Shares are those of the K aligned ingredients in the mean, None for equal ones. The state dicts
+    are on the CPU, with the seconds that recalibrating took.
     """
     mean = average(states, shares)
 

@@ -57,11 +57,7 @@ recalibrations: Registry[type[Recalibration]] = Registry(
 
 
 def recalibration_of(given: "Recalibration | str | None") -> Recalibration | None:
-    """The recalibration that a recipe names.
-
-    Raises:
-        ConfigError: If nothing of that name is registered.
-    """
+    """The recalibration that a recipe names."""
     return recalibrations.get(given).value() if isinstance(given, str) else given
 
 

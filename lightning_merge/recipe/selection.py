@@ -67,16 +67,9 @@ selections: Registry[type[Selection]] = Registry("selections", "lightning_merge.
 def merge_selected(
     select: Selection, merge: Merge, states: Sequence[StateDict], context: Context
 ) -> Merged:
-    """Merges the ingredients that a selection keeps.
+    """Merges the ingredients that a selection keeps, by `merge`, which recalibrates too.
 
-    Args:
-        select: The selection.
-        merge: Makes the (recalibrated) module of some ingredients and their context.
-        states: The aligned ingredients.
-        context: What they came from.
-
-    Returns:
-        The module, with the selection first among its choices.
+    The selection is first among the choices.
     """
     held_out = context.held_out()
     proposal = select.propose(states, context)

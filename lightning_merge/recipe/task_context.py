@@ -41,11 +41,7 @@ class TaskData:
     seen: bool = True
 
     def build(self, body: Mapping[str, Tensor]) -> LightningModule:
-        """A new module with a state dict's body and this task's head.
-
-        Raises:
-            ArchitectureMismatchError: If the body is of another architecture.
-        """
+        """A new module with a state dict's body and this task's head."""
         module = copy.deepcopy(self.module)
         return loaded(module, {**body, **self.head}, f"task '{self.name}'")
 
@@ -57,11 +53,7 @@ def loaded(module: LightningModule, state: Mapping[str, Tensor], what: str) -> L
 
 
 def head_of(module: LightningModule, data: LightningDataModule, state: StateDict) -> StateDict:
-    """The part of a module's state dict that is its last layer.
-
-    Raises:
-        ConfigError: If the module's output is not that of one last linear layer.
-    """
+    """The part of a module's state dict that is its last layer."""
     data.prepare_data()
     data.setup("fit")
     batches = statistics_batches_of(data, module, torch.device("cpu"))
@@ -110,9 +102,6 @@ class TaskContext(Context):
             trainer: As for `Context`.
             further: By name further networks of seen tasks: the task, and a state dict.
             **settings: Other attributes: `task_statistics`, `seed`, `progress`, `cache`, ...
-
-        Raises:
-            MergeError: If the bodies are fewer than two, differ in architecture or contain NaN.
         """
         ordered = sorted(tasks, key=lambda task: not task.seen)
         first = ordered[0]
@@ -167,11 +156,7 @@ class TaskContext(Context):
         return self.build_for(task, state), self.statistics_of(task)
 
     def build_for(self, task: TaskData, body: Mapping[str, Tensor]) -> LightningModule:
-        """A new module for a task: a body, the task's head, and its statistics.
-
-        Raises:
-            MergeError: If the body is of another architecture, or there are no statistics.
-        """
+        """A new module for a task: a body, the task's head, and its statistics."""
         module = task.build(body)
         if self.task_statistics:
             examples = self.statistics_examples

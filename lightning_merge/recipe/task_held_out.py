@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class TaskHeldOut(HeldOut):
-    """The validation data of all seen tasks; a score is the mean of the tasks' scores.
-
-    Raises:
-        ConfigError: If a task has no validation data.
-    """
+    """The validation data of all seen tasks; a score is the mean of the tasks' scores."""
 
     def __init__(self, context: "TaskContext") -> None:
         self.context: TaskContext = context

@@ -24,13 +24,7 @@ from lightning_merge.recipe.recalibration import recalibrate_with
 
 @dataclass(frozen=True)
 class GreedySearch:
-    """What a greedy search found.
-
-    Attributes:
-        soup: The average of the members.
-        members: The ingredients in it, the best one first.
-        choice: Which they are, with the search's trace.
-    """
+    """A greedy soup, its members, the best one first, and which they are, with the trace."""
 
     soup: StateDict
     members: list[StateDict]
