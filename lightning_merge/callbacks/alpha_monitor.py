@@ -64,11 +64,7 @@ def _by_ingredient(module: LightningModule) -> dict[str, Any]:
 
 
 def alpha_rows(alphas: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each layer: how many alphas it has and how they are distributed.
-
-    Returns:
-        Rows with `layer`, `alphas`, `mean`, `std`, `min`, `max` and `above_half`.
-    """
+    """A row for each layer: how many alphas it has and how they are distributed."""
     return [
         {
             "layer": name,

@@ -41,12 +41,7 @@ _LOG = inspect.signature(LightningModule.log)
 
 
 def check_soups(name: str, trainer: Trainer, module: LightningModule) -> None:
-    """Refuses what soups cannot be made of.
-
-    Raises:
-        ConfigError: If the weights are not the module's own, or are divided among devices.
-        CheckpointError: If a tensor is no free parameter (`average`).
-    """
+    """Refuses weights that follow from alphas, are divided among devices, or are not free."""
     if callable(getattr(module, "alphas", None)):
         raise ConfigError(
             f"{name}: the weights of {type(module).__name__} follow from its alphas and cannot be "
@@ -62,11 +57,7 @@ def check_soups(name: str, trainer: Trainer, module: LightningModule) -> None:
 
 
 def copy_of(module: LightningModule) -> LightningModule:
-    """A copy of a module in the midst of its training, neither compiled nor with a Trainer.
-
-    Raises:
-        ConfigError: If it cannot be copied.
-    """
+    """A copy of a module in the midst of its training, neither compiled nor with a Trainer."""
     compiled = getattr(module, "_compiler_ctx", None)
     try:
         copied = copy.deepcopy(module, {} if compiled is None else {id(compiled): None})
@@ -90,14 +81,8 @@ class CandidateValidation:
     DDP every example is counted once, and what is logged is reduced over all ranks, weighted
     by batch size, whether or not the module wants it (`sync_dist`). All ranks must call it.
 
-    Args:
-        trainer: A Trainer that has validation data.
-        module: Its module, between two validations: the copies begin in the state in which
-            it is now.
-        monitor: The name of the metric, as the module logs it.
-
-    Raises:
-        ConfigError: If the module cannot be copied.
+    The module is between two validations: the copies begin in the state in which it is now.
+    `monitor` is the name of the metric, as the module logs it.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, monitor: str) -> None:
@@ -117,15 +102,7 @@ class CandidateValidation:
         return module
 
     def __call__(self, state: StateDict, reset: bool = False) -> float:
-        """The monitored metric of these weights, the same on every rank.
-
-        Args:
-            state: The weights, with the module's names.
-            reset: Whether to reset BatchNorm on training data first.
-
-        Raises:
-            ConfigError: If the metric is not logged, or the data cannot be divided among ranks.
-        """
+        """The monitored metric of these weights, after a reset if wanted, alike on every rank."""
         module = self.build(state, reset)
         logged = _Monitored(self.monitor)
         _log_to(module, logged)

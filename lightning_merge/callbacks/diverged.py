@@ -9,11 +9,7 @@ from lightning_merge.errors import NonFiniteError
 
 
 class StopDiverged(Callback):
-    """Ends a training at the end of the first epoch in which a parameter became NaN.
-
-    Raises:
-        NonFiniteError: If one did; it names the parameter.
-    """
+    """Ends a training, by a `NonFiniteError`, in whose last epoch a parameter became NaN."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the parameters."""

@@ -13,9 +13,6 @@ class FirstBatch(Callback):
 
     A module with too many outputs would be trained and tested without a word; one with too few,
     or for other images, fails somewhere inside torch.
-
-    Raises:
-        ConfigError: If the module's `num_classes` or `in_chans` are not those of the data.
     """
 
     def on_train_batch_start(
@@ -35,16 +32,10 @@ class FirstBatch(Callback):
 
 
 def check_batch(module: LightningModule, data: object, batch: Any) -> None:
-    """Checks that a batch can be what a module was made for.
+    """Checks that a batch can be what a module was made for; a `ConfigError` if it cannot.
 
-    Args:
-        module: Says `num_classes` and `in_chans` among its hyper-parameters; what it does not
-            say is not checked.
-        data: The data module, which may say `num_classes` and `task`; None where there is none.
-        batch: As the data give it.
-
-    Raises:
-        ConfigError: If it cannot.
+    The module says `num_classes` and `in_chans` among its hyper-parameters, the data module, if
+    there is one, may say `num_classes` and `task`; what they do not say is not checked.
     """
     said = dict(module.hparams)
     name = said.get("model") or type(module).__name__

@@ -30,8 +30,7 @@ def soup_folder(trainer: Trainer, dirpath: str | Path | None, name: str) -> Path
 def write_ingredient(trainer: Trainer, module: LightningModule, folder: Path) -> Path:
     """Writes the module's weights, named by epoch and step; rank 0 alone does.
 
-    Returns:
-        The path, when the file is there for all ranks.
+    The file is there for all ranks afterwards.
     """
     path = folder / f"epoch={trainer.current_epoch}-step={trainer.global_step}.safetensors"
     if trainer.is_global_zero:
@@ -41,11 +40,7 @@ def write_ingredient(trainer: Trainer, module: LightningModule, folder: Path) ->
 
 
 def read_ingredient(path: str | Path, module: LightningModule) -> StateDict:
-    """Reads weights, with the module's names.
-
-    Raises:
-        MergeError: If the file cannot be read, or does not fit the module.
-    """
+    """Reads weights, with the module's names."""
     return fit_module(read_checkpoint(path).state_dict, module, str(path))
 
 
@@ -60,12 +55,8 @@ def write_soup(
 ) -> Path:
     """Writes a checkpoint that the module's own class loads; rank 0 alone does.
 
-    Args:
-        trainer: The Trainer; its checkpoint without optimizer is taken, hyper-parameters,
-            hooks and all, and its weights replaced.
-        path: Where to.
-        state: The weights, with the module's names.
-        about: What is known of the soup, kept under `soup`.
+    It is the Trainer's, without optimizer but with hyper-parameters, hooks and all, whose weights
+    are replaced; what is known of the soup is kept under `soup`.
     """
     raw = path.with_name(f".{path.name}.raw")
     trainer.save_checkpoint(raw, weights_only=True)

@@ -147,10 +147,8 @@ class AnswerRecorder(Callback):
     def answers(self, count: int, accuracy: float | None) -> Answers | None:
         """The answers, if they are as many as examples and have the accuracy of the module's test.
 
-        Args:
-            count: The number of test examples.
-            accuracy: What the module's test reports; another share of right answers shows that
-                the module judges by something else than was recorded.
+        Another share of right answers shows that the module judges by something else than was
+        recorded.
         """
         targets = self.targets
         if targets is None or accuracy is None or len(targets) != count:

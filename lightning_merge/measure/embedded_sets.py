@@ -23,9 +23,7 @@ from lightning_merge.recipe.build import build_data
 class TaskStatistics:
     """How a network is given a data set's own BatchNorm statistics before it sees it.
 
-    Attributes:
-        examples: From how many training images; None for all.
-        seed: Which ones.
+    From so many training images, None for all, which the seed determines.
     """
 
     examples: int | None
@@ -41,22 +39,12 @@ def embedded_sets(
     seed: int,
     statistics: TaskStatistics | None = None,
 ) -> tuple[dict[str, Embedding], int]:
-    """The embedding of all sets' test images under each network.
+    """The embedding of all sets' test images under each network, and how many of each are shown.
 
-    Args:
-        networks: Checkpoints, by what to call them.
-        sets: The data modules' configurations, by what to call them.
-        model: The networks' module, as configuration; None for what the checkpoints describe.
-        method: `pca` or `tsne`.
-        examples: How many test images of each set, if there are so many in all of them.
-        seed: Which images; and of t-SNE.
-        statistics: Gives each set BatchNorm statistics of its own; None for the networks' own.
-
-    Returns:
-        The embeddings by network, and how many images of each set they show.
-
-    Raises:
-        MergeError: If a network or a data set does not suit.
+    Networks are checkpoints and sets the configurations of data modules, by what to call them. The
+    module is described by the checkpoints where no configuration of it is given. So many images of
+    each set are shown, if there are so many in all; the seed says which, and is that of t-SNE.
+    `statistics` gives each set BatchNorm statistics of its own; None leaves the networks' own.
     """
     if examples < 2:
         raise ConfigError("--examples is 2 or more")

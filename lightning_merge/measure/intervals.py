@@ -14,13 +14,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95% interval.
-
-    Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        how: `bootstrap` over examples, or `Wilson`, from the share and the number alone.
-    """
+    """A 95% interval, by `bootstrap` over examples, or `Wilson`, from share and number alone."""
 
     low: float
     high: float
@@ -29,14 +23,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """The difference of two means over the same examples.
+    """The difference of two means over the same examples, the first minus the second.
 
-    Attributes:
-        difference: The first minus the second.
-        low: The lower end of its 95% bootstrap interval over examples.
-        high: The upper end.
-        p_value: Of no difference, two-sided.
-        test: The test that gives it.
+    `low` and `high` are the ends of its 95% bootstrap interval over examples; the test gives the
+    two-sided p-value of no difference.
     """
 
     difference: float
@@ -75,10 +65,8 @@ def interval_of(right: Values | None, accuracy: float | None, *sizes: int) -> In
     Wilson's is taken where it is not, and where all examples are equally right: their resamples
     have no spread, which is not to say that the next example is sure.
 
-    Args:
-        right: `(N,)`, how right each example is; None if that is not known.
-        accuracy: The accuracy; None or NaN has no interval.
-        sizes: The number of test examples; of each task where it is a mean over tasks.
+    `right` is `(N,)`, how right each example is; sizes are the number of test examples, of each
+    task where the accuracy is a mean over tasks. An accuracy of None or NaN has no interval.
     """
     from scipy.stats import binomtest
 
@@ -114,10 +102,7 @@ def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     compared with those that come about when the two networks' answers to an example are exchanged
     at random (a paired permutation test).
 
-    Args:
-        first: `(N,)`, how right each example is.
-        second: The same of the other network.
-        sizes: How many examples, in order, belong to each of several tasks; empty for one task.
+    How right each example is, is `(N,)`; sizes are as for `bootstrap`.
     """
     from scipy.stats import binomtest, ttest_rel
 

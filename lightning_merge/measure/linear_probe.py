@@ -27,20 +27,9 @@ def linear_probe(
     standardisation, which needs no labels and is that of all training images, is then folded
     into the weights, so that the layer takes plain features.
 
-    Args:
-        module: The body, with a head of the task's shape whose weights do not matter.
-        data: Gives the training images (without augmentation if it offers them) and labels.
-        device: Where the features are computed.
-        per_class: Of how many examples of each class the labels are used, the first that the
-            loader gives; None for all.
-
-    Returns:
-        The layer's weights by their names in the module, and on how many labelled examples
-        they stand.
-
-    Raises:
-        ConfigError: If the labels are not one class each, a class has no example, or the
-            module's output is not that of one last linear layer.
+    The body has a head of the task's shape whose weights do not matter. Of each class the labels of
+    the first `per_class` examples are used, None for all. Given are the layer's weights by their
+    names in the module, and on how many labelled examples they stand.
     """
     body = copy.deepcopy(module).to(device).eval()
     batches = ordered_batches_of(data, module, device)

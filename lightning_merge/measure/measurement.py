@@ -142,15 +142,7 @@ def measure(
 ) -> Measurement:
     """Tests a module on held-out and on test data, and counts its parameters and operations.
 
-    Args:
-        module: The module; its `test_step` determines what is measured.
-        data: Gives the test set.
-        trainer: Runs the test.
-        method: As in `Measurement`, like the arguments that follow.
-        kind: `ingredient`, `merge` or `ensemble`.
-        seconds: None if not known.
-        seed: The repetition's.
-        train_examples: None if not known.
+    `method` and what follows are as in `Measurement`.
     """
     # Before the test, so that what a module's hooks write last is of the test.
     held_out, held_out_examples = on_held_out(module, data, trainer)
@@ -178,12 +170,8 @@ def measure(
 class Tested:
     """A test of a module, with what is known of each example.
 
-    Attributes:
-        metrics: As `evaluate` returns them.
-        examples: How many examples they stand on.
-        answers: As in `Measurement`, like `majority`.
-        majority: See there.
-        example: A batch's first input; None if there is none.
+    Metrics and examples are those of `evaluate`, answers and majority those of `Measurement`;
+    `example` is a batch's first input, None if there is none.
     """
 
     metrics: dict[str, float]

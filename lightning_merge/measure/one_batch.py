@@ -15,9 +15,8 @@ from lightning_merge.recipe.context import Context
 def check_one_batch(context: Context) -> None:
     """Tests the first ingredient on one batch; random numbers are left as they were.
 
-    Raises:
-        ConfigError: If the Trainer's settings cannot be met, the module has no test, or its test
-            cannot compute on the data.
+    A `ConfigError` if the Trainer's settings cannot be met, the module has no test, or its test
+    cannot compute on the data.
     """
     trainer = context.trainer(limit_test_batches=1)
     trainer.callbacks.append(FirstBatch())  # type: ignore[attr-defined]

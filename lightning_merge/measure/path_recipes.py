@@ -15,12 +15,10 @@ Given = Recipe | Mapping[str, Any]
 def path_recipes(recipes: Sequence[Given]) -> list[Any]:
     """A plain average for each way of aligning and recalibrating that recipes name.
 
-    Returns:
-        Recipes, as plain configuration where they were given so: first the direct path, then
-        each distinct pair of `align` and `recalibrate` among the recipes that give weighted
-        means; where there is no such recipe, among all of them; in order of appearance. Their
-        names are the pairs' (`direct`, `Permute + reset`), with the matching's arguments where
-        two differ in nothing else.
+    Recipes, as plain configuration where they were given so: first the direct path, then each
+    distinct pair of `align` and `recalibrate` among the recipes that give weighted means; where
+    there is no such recipe, among all of them; in order of appearance. Their names are the pairs'
+    (`direct`, `Permute + reset`), with the matching's arguments where two differ in nothing else.
     """
     built = [build_recipe(recipe) for recipe in recipes]
     means = [made.aggregate.weights_of_mean(2) is not None for made in built]

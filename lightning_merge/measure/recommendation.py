@@ -223,9 +223,7 @@ def recommend(
 ) -> R:
     """Chooses the single network to use, by held-out accuracy; test data only describe it.
 
-    Args:
-        rows: All measurements of a comparison, of all seeds.
-        make: Takes the attributes of a `Recommendation`.
+    Rows are of all seeds; `make` takes the attributes of a `Recommendation`.
     """
     groups = by_method(rows)
     standings = {key: _standing(same) for key, same in groups.items()}

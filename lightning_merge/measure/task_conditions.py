@@ -19,13 +19,9 @@ CLEAN = "clean"
 
 @dataclass
 class Conditions:
-    """The test sets of all tasks, clean and under corruptions.
+    """The test sets of all tasks, clean and under corruptions of a severity from 1 to 5.
 
-    Attributes:
-        tasks: The tasks.
-        corruptions: Names of corruptions.
-        severity: Of the corruptions, 1 to 5.
-        corrupted: The names of the tasks that are measured under them; all if empty.
+    `corrupted` names the tasks that are measured under them; all if it is empty.
     """
 
     tasks: Sequence[TaskData]
@@ -45,11 +41,7 @@ class Conditions:
                 yield corruption, task, self._corrupted(task, corruption)
 
     def check(self) -> None:
-        """Checks that the data modules can corrupt their images, and in these ways.
-
-        Raises:
-            ConfigError: If one that has to cannot, or there is no such corruption or severity.
-        """
+        """Checks that the data modules can corrupt their images, and in these ways."""
         for corruption in self.corruptions:
             Corruption(corruption, self.severity)
         for task in self.tasks:
@@ -138,19 +130,9 @@ def measure_tasks(
     seed: int,
     progress: bool = True,
 ) -> list[TaskMeasurement]:
-    """A row for each task under each condition.
+    """A row for each task under each condition, but for tasks of which `body` makes no network.
 
-    Args:
-        body: Makes the network that is tested on a task; None leaves the task out.
-        conditions: The test sets.
-        trainer: Makes a Trainer.
-        method: As in `TaskMeasurement`, likewise `kind` and `seed`.
-        kind: `baseline` or `merge`.
-        seed: The seed of the repetition.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        ConfigError: If a module's test reports no accuracy.
+    `body` makes what is tested on a task; method, kind and seed are as in `TaskMeasurement`.
     """
     rows = []
     # Making one takes longer than testing on a few images.

@@ -29,13 +29,8 @@ def module_for(
 ) -> LightningModule:
     """A module with as many classes as the data have; its weights do not matter.
 
-    Args:
-        config: `class_path` and `init_args`; None for what the checkpoint describes.
-        data: The data module.
-        checkpoint: What is going to be loaded, if anything is.
-
-    Raises:
-        ConfigError: If the model cannot be made.
+    It is what the checkpoint, which is going to be loaded if there is one, describes where
+    `config`, a `class_path` and `init_args`, is None.
     """
     if config is None:
         assert checkpoint is not None
@@ -50,11 +45,7 @@ def module_for(
 
 
 def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> LightningModule:
-    """A checkpoint's network, with the head that it has, of whatever task.
-
-    Raises:
-        MergeError: If the module cannot be made, or the weights do not fit.
-    """
+    """A checkpoint's network, with the head that it has, of whatever task."""
     data = LightningDataModule()
     if "num_classes" in checkpoint.hyper_parameters:
         setattr(data, "num_classes", checkpoint.hyper_parameters["num_classes"])  # noqa: B010
@@ -74,14 +65,8 @@ def module_to_train(
 ) -> LightningModule:
     """The module that training starts from; a CLIP's head is made of the classes' names.
 
-    Args:
-        config: `class_path` and `init_args`.
-        data: The data module, set up; under a CLIP its `class_names` are read.
-        sentences: Prompts of a CLIP, or the name of a set of them in `prompts.yaml`; None for
-            the data's `prompt_set`.
-
-    Raises:
-        ConfigError: If the data do not name their classes, or the model cannot be made.
+    These are the `class_names` of the data module, which is set up. The sentences are prompts of a
+    CLIP, or the name of a set of them in `prompts.yaml`; None for the data's `prompt_set`.
     """
     if not reads_text(config):
         return module_for(config, data)

@@ -15,14 +15,10 @@ from lightning_merge.recipe.described_module import module_of
 
 @dataclass(frozen=True)
 class TemplatesBesideAverages:
-    """What `plot templates` draws.
+    """What `plot templates` draws: templates `(classes, C, H, W)` and, of data, class averages.
 
-    Attributes:
-        templates: `(classes, C, H, W)`.
-        averages: The average training image of each class, as pixels in [0, 1], in the same
-            shape; None where no data were given.
-        names: The classes' names, or None.
-        caption: How alike templates and averages are, in words.
+    Averages are the classes' average training images, as pixels in [0, 1], in the same shape; the
+    caption says how alike both are.
     """
 
     templates: Tensor
@@ -36,12 +32,7 @@ def templates_beside_averages(
 ) -> TemplatesBesideAverages:
     """The templates of a linear classifier, and which average images they are like.
 
-    Args:
-        checkpoint: The classifier.
-        data: Gives the training images; None for the weights alone.
-
-    Raises:
-        MergeError: If the network is another one, or the data are not those it was trained on.
+    Without data of the weights alone.
     """
     state, name = checkpoint.state_dict, str(checkpoint.path)
     if data is None:

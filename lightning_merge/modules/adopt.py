@@ -21,9 +21,7 @@ def adopt(wrapper: LightningModule, module: LightningModule) -> None:
     The two then share one state: what is set on either is seen by both, so that bound
     methods and callbacks that the module handed out stay valid.
 
-    Args:
-        wrapper: A LightningModule on which `LightningModule.__init__` has not been called.
-        module: The module that is adopted.
+    `LightningModule.__init__` has not been called on the wrapper.
     """
     wrapper.__class__ = adopted_class(type(wrapper), type(module))
     object.__setattr__(wrapper, "__dict__", module.__dict__)
@@ -35,9 +33,7 @@ def adopted_class(
 ) -> type[LightningModule]:
     """The class derived from a wrapper class and a user's class; one for each pair.
 
-    Args:
-        wrapper: Names in `_passes_on` the steps that hand their arguments on to the user's.
-        user: The user's class.
+    The wrapper's `_passes_on` names the steps that hand their arguments on to the user's.
     """
     if (wrapper, user) in _CLASSES:
         return _CLASSES[wrapper, user]

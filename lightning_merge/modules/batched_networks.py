@@ -34,8 +34,7 @@ class BatchedNetworks:
     is kept twice, and what is changed in place in a network is seen here. Moving a network
     (`to`, `half`) ends that: make a new one then.
 
-    Args:
-        networks: The networks. They may hold more than the last one, whose code is run.
+    They may hold more than the last one, whose code is run.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:

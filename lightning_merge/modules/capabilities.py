@@ -19,8 +19,7 @@ from torch import nn
 def contiguous_images(module: nn.Module) -> Iterator[None]:
     """Images in contiguous order for a while: gradients of single examples need it.
 
-    Args:
-        module: If it has a `memory_format`, that is changed, and afterwards what it was.
+    A module's `memory_format`, if it has one, is changed, and afterwards what it was.
     """
     before = getattr(module, "memory_format", None)
     if before is None:

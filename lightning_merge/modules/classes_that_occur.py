@@ -23,8 +23,8 @@ class MeanOfOccurring(PerClassMetric):
         metric: Gives a number for each class (`average="none"`), from logits and targets.
         named: Its name in warnings, which also says what it needs: AUROC examples with and
             without a class, specificity some without, precision neither.
-        task: As for `PerClassMetric`.
-        num_classes: As for `PerClassMetric`.
+        task: As for `PerClassMetric`, like the number of classes.
+        num_classes: See there.
         ignored: The target that counts as none, if there is one.
         weighted: Whether classes count by how many examples have them.
     """

@@ -139,17 +139,12 @@ class _ImageTower(nn.Module):
 def text_weights(
     clip: Any, model: str, class_names: Sequence[str], prompts: Sequence[str]
 ) -> Tensor:
-    """The weights of a zero-shot head: what CLIP's text tower makes of each class.
+    """The weights of a zero-shot head: what CLIP's text tower makes of each class, `(C, d)`.
 
-    Args:
-        clip: A model of `open_clip`, with its text tower; it stays on its device.
-        model: Its name, which says how text becomes tokens.
-        class_names: The names of C classes.
-        prompts: Sentences with `{}` for the name.
-
-    Returns:
-        `(C, d)`: of each class the mean of its sentences' unit vectors, itself made a unit
-        vector (Radford et al. 2021, Sec. 3.1.4), times the exponential of the logit scale.
+    Of each class the mean of its sentences' unit vectors, itself made a unit vector (Radford et al.
+    2021, Sec. 3.1.4), times the exponential of the logit scale. `clip` is a model of `open_clip`,
+    with its text tower, and stays on its device; its name says how text becomes tokens. Prompts are
+    sentences with `{}` for the name of a class.
     """
     open_clip = _open_clip()
     with _quiet():

@@ -17,11 +17,6 @@ class FromLogits(MetricInputTransformer):
 
     An example (or a label) with a logit of NaN counts as surely wrong, whatever the largest of its
     other logits is.
-
-    Args:
-        metric: The metric.
-        transform: From logits to what it takes.
-        task: What the targets mean, see `ImageClassifier`.
     """
 
     def __init__(self, metric: Metric, transform: Callable[[Tensor], Tensor], task: Task) -> None:

@@ -19,21 +19,12 @@ from lightning_merge.watched_layers import watch_output
 
 @torch.no_grad()
 def last_layer(network: nn.Module, inputs: Tensor) -> str:
-    """The name of the linear layer that gives the network's output.
+    """The name of the linear layer that gives the network's output, as `get_submodule` takes it.
 
-    It is found by running the network, so that any network will do. What is found is checked:
-    without that layer the network must give what the layer takes.
-
-    Args:
-        network: The network; its weights, modes and device stay as they are.
-        inputs: What the network takes, two examples are enough.
-
-    Returns:
-        The layer's name, as `get_submodule` takes it.
-
-    Raises:
-        ConfigError: If the output is not that of one linear layer: there is none, two are
-            averaged, or something (a softmax) comes after it.
+    It is found by running the network on inputs, two are enough, so that any network will do;
+    weights, modes and device stay as they are. What is found is checked: without that layer the
+    network must give what the layer takes. A `ConfigError` if the output is not that of one linear
+    layer: there is none, two are averaged, or something (a softmax) comes after it.
 
     Example:
         >>> last_layer(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))

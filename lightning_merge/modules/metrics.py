@@ -61,9 +61,6 @@ def classification_metrics(
         type. Means over classes leave out those that do not occur in the data, and name them in a
         warning. An example with a logit of NaN (of several labels, that label) counts as wrong;
         AUROC is NaN then.
-
-    Raises:
-        ConfigError: If a metric is unknown, or does not fit the task.
     """
     if chosen is None:
         chosen = ["accuracy"]

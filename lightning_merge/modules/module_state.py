@@ -23,15 +23,10 @@ def tensors_in(state: Mapping[str, object]) -> StateDict:
 
 
 def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) -> StateDict:
-    """Gives a state dict the names of a module.
+    """Gives a state dict the names of a module, which it has, or those of one part of it.
 
-    Args:
-        state: The state dict, with the module's names or with those of one part of it.
-        module: The module. Where it is not strict, what only one of them has is left out.
-        name: What to call `state` in an error.
-
-    Raises:
-        ArchitectureMismatchError: If it does not fit.
+    What only one of them has is left out where the module is not strict; `name` is what to call the
+    state in an error.
     """
     expected = tensors(module)
     if not module.strict_loading:

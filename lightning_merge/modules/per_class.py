@@ -114,12 +114,8 @@ class AreaUnderROC(PerClassMetric):
 def area_under_roc(scores: Tensor, positive: Tensor) -> float:
     """The area under the ROC curve, exactly (Mann and Whitney's U over the number of pairs).
 
-    Args:
-        scores: `(N,)`, higher for what is more likely positive.
-        positive: Booleans `(N,)`.
-
-    Returns:
-        Between 0 and 1; NaN if a score is, or if all examples are of one class.
+    Scores `(N,)` are higher for what is more likely positive. NaN if a score is, or if all examples
+    are of one class.
     """
     count, positives = len(scores), int(positive.sum())
     if positives in (0, count) or bool(scores.isnan().any()):

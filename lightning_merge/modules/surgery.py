@@ -23,9 +23,7 @@ class Surgery(nn.Module):
 
     `W_up` is zero at the start, so that nothing is changed.
 
-    Args:
-        head: The last layer, d to C.
-        rank: The number of rows of `W_down`.
+    The head takes d features; `W_down` has `rank` rows.
     """
 
     features: Tensor | None

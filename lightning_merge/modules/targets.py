@@ -13,13 +13,7 @@ def check_targets(targets: Tensor, task: Task, num_classes: int) -> None:
     Neither losses nor metrics say so otherwise: binary cross entropy takes any number, cross
     entropy passes over -100, and what is not 1 would count as negative.
 
-    Args:
-        targets: Classes `(N,)`, their probabilities `(N, C)`, or labels between 0 and 1.
-        task: What they mean, see `ImageClassifier`.
-        num_classes: How many classes there are.
-
-    Raises:
-        DataError: If one is no class, or no label.
+    Targets are classes `(N,)`, their probabilities `(N, C)`, or labels between 0 and 1.
     """
     if not targets.numel():
         return
@@ -39,8 +33,7 @@ def check_targets(targets: Tensor, task: Task, num_classes: int) -> None:
 def certain(targets: Tensor, task: Task) -> Tensor:
     """The classes or labels that targets stand for, those of mixed or smoothed ones too.
 
-    Returns:
-        Integers: `(N,)` classes, the likeliest ones; or labels, 1 where more than a half.
+    Integers: `(N,)` classes, the likeliest ones; or labels, 1 where more than a half.
     """
     if task == "multiclass" and targets.dim() == 2:
         return targets.argmax(dim=1)

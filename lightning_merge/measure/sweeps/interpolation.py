@@ -29,14 +29,10 @@ _BARRIERS = ("loss barrier", "accuracy barrier")
 
 @dataclass
 class _Measured(ABC):
-    """Measurements of convex combinations of the first ingredients.
+    """Measurements of convex combinations of the first ingredients: test loss and accuracy.
 
-    Attributes:
-        name: What to call them.
-        loss: The test loss at each point.
-        accuracy: The test accuracy at each point.
-        ingredients: The test losses of the ingredients as they were given.
-        accuracies: Their test accuracies.
+    `ingredients` and `accuracies` are test losses and accuracies of the ingredients as they were
+    given.
     """
 
     name: str
@@ -79,11 +75,7 @@ class _Measured(ABC):
 
 @dataclass
 class Path(_Measured):
-    """Measurements along alpha * A + (1 - alpha) * B.
-
-    Attributes:
-        alpha: The shares of A, from 0 to 1.
-    """
+    """Measurements along alpha * A + (1 - alpha) * B, with alpha from 0 to 1."""
 
     alpha: list[float]
 
@@ -95,11 +87,7 @@ class Path(_Measured):
 
 @dataclass
 class Triangle(_Measured):
-    """Measurements of the convex combinations of A, B and C.
-
-    Attributes:
-        weights: The shares of the three.
-    """
+    """Measurements of the convex combinations of A, B and C; `weights` are their shares."""
 
     weights: list[list[float]]
 
@@ -112,14 +100,8 @@ class Triangle(_Measured):
 def measure_paths(context: Context, recipes: Sequence[Recipe], points: int) -> list[Path]:
     """The path between the first two ingredients, for each alignment and recalibration.
 
-    Args:
-        context: The ingredients and their data.
-        recipes: Give each path its name, alignment and recalibration, which is done anew at
-            every point (see `path_recipes`).
-        points: How many points, both ends included.
-
-    Raises:
-        ConfigError: If the module's test reports no loss or no accuracy.
+    Recipes give each path its name, alignment and recalibration, which is done anew at every one of
+    the points, both ends included (see `path_recipes`).
     """
     alpha = [index / (points - 1) for index in range(points)]
     weights = [[one, 1 - one] for one in alpha]

@@ -77,18 +77,9 @@ def measure_scaling(
     For each factor every batch is read once, and every network evaluated once: ingredients are
     shared by all ensembles, of all numbers of ingredients. All networks are in memory together.
 
-    Args:
-        context: The ingredients and their data.
-        recipes: Which soups and ensembles.
-        factors: The factors, positive; 1 leaves the weights as they are.
-        sizes: Of how many ingredients, the first ones.
-        weights: Gives the weights of recipes that merge.
-
-    Returns:
-        For each number of ingredients their average, then the recipes.
-
-    Raises:
-        ConfigError: If the test examples do not have one class each.
+    Factors are positive, and 1 leaves the weights as they are; sizes are numbers of ingredients,
+    the first ones; `weights` gives the weights of recipes that merge. For each number of
+    ingredients there is their average, then the recipes.
     """
     tested = _Tested(context, recipes)
     for size in sizes:

@@ -23,9 +23,8 @@ from lightning_merge.modules.merging.read_ingredients import check_automatic, re
 def mean_entropy(logits: Tensor, independent: bool = False) -> Tensor:
     """The mean entropy, in nats, of the predictions that logits `(B, C)` stand for.
 
-    Args:
-        logits: Of classes that exclude each other, or of a single yes or no.
-        independent: Whether each is that of a yes of its own (multi-label).
+    They are of classes that exclude each other, or of a single yes or no; `independent` ones are
+    each that of a yes of its own (multi-label).
     """
     log_probability = log_probabilities(logits, independent)
     return -(log_probability.exp() * log_probability).sum(dim=(-2, -1)).mean()
@@ -110,11 +109,7 @@ class AdaMergingModule(LearnedWeights):
 
 
 def check_coefficients(granularity: str, coefficient: float) -> None:
-    """Checks the settings of AdaMerging.
-
-    Raises:
-        ConfigError: If it has no such granularity, or no coefficient can begin there.
-    """
+    """Checks the settings of AdaMerging; a `ConfigError` if they are out of range."""
     if granularity not in ("model", "layer"):
         raise ConfigError(
             f"AdaMerging: granularity '{granularity}' is none of its own: choose model or layer"

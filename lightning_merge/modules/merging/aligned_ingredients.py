@@ -23,18 +23,8 @@ def aligned_states(
     Each rank reads its share of the training batches, and a matching sums up over the ranks:
     every rank gets what a single process would find. Random numbers are left as they were.
 
-    Args:
-        trainer: A Trainer that is fitting, on every rank.
-        matching: How.
-        ingredient: Makes the k-th one, in evaluation mode; one of the others at a time.
-        count: How many there are.
-
-    Returns:
-        One for each ingredient, on the CPU, the same on every rank.
-
-    Raises:
-        AlignmentError: If the network cannot be traced.
-        DataError: If there are no batches.
+    The Trainer is fitting, on every rank; `ingredient` makes the k-th one, in evaluation mode, one
+    of the others at a time. The state dicts are on the CPU, the same on every rank.
     """
     batches = statistics_share(trainer)
     first = ingredient(0)

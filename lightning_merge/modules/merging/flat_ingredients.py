@@ -15,18 +15,8 @@ class FlatIngredients:
 
     Two ingredients have one logit for each alpha (a sigmoid), more have K (a softmax).
 
-    Args:
-        parameters: The parameters to merge, by name.
-        states: The ingredients' values of them.
-        granularity: How many alphas there are: `model`, `layer`, `channel` or `parameter`.
-
-    Raises:
-        ConfigError: If the parameters are of several types, or `granularity` is unknown.
-
-    Attributes:
-        layout: Where each parameter lies.
-        buffers: The ingredients, K of shape `(size,)`.
-        merged: What the alphas make of them, of shape `(size,)`.
+    `layout` says where each parameter lies, `buffers` are the ingredients, K of shape `(size,)`,
+    and `merged`, `(size,)`, is what the alphas make of them.
     """
 
     def __init__(
@@ -43,11 +33,8 @@ class FlatIngredients:
     def initial_logits(self, alpha: float | None) -> Tensor:
         """Logits that give the first ingredient a share of `alpha`, the others the rest.
 
-        Args:
-            alpha: Between 0 and 1; all have the same share if not given.
-
-        Returns:
-            `(n,)` for two ingredients and n alphas, `(K, n)` for more.
+        `alpha` is between 0 and 1; all have the same share if it is not given. Of two ingredients
+        and n alphas `(n,)`, of more `(K, n)`.
         """
         count = self.layout.size if self._segments is None else len(self._segments)
         others = len(self.buffers) - 1
@@ -74,9 +61,8 @@ class FlatIngredients:
     def alphas(self, logits: Tensor) -> StateDict:
         """The alpha of every element of every parameter, by name.
 
-        Returns:
-            For two ingredients the first one's shares, in the parameters' shapes; for K the
-            shares of all, `(K, ...)`, whose sums over the first axis are 1.
+        For two ingredients the first one's shares, in the parameters' shapes; for K the shares of
+        all, `(K, ...)`, whose sums over the first axis are 1.
         """
         found = self.alphas_by_ingredient(logits)
         if len(found) == 1:
@@ -124,8 +110,7 @@ def parameter_places(
 ) -> dict[str, list[tuple[nn.Module, str]]]:
     """Every place that holds each merged parameter, by name; tied ones have several.
 
-    Returns:
-        Submodules and the names of their attributes.
+    A place is a submodule and the name of its attribute.
     """
     names = {id(module.get_parameter(name)): name for name in merged}
     found: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}

@@ -75,13 +75,8 @@ class LearnedWeights(LightningModule):
     A checkpoint holds the merged weights under the module's own names, and under
     `lightning_merge` what a resumed run needs.
 
-    Args:
-        module: The module; its weights are replaced.
-        ingredients: Those that were read for it.
-        flat: Their merged parameters.
-        alpha: What the alphas begin with, see `flat.initial_logits`.
-        optimizer: Called with the list that holds `alpha_logits`.
-        lr_scheduler: Called with the optimizer; stepped once an epoch.
+    What the alphas begin with is `alpha`, see `flat.initial_logits`; the optimizer is called with
+    the list that holds `alpha_logits`, the scheduler, stepped once an epoch, with the optimizer.
     """
 
     alpha_logits: nn.Parameter

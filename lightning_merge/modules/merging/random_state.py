@@ -13,11 +13,7 @@ RandomState = dict[str, Any]
 def random_state(loaders: Iterable[Any] = ()) -> RandomState:
     """What torch, the GPU, numpy, Python and the generators of some loaders draw next.
 
-    Args:
-        loaders: DataLoaders; what has no generator adds nothing.
-
-    Returns:
-        Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
+    Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
     """
     return {
         **randomness.random_state(),

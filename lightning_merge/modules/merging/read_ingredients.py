@@ -51,20 +51,10 @@ def read_ingredients(
 ) -> Ingredients:
     """Reads the ingredients of a module, and builds the module where it has not been.
 
-    Args:
-        checkpoints: Paths, networks, or state dicts with the module's names.
-        module: The module; what it makes in `configure_model` is made, and its extra state is
-            set to that of the first ingredient.
-        keep: For some of the ingredients, a regular expression that matches the whole names
-            of what is taken from it alone.
-
-    Returns:
-        The ingredients.
-
-    Raises:
-        ConfigError: If the module is none of Lightning's, or has nothing to merge; if an expression
-            is none, matches nothing, or what another one keeps.
-        MergeError: If a file cannot be read, or what is merged differs in shape or holds NaN.
+    What the module makes in `configure_model` is made, and its extra state is set to that of the
+    first ingredient. `keep` has, for some of the ingredients, a regular expression that matches the
+    whole names of what is taken from it alone. A `MergeError` if a file cannot be read, there is
+    nothing to merge, or what is merged differs in shape or holds NaN.
     """
     _check(module)
     module.configure_model()

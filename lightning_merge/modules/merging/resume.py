@@ -99,12 +99,7 @@ class RunState:
         return {name: [rank[name] for rank in ranks] for name in own}
 
     def load_state_dict(self, state: dict[str, list[RandomState | None]], rank: int) -> None:
-        """Takes them back, when fitting starts.
-
-        Args:
-            state: What `state_dict` gave.
-            rank: This process; one that the first run did not have draws its own numbers.
-        """
+        """Takes them back, when fitting starts; a rank that is new draws its own numbers."""
         if rank < len(state["now"]):
             self._resumed = state["now"][rank]
             self.start = state["start"][rank]

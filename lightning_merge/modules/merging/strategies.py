@@ -34,11 +34,10 @@ def refuse_spawning(strategy: Strategy) -> None:
 
 
 def refuse_averaging(module: object, callbacks: Iterable[Callback]) -> None:
-    """Refuses callbacks that average weights which follow from what is learned.
+    """Refuses, by a `ConfigError`, callbacks that average weights learned through alphas or maps.
 
-    Raises:
-        ConfigError: If one is a `WeightAveraging`, whose checkpoints would hold other weights than
-            it validates, beside alphas or maps of neither.
+    Checkpoints of a `WeightAveraging` would hold other weights than it validates, beside alphas or
+    maps of neither.
     """
     for callback in callbacks:
         if isinstance(callback, WeightAveraging):
