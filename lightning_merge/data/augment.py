@@ -12,12 +12,7 @@ from torch import Tensor
 def random_crop(images: Tensor, padding: int) -> Tensor:
     """Shift each image by up to `padding` pixels each way, black coming in at the edges.
 
-    Args:
-        images: `(N, C, H, W)` of any type.
-        padding: Pixels; 0 leaves the images as they are.
-
-    Returns:
-        `(N, C, H, W)`.
+    `(N, C, H, W)` of any type to the same; a padding of 0 leaves the images as they are.
     """
     if padding == 0:
         return images

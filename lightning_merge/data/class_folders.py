@@ -70,12 +70,10 @@ class LeftOut:
 
 @dataclass
 class ClassFiles:
-    """The images of a split, with the position of each one's class.
+    """The images of a split, with the position of each one's class among the names that were given.
 
-    Attributes:
-        paths: The files: class by class in the order of the folders' names, sorted in each.
-        labels: For each file its class's position among the names that were given.
-        left_out: What was found beside them.
+    They are class by class in the order of the folders' names, sorted in each; `left_out` is what
+    was found beside them.
     """
 
     paths: list[str]
@@ -112,13 +110,8 @@ def list_classes(
 ) -> ClassFiles:
     """The images under `folder/<class>`, at any depth, whatever is in other folders.
 
-    Args:
-        folder: Which holds a folder for each class.
-        class_names: The folders' names, in the order of the classes.
-        left_out: Where to add what is found beside images; None for a new one.
-
-    Raises:
-        DataError: If a class has no folder, or no images in it.
+    The class names are the folders', in the order of the classes; what is found beside images is
+    added to `left_out`.
     """
     found = ClassFiles([], [], LeftOut() if left_out is None else left_out)
     for name in sorted(class_names):
@@ -141,14 +134,9 @@ def list_classes(
 
 
 def images_below(folder: Path, left_out: LeftOut) -> Iterable[str]:
-    """The images in a folder and below it, sorted.
+    """The images in a folder and below it, sorted; links are followed once.
 
-    Args:
-        folder: Where to search; links are followed once.
-        left_out: Where to add what is found beside images.
-
-    Raises:
-        DataError: If a folder cannot be listed.
+    What is found beside images is added to `left_out`.
     """
     visited: set[str] = set()
     places: list[tuple[str, list[str]]] = []

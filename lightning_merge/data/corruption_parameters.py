@@ -80,16 +80,10 @@ def check_parameters(chosen: str) -> None:
 
 
 def parameters_of(name: str, severity: int, size: int, chosen: str) -> tuple[Parameters, float]:
-    """One corruption's parameters for images of a size.
+    """One corruption's parameters, and by how much lengths among them are to be multiplied.
 
-    Args:
-        name: The corruption.
-        severity: 1 to 5.
-        size: The shorter side of the images, in pixels.
-        chosen: One of `ParameterSet`, see `Corruption`.
-
-    Returns:
-        The parameters, and by how much lengths among them are to be multiplied.
+    For images whose shorter side has `size` pixels; `chosen` is one of `ParameterSet`, see
+    `Corruption`.
     """
     published = PUBLISHED[name]
     if chosen == "nearest":

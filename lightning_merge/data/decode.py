@@ -69,10 +69,6 @@ def decode(
 
     Returns:
         `(channels, size, size)`, uint8.
-
-    Raises:
-        ConfigError: If there is no such interpolation.
-        UnreadableImageError: If the file is missing, or no image.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -17,9 +17,7 @@ from lightning_merge.data.decode import decode
 class EncodedImages(ABC):
     """Images, each decoded, resized and cut when it is fetched (see `decode`).
 
-    Args:
-        size: Height and width of what is read, in pixels.
-        channels: 1 for grey, 3 for colour.
+    They are of `size` pixels each way, with 1 channel for grey or 3 for colour.
     """
 
     def __init__(self, size: int, channels: int) -> None:
@@ -34,11 +32,7 @@ class EncodedImages(ABC):
         """For each position the file, and what an error calls it."""
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        """Uint8 `(M, C, size, size)`.
-
-        Raises:
-            UnreadableImageError: If a file is missing or damaged.
-        """
+        """Uint8 `(M, C, size, size)`."""
         return torch.stack(
             [decode(file, name, self.size, self.channels) for file, name in self.open(positions)]
         )

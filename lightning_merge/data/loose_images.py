@@ -19,13 +19,8 @@ Batch = tuple[list[int], Tensor | None, dict[int, str]]
 class LooseImages(Dataset[Item]):
     """Files of images, prepared as a checkpoint records it.
 
-    Args:
-        paths: The files.
-        prepared: `input_size` `[C, H, W]`, `mean` and `std`, and `interpolation` and `crop_pct`
-            where they are not `bilinear` and 1 (`lightning_merge.preprocessing`).
-
-    Raises:
-        ConfigError: If images cannot be prepared so.
+    `prepared` has `input_size` `[C, H, W]`, `mean` and `std`, and `interpolation` and `crop_pct`
+    where they are not `bilinear` and 1 (`lightning_merge.preprocessing`).
     """
 
     def __init__(self, paths: Sequence[str], prepared: Mapping[str, Any]) -> None:

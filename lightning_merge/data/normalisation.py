@@ -60,16 +60,10 @@ class Normalisation:
 def adapted_normalisation(
     published: Normalisation | None, native: int, channels: int
 ) -> Normalisation | None:
-    """Published statistics for images whose number of channels was changed.
+    """Published statistics for images whose number of channels was `native`, and changed.
 
-    Args:
-        published: The statistics of the images as they were.
-        native: Their channels.
-        channels: The channels now.
-
-    Returns:
-        Those of grey images repeated, or None where colour became grey: the deviation of
-        the luminance does not follow from those of the channels.
+    Those of grey images repeated, or None where colour became grey: the deviation of the luminance
+    does not follow from those of the channels.
     """
     if published is None or native == channels:
         return published

@@ -26,10 +26,8 @@ class ResidentImages(Dataset[Batch]):
     its sampler draws their indices, as it does for any data set. Indices and the numbers that
     augmentation draws are all that travels; a seed gives the batches that it gives on the CPU.
 
-    Args:
-        data: The examples, and what is done to them.
-        source: All of their split's images and targets, on one device (`resident`), without what
-            corrupts those of `data`.
+    The source has all of their split's images and targets, on one device (`resident`), without what
+    corrupts those of `data`.
     """
 
     def __init__(self, data: ImageDataset, source: LabelledImages) -> None:
@@ -61,11 +59,7 @@ def whole(batch: Any) -> Any:
 
 
 def resident(data: ImageDataset, device: torch.device) -> LabelledImages:
-    """All of a split as bytes on a device, resized and corrupted as the examples are.
-
-    Raises:
-        ConfigError: If the device has no room for them.
-    """
+    """All of a split as bytes on a device, resized and corrupted as the examples are."""
     images, targets = data.source.images, data.source.targets.to(device)
     try:
         if isinstance(images, Tensor) and data.corruption is None:
@@ -96,15 +90,7 @@ def default_device() -> torch.device:
 def resident_loader(
     data: ImageDataset, source: LabelledImages, batch_size: int, shuffle: bool, drop_last: bool
 ) -> DataLoader[Batch]:
-    """A loader of whole batches on the device of `source`.
-
-    Args:
-        data: The examples, and what is done to them.
-        source: Their split, on a device.
-        batch_size: Examples per batch.
-        shuffle: Whether in a new order in every pass.
-        drop_last: Whether a last, smaller batch is left out.
-    """
+    """A loader of whole batches of examples on the device of their split, `source`."""
     return DataLoader(
         ResidentImages(data, source),
         batch_size=batch_size,

@@ -89,13 +89,8 @@ def _relief(liquid: NDArray[np.uint8]) -> NDArray[np.floating]:
 def canny(image: NDArray[np.uint8], low: int, high: int) -> NDArray[np.bool_]:
     """Edges by Canny's method as OpenCV has it: Sobel's gradients, their sum of magnitudes.
 
-    Args:
-        image: `(H, W)`.
-        low: The gradient above which a pixel belongs to an edge that touches a strong one.
-        high: The gradient above which a pixel is a strong one.
-
-    Returns:
-        `(H, W)`, true on the edges.
+    `(H, W)` to the same. A pixel is a strong one with a gradient above `high`; above `low` it
+    belongs to an edge that touches a strong one.
     """
     from scipy.ndimage import binary_propagation, correlate
 

@@ -124,14 +124,7 @@ def hold_out(
 def warn_of_none_held_out(
     labels: NDArray[np.integer], held_out: Indices, fraction: float, names: Sequence[str]
 ) -> None:
-    """Warns where a class, or the whole set, is too small for an example of it to be held out.
-
-    Args:
-        labels: As for `hold_out`.
-        held_out: What is held out.
-        fraction: Which was to be.
-        names: Of the classes.
-    """
+    """Warns where a class, or the whole set, is too small for an example of it to be held out."""
     # Of several labels a share is drawn of all examples together, rare ones or not.
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
     missing = [int(label) for label in np.setdiff1d(classes, classes[held_out])]
@@ -187,21 +180,8 @@ def choose(
 ) -> tuple[Indices, Indices]:
     """What one ingredient trains on: `hold_out`, then `split_indices`, then `examples_per_class`.
 
-    Args:
-        labels: Classes `(N,)` of all examples, or `(N, L)` of zeros and ones (multi-label).
-        held_out: The fraction that is held out.
-        scheme: How the rest is divided.
-        part: Which of the parts, from 0; None for all of the rest.
-        parts: How many there are.
-        per_class: How many examples of each class; None for all.
-        seed: Zero or more.
-
-    Returns:
-        The examples to train on, and what is held out.
-
-    Raises:
-        ConfigError: If an argument is out of range.
-        DataError: If the labels do not suit, or no example is left.
+    Without a part all of the rest, without a number per class all of each. Returned with it is what
+    is held out.
     """
     rest, held = hold_out(labels, np.arange(len(labels), dtype=np.int64), held_out, seed)
     if part is not None:
@@ -230,8 +210,7 @@ def digest_of_split(train: Indices, held_out: Indices, labels: NDArray[Any]) -> 
 def digest_of_examples(targets: Sequence[NDArray[Any]]) -> str:
     """SHA-256 of how many examples there are of each class (or label), whoever sees them.
 
-    Args:
-        targets: Of each split: classes `[N]`, or labels `[N, L]` of 0 and 1.
+    Targets are, of each split, classes `[N]` or labels `[N, L]` of 0 and 1.
     """
     rows = np.concatenate(targets)
     counts = np.unique(rows, return_counts=True) if rows.ndim == 1 else (rows.sum(axis=0),)

@@ -36,11 +36,7 @@ class _HandwrittenDataModule(ClassificationDataModule):
         self.class_names = [str(digit) for digit in range(10)]
 
     def prepare_data(self) -> None:
-        """Download and unpack the files where they are missing and `download` is set.
-
-        Raises:
-            DataError: If the download fails.
-        """
+        """Download and unpack the files where they are missing and `download` is set."""
         if not self.download:
             return
         try:
@@ -54,11 +50,7 @@ class _HandwrittenDataModule(ClassificationDataModule):
             ) from error
 
     def load_splits(self) -> OfficialSplits:
-        """Read train and test.
-
-        Raises:
-            DataError: If a file is missing or damaged.
-        """
+        """Read train and test."""
         return OfficialSplits(train=self._read(train=True), test=self._read(train=False))
 
     def _read(self, train: bool) -> LabelledImages:

@@ -34,12 +34,9 @@ _RESISC45_MD5 = {
 
 @dataclass(frozen=True)
 class Found:
-    """One split.
+    """One split: N files, or the images themselves, uint8 `(N, C, H, W)`, and classes `(N,)`.
 
-    Attributes:
-        images: N files, or the images themselves, uint8 `(N, C, H, W)`.
-        labels: Classes `(N,)`.
-        classes: The set's own names for them.
+    `classes` are the set's own names for them.
     """
 
     images: Sequence[str | Path] | NDArray[np.uint8]
