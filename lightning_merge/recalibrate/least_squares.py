@@ -12,19 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.batches import inputs_in, to_device_of
-from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
+from lightning_merge.batches import to_device_of
+from lightning_merge.errors import ArchitectureMismatchError, ConfigError, NonFiniteError
 from lightning_merge.linear_layers import Linear, exactly, input_rows, output_rows
 from lightning_merge.modes import gradient_free
-from lightning_merge.orders import in_random_order
 from lightning_merge.progress import tracked
-from lightning_merge.randomness import isolated_randomness
 from lightning_merge.recalibrate.looking import Place, looking
 from lightning_merge.recalibrate.observed import Observed
 from lightning_merge.recalibrate.pooled import channel_moments
 from lightning_merge.recalibrate.regressed_steps import Step, shares_of_sums, steps_of
 from lightning_merge.recalibrate.regression_goals import MEMORY, Goals
-from lightning_merge.recalibrate.repair import shares_of
+from lightning_merge.recalibrate.repair import kept_inputs, shares_of, weight_shape
 from lightning_merge.recalibrate.ridge import Sums, regressed
 
 _CHUNK = 1 << 27
@@ -79,10 +77,7 @@ class LeastSquares:
         self._parents = list(parents)
         if not self._parents:
             raise ConfigError("least squares needs the networks that were merged; give them")
-        with isolated_randomness():
-            self._inputs = list(inputs_in(in_random_order(batches, seed)))
-        if not self._inputs:
-            raise DataError("least squares needs at least one batch, there was none")
+        self._inputs = kept_inputs(batches, seed, "least squares")
         self._few = self._inputs[0][:4]
         self._seed, self._progress = seed, progress
         first = self._parents[0]
@@ -134,7 +129,7 @@ class LeastSquares:
     def _check(self, merged: nn.Module) -> None:
         for step in self.steps:
             for name in (step.name, *([step.norm] if step.norm else [])):
-                if len({_shape(network, name) for network in (merged, *self._parents)}) > 1:
+                if len({weight_shape(network, name) for network in (merged, *self._parents)}) > 1:
                     raise ArchitectureMismatchError(
                         f"{name!r} is not the same layer in the merged network and in all parents"
                     )
@@ -205,14 +200,6 @@ class LeastSquares:
 
 def _of(network: nn.Module, step: Step) -> nn.Module:
     return network.get_submodule(step.name)
-
-
-def _shape(network: nn.Module, name: str) -> tuple[int, ...] | None:
-    try:
-        weight = network.get_submodule(name).weight
-    except AttributeError:
-        return None
-    return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
 
 def _sums(

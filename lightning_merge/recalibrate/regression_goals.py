@@ -61,17 +61,16 @@ class Goals:
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _most(self, step: Step) -> int:
-        weight = self._parents[0].get_submodule(step.name).weight
-        assert isinstance(weight, Tensor)
-        return _ROWS_OF_AN_INPUT * weight[0].numel()
+        return _ROWS_OF_AN_INPUT * self._weight(step)[0].numel()
+
+    def _weight(self, step: Step) -> Tensor:
+        return self._parents[0].get_parameter(f"{step.name}.weight")
 
     def _that_fit(self, first: int) -> list[Step]:
         chosen: list[Step] = []
         size = 0
         for step in self._steps[first:]:
-            weight = self._parents[0].get_submodule(step.name).weight
-            assert isinstance(weight, Tensor)
-            size += 4 * len(weight) * min(self._most(step), step.rows * self._examples)
+            size += 4 * len(self._weight(step)) * min(self._most(step), step.rows * self._examples)
             if chosen and size > MEMORY:
                 break
             chosen.append(step)

@@ -133,10 +133,7 @@ class Repair:
             check_norms(parent, which)
             with gradient_free(parent):
                 if number == 1:
-                    with isolated_randomness():
-                        self._inputs = list(inputs_in(in_random_order(batches, seed)))
-                    if not self._inputs:
-                        raise DataError("REPAIR needs at least one batch, there was none")
+                    self._inputs = kept_inputs(batches, seed, "REPAIR")
                     found = layers_to_repair(parent, self._inputs[0], which)
                     self.layers, self._added_up = found.names, found.added_up
                     if which == "hidden":
@@ -146,7 +143,7 @@ class Repair:
                             f"REPAIR: the output of {type(parent).__name__} is not that of one "
                             "linear layer or convolution that runs once; choose which='hidden'"
                         )
-                    self._shapes = _shapes(parent, self.layers)
+                    self._shapes = {name: weight_shape(parent, name) for name in self.layers}
                     self.without_bias = [
                         name for name in self.layers if parent.get_submodule(name).bias is None
                     ]
@@ -191,8 +188,8 @@ class Repair:
         )
 
     def _check(self, model: nn.Module) -> None:
-        for name, shape in _shapes(model, self.layers).items():
-            if shape != self._shapes[name]:
+        for name, shape in self._shapes.items():
+            if weight_shape(model, name) != shape:
                 raise ArchitectureMismatchError(
                     f"{name!r} is not the same layer in the merged network and in all parents"
                 )
@@ -215,6 +212,24 @@ def _warn_of(left: Sequence[str], corrected: int) -> None:
             "once, or see no batch",
             stacklevel=4,
         )
+
+
+def kept_inputs(batches: Iterable[Any], seed: int, what: str) -> list[Tensor]:
+    """The inputs of batches in an order that the seed draws; a `DataError` if there are none."""
+    with isolated_randomness():
+        inputs = list(inputs_in(in_random_order(batches, seed)))
+    if not inputs:
+        raise DataError(f"{what} needs at least one batch, there was none")
+    return inputs
+
+
+def weight_shape(network: nn.Module, name: str) -> tuple[int, ...] | None:
+    """The shape of a layer's weight; None where there is no such layer."""
+    try:
+        weight = network.get_submodule(name).weight
+    except AttributeError:
+        return None
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -242,15 +257,3 @@ def _correct(layer: nn.Module, now: Statistics, goal: Statistics) -> None:
             bias.copy_(shift)
         else:
             layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
-
-
-def _shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
-    """The shapes of layers' weights; None where there is no such layer."""
-    found: dict[str, tuple[int, ...] | None] = {}
-    for name in layers:
-        try:
-            weight = model.get_submodule(name).weight
-        except AttributeError:
-            weight = None
-        found[name] = tuple(weight.shape) if isinstance(weight, Tensor) else None
-    return found
