@@ -69,12 +69,8 @@ def greedy_order(kernel: Numbers) -> list[int]:
         quality, and linear combinations of items before them. Of equals, the lower index is
         first.
     """
-
-    def largest(residual: Tensor) -> int:
-        return int(residual.argmax())
-
     L = as_numbers(kernel)
-    return _pivots(L, largest, len(L))
+    return _pivots(L, lambda residual: int(residual.argmax()), len(L))
 
 
 def exact_map(kernel: Numbers, size: int) -> list[int]:

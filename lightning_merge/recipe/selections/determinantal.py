@@ -14,7 +14,6 @@ from lightning_merge.aggregate import (
     greedy_order,
     relative_gain_quality,
     sample_kdpp,
-    select_dpp,
 )
 from lightning_merge.checkpoint import StateDict, digest
 from lightning_merge.errors import ConfigError, SelectionError
@@ -108,7 +107,7 @@ class DPP(Selection):
         if self.size is None:
             subsets = [order[:size] for size in range(2, len(order) + 1)]
         elif self.search == "greedy":
-            subsets = [select_dpp(quality, similarity, self.size)]
+            subsets = [order[: self.size]]
         elif self.search == "exact":
             subsets = [exact_map(L, self.size)]
         else:
