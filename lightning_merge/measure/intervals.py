@@ -36,7 +36,7 @@ class Paired:
     test: str
 
 
-def bootstrap(values: Values, seed: int = 0, sizes: Sequence[int] = ()) -> tuple[float, float]:
+def bootstrap(values: Values, sizes: Sequence[int] = ()) -> tuple[float, float]:
     """The 95% percentile interval of a mean.
 
     Of a resample (N examples drawn with replacement) only how often each value occurs matters,
@@ -48,7 +48,7 @@ def bootstrap(values: Values, seed: int = 0, sizes: Sequence[int] = ()) -> tuple
         sizes: How many of the values, in order, belong to each of several tasks: resamples are
             then drawn within each, and the mean is that of the tasks' means. Empty for one task.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     means: Values = np.zeros(RESAMPLES)
     parts = _parts(values, sizes)
     for part in parts:
@@ -127,9 +127,9 @@ def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     return Paired(float(differences.mean()), *bootstrap(differences), p_value, test)
 
 
-def _permuted(parts: Sequence[Values], seed: int = 0) -> tuple[float, float]:
+def _permuted(parts: Sequence[Values]) -> tuple[float, float]:
     """The mean of the tasks' mean differences, and how often chance alone gives one as large."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn: Values = np.zeros(RESAMPLES)
     for part in parts:
         # The signs of equal differences are counted, not drawn one by one.
