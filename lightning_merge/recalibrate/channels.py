@@ -48,7 +48,7 @@ def measure(
     axes: dict[str, int] = {}
     for name in (*layers, *([""] if added_up else [])):
         layer = model.get_submodule(name)
-        axes[name] = -1 if isinstance(layer, nn.Linear) else 1
+        axes[name] = channel_axis(layer)
         weight = layer.weight if name else model.get_submodule(layers[-1]).weight
         assert isinstance(weight, Tensor)
         pools[name] = Pooled.empty(weight.shape[0], weight.device)
@@ -162,6 +162,11 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden"
     names = [n for n in once if (n in classifiers) == makes_output]
     left = [n for n in dict.fromkeys(last) if n not in once and n not in classifiers]
     return LayersToRepair(names, added_up and makes_output, left)
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Along which axis a layer's output has its units."""
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def scale_of(layer: nn.Module) -> str | None:

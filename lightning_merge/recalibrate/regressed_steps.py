@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.linear_layers import exactly, is_plain
-from lightning_merge.recalibrate.channels import layers_to_repair
+from lightning_merge.recalibrate.channels import channel_axis, layers_to_repair
 from lightning_merge.recalibrate.looking import Place
 
 _LIBRARIES = ("torch.", "timm.")
@@ -101,11 +101,6 @@ def shares_of_sums(model: nn.Module, x: Tensor, steps: Sequence[Step]) -> dict[s
         if factors is not None:
             found[step.name] = factors
     return found
-
-
-def channel_axis(layer: nn.Module) -> int:
-    """Along which axis a layer's output has its units."""
-    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def affine(norm: _BatchNorm, value: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.batches import to_device_of
 from lightning_merge.progress import tracked
+from lightning_merge.recalibrate.channels import channel_axis
 from lightning_merge.recalibrate.looking import Place, looking
-from lightning_merge.recalibrate.regressed_steps import Step, affine, channel_axis
+from lightning_merge.recalibrate.regressed_steps import Step, affine
 
 MEMORY = 1 << 30
 """Bytes of goals that are held at a time."""
