@@ -45,7 +45,8 @@ def model_stock(pretrained: State, states: Sequence[State]) -> StateDict:
         raise ConfigError(
             f"Model Stock: an angle needs two fine-tuned networks, not {len(states)}; give more"
         )
-    (origin, *tuned), names = opened_all([pretrained, *states], _called(len(states)))
+    called = ["the pre-trained network", *(f"fine-tuned network {k}" for k in range(len(states)))]
+    (origin, *tuned), names = opened_all([pretrained, *states], called)
     table = check_alike([origin, *tuned], names)
     merged: StateDict = {}
     weighted, size = 0.0, 0
@@ -70,10 +71,6 @@ def model_stock(pretrained: State, states: Sequence[State]) -> StateDict:
         both = start.to(torch.float64).lerp(mean.to(start.device, torch.float64), overall)
         merged[name] = checked(name, both.to(start.dtype))
     return {name: merged[name] for name in origin}
-
-
-def _called(count: int) -> list[str]:
-    return ["the pre-trained network", *(f"fine-tuned network {k}" for k in range(count))]
 
 
 def _ratio_and_step(start: Tensor, ends: Sequence[Tensor]) -> tuple[float, Tensor]:

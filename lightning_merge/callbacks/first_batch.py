@@ -57,14 +57,10 @@ def check_batch(module: LightningModule, data: object, batch: Any) -> None:
             f"{name} has num_classes {classes}, and {source} has {there}: set num_classes to "
             f"{there}, or give the data that it was trained on"
         )
-    largest = _largest_class(batch)
-    if largest is not None and largest >= max(classes, 2):
+    given = classes_of(batch)
+    largest = int(given.max()) if given is not None and len(given) else -1
+    if largest >= max(classes, 2):
         raise ConfigError(
             f"{name} has num_classes {classes}, and {source} has a class {largest} (counted from "
             f"0): set num_classes to {largest + 1} or more"
         )
-
-
-def _largest_class(batch: Any) -> int | None:
-    classes = classes_of(batch)
-    return int(classes.max()) if classes is not None and len(classes) else None
