@@ -20,17 +20,13 @@ class EpochCheckpoint(Callback):
     the random number generators, so that the order of the batches and all augmentation go on as
     they would have.
 
-    Args:
-        path: The file; the caller removes it when what the training made is safe elsewhere.
-
-    Attributes:
-        every: The least number of seconds from one writing to the next. An epoch that is shorter
-            costs less to train again than to write.
-        share: The most that writing may take of the time.
-        seconds: How long the training took before it was last killed.
+    The caller removes the file when what the training made is safe elsewhere; `seconds` says how
+    long the training took before it was last killed.
     """
 
+    # Seconds from one writing to the next, at least: shorter epochs cost less to train again.
     every = 2.0
+    # The most that writing may take of the time.
     share = 0.05
 
     def __init__(self, path: Path) -> None:

@@ -33,11 +33,9 @@ def probabilities_of(logits: Tensor) -> Tensor:
 
 
 class PerClassMetric(Metric):
-    """The mean over classes of a number that is defined for some of them.
+    """The mean over C classes, or labels, of a number that is defined for some of them.
 
-    Args:
-        task: What the targets mean, see `ImageClassifier`.
-        num_classes: How many classes C, or labels; 1 where the task is binary.
+    The task says what targets mean, see `ImageClassifier`; C is 1 where it is binary.
     """
 
     is_differentiable = False
@@ -134,11 +132,6 @@ class DetectionRate(PerClassMetric):
     logit is NaN it is wrong: no class, or the other answer about the label. The
     sensitivity (recall) and F1 of a class are not defined where no example has it, the
     specificity where all have it.
-
-    Args:
-        rate: Which of them.
-        task: As for `PerClassMetric`.
-        num_classes: As for `PerClassMetric`.
     """
 
     counts: Tensor

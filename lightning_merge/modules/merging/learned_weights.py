@@ -158,12 +158,7 @@ class LearnedWeights(LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Refuses what would lose the alphas, then the module's own hook.
-
-        Raises:
-            ConfigError: If the strategy splits parameters, or spawns or forks to fit, or if a
-                callback averages weights.
-        """
+        """Refuses, by a `ConfigError`, what would lose the alphas; then the module's own hook."""
         refuse_sharding(self.trainer.strategy)
         if stage == "fit":
             refuse_spawning(self.trainer.strategy)
@@ -199,8 +194,7 @@ class LearnedWeights(LightningModule):
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Notes the random numbers, then the module's own hook, on the weights after the step.
 
-        Raises:
-            ConfigError: If the hook writes merged parameters, which follow from the alphas.
+        A hook that writes merged parameters, which follow from the alphas, is refused.
         """
         self._learned.run.on_train_batch_end()
         hook: Any = super().on_train_batch_end
@@ -257,11 +251,7 @@ class LearnedWeights(LightningModule):
         self._save_swa(checkpoint.get("callbacks", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes alphas and ingredients back from a checkpoint of this class.
-
-        Raises:
-            CheckpointError: If the checkpoint holds none, or was made with other settings.
-        """
+        """Takes alphas and ingredients back from a checkpoint that was made with these settings."""
         saved = checkpoint.get(SAVED)
         if saved is None:
             raise CheckpointError(
