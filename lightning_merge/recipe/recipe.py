@@ -14,11 +14,7 @@ from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.aligning import align
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.kept import Alignment
-from lightning_merge.recipe.recalibration import (
-    Recalibration,
-    recalibrate_with,
-    recalibration_of,
-)
+from lightning_merge.recipe.recalibration import Recalibration, recalibrate_with, recalibration_of
 from lightning_merge.recipe.selection import Selection, merge_selected
 
 

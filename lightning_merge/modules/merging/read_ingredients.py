@@ -13,13 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_merge.aggregate.name_weights import compiled
-from lightning_merge.checkpoint import (
-    StateDict,
-    check_ingredients,
-    digest,
-    prefixed,
-    state_of,
-)
+from lightning_merge.checkpoint import StateDict, check_ingredients, digest, prefixed, state_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
 from lightning_merge.state_dicts import is_finite

@@ -15,11 +15,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFe
 from torch import Tensor
 
 from lightning_merge.distributed import gather_over_ranks
-from lightning_merge.modules.merging.random_state import (
-    RandomState,
-    random_state,
-    set_random_state,
-)
+from lightning_merge.modules.merging.random_state import RandomState, random_state, set_random_state
 from lightning_merge.progress import tracked
 
 

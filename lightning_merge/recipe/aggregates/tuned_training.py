@@ -18,11 +18,7 @@ from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.fitting import fit
 from lightning_merge.recipe.recalibrated_start import moved_to_start
-from lightning_merge.recipe.recalibration import (
-    Recalibration,
-    recalibrate_with,
-    recalibration_of,
-)
+from lightning_merge.recipe.recalibration import Recalibration, recalibrate_with, recalibration_of
 
 Schedule = Literal["constant", "cosine"]
 

@@ -5,10 +5,7 @@ from lightning_merge.recipe.recalibrations.renormalisation import (
     OutputRenormalisation,
     Renormalisation,
 )
-from lightning_merge.recipe.recalibrations.statistics_reset import (
-    AugmentedReset,
-    StatisticsReset,
-)
+from lightning_merge.recipe.recalibrations.statistics_reset import AugmentedReset, StatisticsReset
 
 __all__ = [
     "AugmentedReset",
