@@ -34,8 +34,6 @@ def opened_all(
         for k, state in enumerate(states)
     ]
     found = [opened(state) for state in states]
-    if not found:
-        return [], []
     tables = [table_of(state) for state in found]
     own = common_names(tables, names)
     return [

@@ -128,7 +128,7 @@ def _on_one_device(arguments: Plain) -> Trainer:
     try:
         trainer = Trainer(**on_one_device(arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"Trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"Trainer: {_one_line(error)}") from error
     if trainer.world_size > 1:
         raise ConfigError(
             f"Trainer: merges are made and tested on one device, not {trainer.world_size}: set "

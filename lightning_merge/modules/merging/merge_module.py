@@ -6,6 +6,7 @@ Non-Uniform Parameter-Wise Model Merging (Orozco Camacho et al. 2024), Eq. 2.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any, ClassVar, Literal
@@ -160,17 +161,14 @@ class MergeModule(LearnedWeights):
 
     def _align(self, alignment: _Alignment) -> None:
         flat = self._learned.flat
-
-        def ingredient(index: int) -> LightningModule:
-            return self._ingredient(index, alignment)
-
+        ingredient = partial(self._ingredient, alignment)
         states = aligned_states(self.trainer, alignment.matching, ingredient, len(flat.buffers))
         for buffer, state in zip(flat.buffers[1:], states[1:], strict=True):
             buffer.copy_(flat.layout.flatten(state, self.device))
         self._settle(states)
         self.refresh()
 
-    def _ingredient(self, index: int, alignment: _Alignment) -> LightningModule:
+    def _ingredient(self, alignment: _Alignment, index: int) -> LightningModule:
         ours = ("_learned", "_alignment", "_trainer", "_parameters")
         state = {name: value for name, value in self.__dict__.items() if name not in ours}
         state["_trainer"] = None
