@@ -152,8 +152,8 @@ def hardest_first(hits: Tensor) -> Tensor:
     What most ingredients get wrong, their average gets wrong as a rule; a candidate is dropped
     once it has as many errors as the soup so far.
 
-    Of the booleans `(K, N)`, which of N examples each of K ingredients gets right, the indices
-    `(N,)`; of equally hard ones, the earlier first.
+    Hits, `(K, N)`, say which of N examples each of K ingredients gets right; the indices are
+    `(N,)`, of equally hard ones the earlier first.
     """
     return torch.as_tensor(hits).sum(dim=0).argsort(stable=True)
 

@@ -45,7 +45,7 @@ def opened_all(
 
 
 class Renamed(Mapping[str, Tensor]):
-    """A state dict under other names: its own by the new ones, and `table` by its own."""
+    """A state dict under other names; `names` has its own by the new ones, `table` by its own."""
 
     def __init__(
         self, state: Mapping[str, Tensor], names: Mapping[str, str], table: Mapping[str, Entry]

@@ -102,7 +102,7 @@ def paired(first: Values, second: Values, sizes: Sequence[int] = ()) -> Paired:
     compared with those that come about when the two networks' answers to an example are exchanged
     at random (a paired permutation test).
 
-    How right each example is, is `(N,)`; sizes are as for `bootstrap`.
+    Both are `(N,)`, how right each example is; sizes are as for `bootstrap`.
     """
     from scipy.stats import binomtest, ttest_rel
 

@@ -29,8 +29,8 @@ def module_for(
 ) -> LightningModule:
     """A module with as many classes as the data have; its weights do not matter.
 
-    It is what the checkpoint, which is going to be loaded if there is one, describes where
-    `config`, a `class_path` and `init_args`, is None.
+    `config` has `class_path` and `init_args`; without it the checkpoint, whose weights are going to
+    be loaded, describes the module.
     """
     if config is None:
         assert checkpoint is not None
