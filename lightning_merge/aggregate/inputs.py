@@ -1,12 +1,12 @@
 """What every aggregate takes: state dicts, or paths of files that are read tensor by tensor."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.aggregate.on_disk import StateOnDisk
+from lightning_merge.aggregate.on_disk import LazyState, StateOnDisk
 from lightning_merge.errors import NonFiniteError
 from lightning_merge.state_dicts import check_finite, in_memory, is_finite, table_of
 from lightning_merge.tensor_table import Entry, common_names
@@ -44,7 +44,7 @@ def opened_all(
     ], names
 
 
-class Renamed(Mapping[str, Tensor]):
+class Renamed(LazyState):
     """A state dict under other names; `names` has its own by the new ones, `table` by its own."""
 
     def __init__(
@@ -55,12 +55,6 @@ class Renamed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._state[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def checked_tensors(

@@ -7,9 +7,22 @@ from torch import Tensor
 
 from lightning_merge.state_dicts import tensor_of
 from lightning_merge.stored_state import open_state
+from lightning_merge.tensor_table import Entry
 
 
-class StateOnDisk(Mapping[str, Tensor]):
+class LazyState(Mapping[str, Tensor]):
+    """Tensors that are read or computed when they are asked for; `table` has types and shapes."""
+
+    table: Mapping[str, Entry]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+class StateOnDisk(LazyState):
     """The tensors of a file of weights, none of which is kept in memory.
 
     Each tensor is a part of the file's memory map; what is written to it changes neither the
@@ -31,12 +44,6 @@ class StateOnDisk(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return tensor_of(self._stored.raw(name), self.table[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.table)
-
-    def __len__(self) -> int:
-        return len(self.table)
 
 
 SafetensorsState = StateOnDisk

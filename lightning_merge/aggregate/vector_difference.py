@@ -1,12 +1,12 @@
 """What fine-tuning changed: the task vector of two networks, read and computed when wanted."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, opened_all, wide
+from lightning_merge.aggregate.on_disk import LazyState
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.state_dicts import (
     StateDict,
@@ -39,7 +39,7 @@ def task_vector(finetuned: State, pretrained: State) -> StateDict:
     return dict(LazyTaskVector(finetuned, pretrained))
 
 
-class LazyTaskVector(Mapping[str, Tensor]):
+class LazyTaskVector(LazyState):
     """A task vector whose tensors are computed each time they are wanted, and not kept.
 
     With state dicts that are read tensor by tensor (paths, or `StateOnDisk`) a merge of many
@@ -84,12 +84,6 @@ class LazyTaskVector(Mapping[str, Tensor]):
             step = torch.where(end == start, torch.zeros_like(step), step)
             checked(name, step)
         return step
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.table)
-
-    def __len__(self) -> int:
-        return len(self.table)
 
 
 def _at_least_f32(code: str) -> str:
