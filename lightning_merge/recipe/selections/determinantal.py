@@ -18,7 +18,6 @@ from lightning_merge.aggregate import (
 from lightning_merge.checkpoint import StateDict, digest
 from lightning_merge.errors import ConfigError, SelectionError
 from lightning_merge.progress import tracked
-from lightning_merge.recipe.cache import Cached
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.pretrained import check_pretrained, pretrained_state
 from lightning_merge.recipe.selection import Proposal, Selection, selections
@@ -88,7 +87,9 @@ class DPP(Selection):
             SelectionError: If fewer ingredients than needed are better than the pre-trained
                 network and no copies of each other, or it gets nothing right of a task.
         """
-        cached = self._kernel(states, context)
+        # Recipes that differ in the aggregate alone share it.
+        key = ("DPP", self.pretrained, self.metric, *map(digest, states))
+        cached = context.recall(key, lambda: self._measure(states, context))
         kernel = cached.value
         quality, similarity = kernel.quality, kernel.similarity
         needed = self.size or 2
@@ -114,11 +115,6 @@ class DPP(Selection):
             generator = torch.Generator().manual_seed(context.seed)
             subsets = [sample_kdpp(L, self.size, generator)]
         return Proposal(subsets, details, cached.saved)
-
-    def _kernel(self, states: Sequence[StateDict], context: Context) -> Cached["_Kernel"]:
-        # Recipes that differ in the aggregate alone share it.
-        key = ("DPP", self.pretrained, self.metric, *map(digest, states))
-        return context.recall(key, lambda: self._measure(states, context))
 
     def _measure(self, states: Sequence[StateDict], context: Context) -> "_Kernel":
         pretrained = pretrained_state(self.pretrained, context, "DPP")
