@@ -5,6 +5,7 @@ Nothing is decoded here: a reader lists the files of a split with their labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lightning_merge.data.splits import hold_out
 
 # EuroSAT comes undivided: which images are tested on must never change.
 _EUROSAT_TEST, _EUROSAT_SEED = 0.2, 2019
+
+_BOTH = ("train", "test")
 
 SUN397_LISTS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 _SUN397_FILES = {"train": "Training_01.txt", "test": "Testing_01.txt"}
@@ -128,24 +131,11 @@ def _read_dtd(root: Path, split: str) -> Found:
     return Found(data._image_files, data._labels, data.classes)
 
 
-def _download_dtd(root: Path) -> None:
-    from torchvision.datasets import DTD
-
-    DTD(str(root), download=True)
-
-
 def _read_svhn(root: Path, split: str) -> Found:
     from torchvision.datasets import SVHN
 
     data = SVHN(str(root / "svhn"), split=split)
     return Found(data.data, data.labels, [str(digit) for digit in range(10)])
-
-
-def _download_svhn(root: Path) -> None:
-    from torchvision.datasets import SVHN
-
-    for split in ("train", "test"):
-        SVHN(str(root / "svhn"), split=split, download=True)
 
 
 def _read_gtsrb(root: Path, split: str) -> Found:
@@ -161,13 +151,6 @@ def _read_gtsrb(root: Path, split: str) -> Found:
     return Found(files, labels, names)
 
 
-def _download_gtsrb(root: Path) -> None:
-    from torchvision.datasets import GTSRB
-
-    for split in ("train", "test"):
-        GTSRB(str(root), split=split, download=True)
-
-
 def _read_eurosat(root: Path, split: str) -> Found:
     folder = root / "eurosat" / "2750"
     classes = class_folders(folder)
@@ -178,10 +161,16 @@ def _read_eurosat(root: Path, split: str) -> Found:
     return Found(chosen.paths, chosen.labels, classes)
 
 
-def _download_eurosat(root: Path) -> None:
-    from torchvision.datasets import EuroSAT
+def _download(root: Path, name: str, splits: Sequence[str] = ()) -> None:
+    """By torchvision's class of that name, split by split where these are files of their own."""
+    from torchvision import datasets
 
-    EuroSAT(str(root), download=True)
+    for chosen in [{"split": split} for split in splits] or [{}]:
+        getattr(datasets, name)(str(root), **chosen, download=True)
+
+
+def _download_svhn(root: Path) -> None:
+    _download(root / "svhn", "SVHN", _BOTH)
 
 
 VISION_SETS = {
@@ -219,7 +208,7 @@ VISION_SETS = {
         "dtd",
         "unpack https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz there",
         _read_dtd,
-        _download_dtd,
+        partial(_download, name="DTD"),
         validated=True,
     ),
     "svhn": VisionSet(
@@ -238,7 +227,7 @@ VISION_SETS = {
         "unpack GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip "
         "of https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370 there",
         _read_gtsrb,
-        _download_gtsrb,
+        partial(_download, name="GTSRB", splits=_BOTH),
         mirrored=False,
     ),
     "eurosat": VisionSet(
@@ -247,6 +236,6 @@ VISION_SETS = {
         "eurosat",
         "unpack https://madm.dfki.de/files/sentinel/EuroSAT.zip there",
         _read_eurosat,
-        _download_eurosat,
+        partial(_download, name="EuroSAT"),
     ),
 }
