@@ -18,6 +18,8 @@ class Slerp(Aggregate):
     """
 
     label = "SLERP"
+    fits_any_count = False
+    """Two alone."""
 
     def __init__(self, t: float = 0.5) -> None:
         if not 0 <= t <= 1:
@@ -30,11 +32,6 @@ class Slerp(Aggregate):
             raise ConfigError(
                 f"Slerp: interpolates two networks, not {count}; use KarcherMean for more"
             )
-
-    @property
-    def fits_any_count(self) -> bool:
-        """Two alone."""
-        return False
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:
         """A module with the interpolated weights."""

@@ -20,6 +20,9 @@ _PAPER = "Stoica et al. 2024, ZipIt! Merging Models from Different Tasks without
 
 
 class _Zip(Aggregate):
+    fits_any_count = False
+    """Two alone."""
+
     until: str | None = None
 
     def __init__(self, alpha: float = 0.3, beta: float = 0.125) -> None:
@@ -38,11 +41,6 @@ class _Zip(Aggregate):
         """Checks that there are two ingredients."""
         if count != 2:
             raise ConfigError(f"{type(self).__name__}: zips two networks, not {count}")
-
-    @property
-    def fits_any_count(self) -> bool:
-        """Two alone."""
-        return False
 
     def _zipped(self, states: Sequence[StateDict], context: Context) -> nn.Module:
         self.check_count(len(states))
