@@ -36,7 +36,7 @@ def average(states: Sequence[State], weights: Weights | None = None) -> StateDic
         ArchitectureMismatchError: If names, shapes or kinds of numbers differ.
         CheckpointError: If a tensor is no free parameter, or no plain array of numbers.
         NonFiniteError: If a tensor holds NaN, or infinity where not all hold the same, or the
-            result is beyond its type's range.
+            result is beyond its type's range, or a running variance below 0.
 
     Example:
         >>> import torch

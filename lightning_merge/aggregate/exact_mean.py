@@ -77,6 +77,8 @@ class Mean:
         self._codes = [real_part(one) for one in codes]
         self._code = real_part(code)
         self._weights = list(weights)
+        both_signs = min(weights) < 0 < max(weights)
+        self._extrapolates_variance = both_signs and where.endswith("running_var")
         self.size = len(self._raws[0]) // SIZES[self._codes[0]]
         self.bytes_of_one = SIZES[self._code]
 
@@ -85,7 +87,7 @@ class Mean:
 
         Yields where a block begins, in bytes, and its bytes, which are good until the next one; a
         `NonFiniteError` if an ingredient holds NaN, or infinity where not all hold the same, or the
-        result is beyond its type's range.
+        result is beyond its type's range, or a variance below 0.
         """
         stop = min(start + SPAN, self.size)
         order = self._order(self._pieces(range(len(self._raws)), start, stop))
@@ -100,6 +102,11 @@ class Mean:
                 mean = _precise_mean(numbers, weights) if precise else _mean(numbers, weights)
                 rounded = narrowed(mean, self._code, _scratch.rounded)
                 odd = not_finite(rounded, self._code)
+            if self._extrapolates_variance and (mean < 0).any():
+                raise NonFiniteError(
+                    f"'{self._where}' is a variance, and its mean is negative, which makes the "
+                    "outputs NaN; choose weights that are closer to each other"
+                )
             if odd.any():
                 rounded = self._with_constants(rounded, odd, order, numbers)
             yield begin * self.bytes_of_one, rounded

@@ -216,6 +216,18 @@ def test_a_result_beyond_the_range_is_named(dtype):
         task_arithmetic(states[0], [{"layer.w": states[0]["layer.w"].float()}], 3.0)
 
 
+def test_a_variance_below_zero_is_named():
+    states = [nn.Sequential(nn.BatchNorm1d(2)).state_dict() for _ in range(2)]
+    states[1]["0.running_var"] = torch.tensor([1.0, 9.0])
+    for merge in (lambda: average(states, [3, -1]), lambda: interpolate(*states, 1.5)):
+        with pytest.raises(NonFiniteError, match=r"'0\.running_var' is a variance") as error:
+            merge()
+        assert "\n" not in str(error.value)
+    near = average(states, [1.05, -0.05])["0.running_var"]
+    torch.testing.assert_close(near, torch.tensor([1.0, 0.6]))
+    torch.testing.assert_close(average(states, [-3, -1])["0.running_var"], torch.tensor([1.0, 3.0]))
+
+
 def spectral(seed):
     torch.manual_seed(seed)
     return nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4))
