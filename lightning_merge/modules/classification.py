@@ -151,8 +151,10 @@ class ClassificationModule(LightningModule):
         # A GPU would wait for a look in every step.
         if checked or targets.device.type == "cpu":
             check_targets(targets, self.task, logits.shape[-1])
-        wanted = targets if self.task == "multiclass" else targets.to(logits.dtype)
-        return self.loss(logits, wanted), logits, certain(targets, self.task)
+        # Sixteen bits leave two or three digits of a loss.
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wanted = targets if self.task == "multiclass" else targets.to(exact.dtype)
+        return self.loss(exact, wanted), logits, certain(targets, self.task)
 
     def _shape(self, logits: Tensor) -> Tensor:
         return logits.squeeze(1) if self.task == "binary" else logits

@@ -303,6 +303,21 @@ def test_what_is_logged_does_not_depend_on_batches(task, classes, batch):
         assert found.keys() == {f"{prefix}_{name}" for name in (*names, "calibration_error")}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("task", "classes"), [("binary", 1), ("multilabel", 3), ("multiclass", 4)])
+def test_the_loss_of_sixteen_bits_is_not_rounded_to_them(task, classes, dtype):
+    logits, targets = drawn(task, 45, classes, 1, 0.3)
+    logits = logits.to(dtype)
+    data = DataLoader(TensorDataset(logits.reshape(45, -1, 1, 1), targets), batch_size=20)
+    (found,) = quiet_trainer().test(classifier(task, classes, []), data, verbose=False)
+    if task == "multiclass":
+        wanted = nn.functional.cross_entropy(logits.double(), targets)
+    else:
+        given = logits.double().reshape(targets.shape)
+        wanted = nn.functional.binary_cross_entropy_with_logits(given, targets.double())
+    assert found["test_loss"] == pytest.approx(wanted.item(), rel=1e-6)
+
+
 def test_training_accuracy_is_that_of_all_examples():
     logits = torch.cat([torch.linspace(-60, 60, 64), torch.tensor([0.3])])
     targets = (logits > 0).long()
