@@ -21,6 +21,8 @@ from lightning_merge.tensor_table import Entry
 
 MOST_TENSORS = 1 << 16
 MOST_AXES = 64
+MOST_TIMES, SLACK = 32, 1 << 20
+"""How much larger than its file a network may be, whose layers share weights."""
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 

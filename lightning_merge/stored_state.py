@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_merge.errors import CheckpointError
 from lightning_merge.number_types import Raw
-from lightning_merge.safetensors_file import SafetensorsFile
+from lightning_merge.safetensors_file import MOST_TIMES, SLACK, SafetensorsFile
 from lightning_merge.tensor_table import Entry
 from lightning_merge.torch_file import check_kind
 
@@ -138,6 +138,12 @@ def _open_safetensors(path: Path) -> StoredState:
     table = opened.table | {name: opened.table[kept] for name, kept in tied.items()}
     if not table:
         raise CheckpointError(f"{path} holds no tensors: give a file of weights")
+    repeated = sum(opened.raw(kept).size for kept in tied.values())
+    if repeated > MOST_TIMES * path.stat().st_size + SLACK:
+        raise CheckpointError(
+            f"{path} is far larger in memory than the file: its header ties {len(tied)} names to "
+            "others; save the tensors themselves"
+        )
     notes = {name: note for name, note in opened.metadata.items() if name not in tied}
     return StoredState(path, table, lambda name: opened.raw(tied.get(name, name)), notes=notes)
 

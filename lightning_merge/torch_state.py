@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from lightning_merge.errors import CheckpointError, printable
+from lightning_merge.safetensors_file import MOST_TIMES, SLACK
 from lightning_merge.state_dicts import StateDict, entry_of
 from lightning_merge.torch_file import read_torch
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 # What Lightning's WeightAveraging keeps to go on, beside the average that it saves.
 _RAW = ("current_model_state",)
-# A weight that all layers share appears many times in a state dict but once in its file.
-_MOST_TIMES, _SLACK = 32, 1 << 20
 _MOST_LOOKED_AT = 100_000
 
 
@@ -132,11 +131,11 @@ def check_size(path: Path, tensors: Mapping[Any, Tensor]) -> None:
     Raises:
         CheckpointError: If they are far larger; the message names the first such tensor.
     """
-    most = _MOST_TIMES * path.stat().st_size + _SLACK
+    most = MOST_TIMES * path.stat().st_size + SLACK
     for name, value in tensors.items():
         size = value.numel() * value.element_size()
         most -= size
-        if most < 0 or size > value.untyped_storage().nbytes() + _SLACK:
+        if most < 0 or size > value.untyped_storage().nbytes() + SLACK:
             raise CheckpointError(
                 f"{path}: '{name}' is far larger than the file, one number repeated perhaps; save "
                 "a clone() of it"

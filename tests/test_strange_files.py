@@ -40,6 +40,14 @@ def test_a_weight_that_twelve_layers_share_is_read(tmp_path):
     assert len(read_checkpoint(path).state_dict) == 12
 
 
+def test_one_tensor_that_a_header_ties_to_thousands_of_names(tmp_path):
+    state, path = {"w": torch.randn(1000)}, tmp_path / "a.safetensors"
+    save_file(state, path, metadata={f"layer{i}.w": "w" for i in range(3000)})
+    refused(path, "far larger in memory than the file: its header ties 3000 names")
+    save_file(state, path, metadata={f"layer{i}.w": "w" for i in range(12)})
+    assert len(read_checkpoint(path).state_dict) == 13
+
+
 def test_compressed_archives(tmp_path):
     plain = saved(tmp_path / "plain.pt", {"w": torch.zeros(1000)})
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "a.pt", "w", 8) as new:
