@@ -55,9 +55,7 @@ class SafetensorsFile:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
                     raise ValueError("the header is longer than the file")
-                header = json.loads(
-                    file.read(length).decode(), object_pairs_hook=_without_duplicates
-                )
+                header = json.loads(file.read(length).decode(), object_pairs_hook=_few_names)
                 # Private pages: writable, as tensors must be, without changing the file.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             metadata = header.pop("__metadata__", {})
@@ -81,9 +79,14 @@ class _ManyTensorsError(ValueError):
     pass
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _few_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MOST_TENSORS:
         raise _ManyTensorsError(f"holds more than {MOST_TENSORS} tensors: split it")
+    return without_duplicates(pairs)
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of JSON; a `ValueError` if a name occurs twice, which would hide the first."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a name occurs twice")

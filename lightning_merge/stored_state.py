@@ -10,7 +10,12 @@ from typing import Any
 
 from lightning_merge.errors import CheckpointError
 from lightning_merge.number_types import Raw
-from lightning_merge.safetensors_file import MOST_TIMES, SLACK, SafetensorsFile
+from lightning_merge.safetensors_file import (
+    MOST_TIMES,
+    SLACK,
+    SafetensorsFile,
+    without_duplicates,
+)
 from lightning_merge.tensor_table import Entry
 from lightning_merge.torch_file import check_kind
 
@@ -160,7 +165,7 @@ def _open_torch(path: Path) -> StoredState:
 
 
 def _open_sharded(index: Path) -> StoredState:
-    names = _weight_map(index)
+    names = dict(_weight_map(index))
     parts: dict[str, StoredState] = {}
     for file in dict.fromkeys(names.values()):
         shard = index.parent / file
@@ -170,10 +175,14 @@ def _open_sharded(index: Path) -> StoredState:
     for name, file in names.items():
         if name not in parts[file].table:
             raise CheckpointError(f"{index}: '{name}' is not in {file}; copy its files again")
+    for file, part in parts.items():
+        # What the index does not name would be lost; transformers reads it, too.
+        for name in part.table:
+            names.setdefault(name, file)
     table = {name: parts[file].table[name] for name, file in names.items()}
     notes = next(iter(parts.values())).notes
     return StoredState(
-        index, table, lambda name: parts[names[name]].raw(name), shards=dict(names), notes=notes
+        index, table, lambda name: parts[names[name]].raw(name), shards=names, notes=notes
     )
 
 
@@ -181,7 +190,8 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     try:
         if index.stat().st_size > _LARGEST_INDEX:
             raise ValueError("too long")
-        names = json.loads(index.read_bytes())["weight_map"]
+        read = json.loads(index.read_bytes(), object_pairs_hook=without_duplicates)
+        names = read["weight_map"]
         # A shard must be in its index's folder: a path to elsewhere is not followed.
         plain = (
             Path(file).name == file and len(os.fsencode(file)) < 256 for file in names.values()

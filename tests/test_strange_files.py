@@ -218,6 +218,18 @@ def test_sharded_networks_by_their_index_or_folder(tmp_path):
     refused(index, "no index of shards")
 
 
+def test_what_an_index_names_twice_or_not_at_all(tmp_path):
+    parts = [{"a": torch.ones(2)}, {"b": torch.ones(3), "c": torch.tensor(4)}]
+    index = sharded(tmp_path, parts)
+    files = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {n: f for n, f in files.items() if n != "c"}}))
+    assert read_checkpoint(index).state_dict.keys() == {"a", "b", "c"}
+    assert open_state(index).shards == files
+    twice = '{"weight_map": {"a": "part0.safetensors", "a": "part1.safetensors"}}'
+    index.write_text(twice)
+    refused(index, "no index of shards")
+
+
 def test_a_part_of_a_sharded_network_is_no_network(tmp_path):
     state = {"a": torch.randn(2)}
     for name in ("model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"):
