@@ -72,6 +72,11 @@ def entry_of(name: object, value: object) -> Entry:
         wrong = "is quantised, and such numbers have no mean: dequantise() it first"
     elif value.is_nested or value.layout != torch.strided:
         wrong = "is sparse or nested: save it with to_dense()"
+    elif hasattr(value, "__tensor_flatten__"):
+        wrong = (
+            f"is a {type(value).__name__}, made of other tensors: give a plain one, such as its "
+            "full_tensor() (of every process together) or dequantize()"
+        )
     elif value.is_meta:
         wrong = "has a shape but no numbers (it is on 'meta'): load the network's weights first"
     elif code is None:

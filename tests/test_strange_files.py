@@ -5,9 +5,12 @@ import zipfile
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file, save_model
 from torch import nn
+from torch.distributed.tensor import distribute_tensor, init_device_mesh
 
+from lightning_merge.aggregate import average
 from lightning_merge.checkpoint import fit_names, read_checkpoint
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, MergeError
 from lightning_merge.stored_state import open_state
@@ -105,6 +108,21 @@ def test_attributes_do_not_hide_methods(tmp_path):
 )
 def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, tensor, word):
     refused(saved(tmp_path / "a.pt", {"the.tensor": tensor}), f"'the.tensor'.*{word}")
+
+
+def test_tensors_that_are_made_of_others_are_named(tmp_path):
+    """As FSDP2 shards a network's weights over processes."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        state = {"the.tensor": distribute_tensor(torch.ones(4), mesh)}
+        refused(saved(tmp_path / "a.pt", state), "'the.tensor' is a DTensor.*full_tensor")
+        with pytest.raises(CheckpointError, match=r"'the\.tensor' is a DTensor"):
+            average([state, state])
+        plain = {"the.tensor": state["the.tensor"].full_tensor()}
+        assert torch.equal(average([plain, plain])["the.tensor"], torch.ones(4))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_tensors_inside_of_parts_do_not_vanish(tmp_path):
