@@ -247,8 +247,8 @@ def fit_names(
         module, and a missing one of several tied tensors from the others.
 
     Raises:
-        ArchitectureMismatchError: If none of these fits, or the kind of number differs; the
-            message names the first tensor that differs.
+        ArchitectureMismatchError: If none of these fits, the kind of number differs, or tied
+            tensors differ from each other; the message names the first tensor that differs.
     """
     wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     ties = _tied(wanted)
@@ -269,6 +269,12 @@ def fit_names(
             raise ArchitectureMismatchError(
                 f"{name} does not fit the network: '{key}' is {ours} in the file and {theirs} in "
                 "the network; check the model's name and its number of classes"
+            )
+    for key, (first, *_) in ties.items():
+        if key in named and not np.array_equal(raw_of(named[key]), raw_of(named[first])):
+            raise ArchitectureMismatchError(
+                f"{name} does not fit the network: '{first}' and '{key}' are one tensor in the "
+                "network, and differ in the file; build the network without that tie"
             )
     for key, value in wanted.items():
         # torch would drop the imaginary part; and a mean of whole numbers is the first one's.

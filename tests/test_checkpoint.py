@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from lightning_merge.checkpoint import (
     check_ingredients,
@@ -148,6 +149,16 @@ def test_numbers_of_another_kind_do_not_fit(dtype):
         fit_names({**wanted, "w": torch.ones(2, dtype=dtype)}, wanted, "a.ckpt")
     # Other programs average counters as fractions.
     assert fit_names({**wanted, "count": torch.tensor(2.5)}, wanted, "a.ckpt")["count"] == 2.5
+
+
+def test_tensors_that_only_the_network_ties_do_not_fit():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    assert fit_names(state, network.state_dict(), "a.pt").keys() == state.keys()
+    state["1.weight"] += 1
+    with pytest.raises(ArchitectureMismatchError, match=r"'0\.weight' and '1\.weight' are one"):
+        fit_names(state, network.state_dict(), "a.pt")
 
 
 def test_a_folder_is_said_to_be_one(tmp_path):
