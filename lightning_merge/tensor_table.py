@@ -186,9 +186,15 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
     return None
 
 
-# As loralib, peft, torchtune, and diffusers name the matrices of an adapter.
-_FACTOR = re.compile(r"(?<![a-z])(lora(?:_embedding)?_)(A|a|down)(?![a-z])")
-_OTHER = {"A": "B", "a": "b", "down": "up"}
+# As loralib, peft (LoRA, LoHa, LoKr, VeRA, DoRA), torchtune, and diffusers name what is multiplied.
+_OTHERS = {
+    **{"lora_A": "lora_B", "lora_a": "lora_b", "lora_down": "lora_up"},
+    **{"lora_embedding_A": "lora_embedding_B", "lora_magnitude_vector": "lora_B"},
+    **{"hada_w1_a": "hada_w1_b", "hada_w2_a": "hada_w2_b"},
+    **{"lokr_w1": "lokr_w2", "lokr_w1_a": "lokr_w1_b", "lokr_w2_a": "lokr_w2_b"},
+    "vera_lambda_d": "vera_lambda_b",
+}
+_FACTOR = re.compile(rf"(?<![a-z])({'|'.join(_OTHERS)})(?![a-z]|_[ab]\b)")
 # By what numbers of eight bits are multiplied, as transformers and vLLM name it.
 _SCALES = ("_scale", "_scale_inv")
 
@@ -204,8 +210,9 @@ def other_factor(name: str, names: Table) -> str | None:
     found = _FACTOR.search(name)
     if found is None:
         return None
-    other = name[: found.start(2)] + _OTHER[found[2]] + name[found.end(2) :]
-    return other if other in names else None
+    other = name[: found.start()] + _OTHERS[found[0]] + name[found.end() :]
+    # A magnitude is a parameter of its own, and a matrix lies in a layer.
+    return next((one for one in (other, f"{other}.weight") if one in names), None)
 
 
 def not_linear(name: str, other: str) -> CheckpointError:
@@ -216,7 +223,7 @@ def not_linear(name: str, other: str) -> CheckpointError:
             "not the product of the means: dequantise the networks first"
         )
     return CheckpointError(
-        f"'{name}' and '{other}' are the factors of one matrix (a LoRA adapter's), and the mean of "
+        f"'{name}' and '{other}' are the factors of one matrix (an adapter's), and the mean of "
         "such matrices is not the product of the factors' means: add the adapters to the weights "
         "first (peft: merge_and_unload()), and save again"
     )

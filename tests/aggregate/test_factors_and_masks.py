@@ -30,6 +30,16 @@ NAMES = [
     ("q.lora_a.weight", "q.lora_b.weight"),
     ("unet_q.lora_down.weight", "unet_q.lora_up.weight"),
 ]
+# LoHa, LoKr, VeRA and DoRA of peft, which multiply otherwise.
+OTHER_PRODUCTS = [
+    ("q.hada_w1_a", "q.hada_w1_b"),
+    ("q.hada_w2_a.default", "q.hada_w2_b.default"),
+    ("q.lokr_w1", "q.lokr_w2"),
+    ("q.lokr_w2_a", "q.lokr_w2_b"),
+    ("q.vera_lambda_d", "q.vera_lambda_b"),
+    ("q.lora_magnitude_vector", "q.lora_B.weight"),
+    ("q.lora_magnitude_vector.default.weight", "q.lora_B.default.weight"),
+]
 
 
 def adapter(names, seed, frozen=()):
@@ -51,7 +61,7 @@ MERGES = {
 }
 
 
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("names", [*NAMES, *OTHER_PRODUCTS])
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
 def test_two_factors_that_both_differ_are_refused(merge, names):
     with pytest.raises(CheckpointError, match="factors of one matrix") as caught:
