@@ -31,6 +31,10 @@ _OTHER_FILES = (
     (b"<!DOCTYPE", "is a web page, not a checkpoint: download the file itself"),
     (b"<html", "is a web page, not a checkpoint: download the file itself"),
     (b"\x1f\x8b", "is compressed: unpack it with gunzip first"),
+    (b"BZh", "is compressed: unpack it with bunzip2 first"),
+    (b"\xfd7zXZ", "is compressed: unpack it with unxz first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed: unpack it with unzstd first"),
+    (b"GGUF", "is a GGUF file, of llama.cpp: save the weights with torch.save"),
 )
 
 
@@ -145,6 +149,8 @@ def check_kind(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         begin = file.read(64)
+    if not begin:
+        raise CheckpointError(f"{path} is empty: copy or save it again")
     for magic, what in _OTHER_FILES:
         if begin.lower().startswith(magic.lower()):
             raise CheckpointError(f"{path} {what}")
@@ -174,6 +180,11 @@ def _check_parts(path: Path, archive: zipfile.ZipFile) -> None:
         raise CheckpointError(
             f"{path} is a TorchScript archive, a program: save its weights alone, "
             "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
+    if any(name.endswith("/archive_format") for name in names):
+        raise CheckpointError(
+            f"{path} is an archive of torch.export, a program: save its weights alone, "
+            "torch.save(torch.export.load(...).state_dict, ...)"
         )
     if names and all(name.endswith(".npy") for name in names):
         raise CheckpointError(f"{path} is an archive of NumPy arrays: save it with torch.save")

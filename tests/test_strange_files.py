@@ -1,6 +1,8 @@
 """Files of other people, and files that are meant to do harm: one line, and soon."""
 
+import bz2
 import json
+import lzma
 import zipfile
 
 import pytest
@@ -155,6 +157,11 @@ def test_names_cannot_speak_to_the_terminal(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(80), "HDF5"),
+        (bz2.compress(b"weights"), "bunzip2"),
+        (lzma.compress(b"weights"), "unxz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(80), "unzstd"),
+        (b"GGUF\x03" + bytes(80), "GGUF"),
+        (b"", "is empty"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -162,6 +169,13 @@ def test_other_kinds_of_files_are_called_by_their_names(tmp_path, begin, word, s
     path = tmp_path / f"a{suffix}"
     path.write_bytes(begin)
     refused(path, word)
+
+
+def test_an_archive_of_torch_export(tmp_path):
+    program = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
+    path = tmp_path / "a.pt2"
+    torch.export.save(program, path)
+    refused(path, r"torch\.export, a program: save its weights alone")
 
 
 def test_a_torchscript_archive(tmp_path):
