@@ -68,8 +68,7 @@ class Rows:
     def lifted(self, columns: Ids) -> Ids | None:
         """Units that stand for rows which lie wholly within each row of `columns`.
 
-        Returns:
-            `(len(columns), any)`, in corresponding order; None where they do not correspond.
+        They are `(len(columns), any)`, in corresponding order; None where they do not correspond.
         """
         at, pair = _join(columns[0], self._units, self._by_unit)
         row, times = np.unique(self.row[pair], return_counts=True)

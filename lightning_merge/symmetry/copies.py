@@ -18,17 +18,11 @@ Signature = tuple[tuple[tuple[str, type], ...], tuple[tuple[str, tuple[int, ...]
 def copies_of(
     model: nn.Module, run: Collection[str], groups: Sequence[Group]
 ) -> list[dict[str, str]]:
-    """The copies in a model.
+    """For each copy in a model the names of its tensors, with those of what they are copies of.
 
-    Args:
-        model: The model.
-        run: Names of the parameters and buffers that its forward uses.
-        groups: The groups of units that its forward has.
-
-    Returns:
-        For each copy the names of its tensors, with those of the tensors that they are copies of. A
-        part that has the structure of several others is a copy of none, and neither is one whose
-        units meet others beside it: what reads the copy's is not known.
+    `run` names the parameters and buffers that the model's forward uses. A part that has the
+    structure of several others is a copy of none, and neither is one whose units meet others beside
+    it: what reads the copy's is not known.
     """
     together: list[list[dict[str, str]]] = []
     for copy in _alike(model, run):

@@ -15,11 +15,7 @@ from lightning_merge.trace.units import Ids
 
 
 def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[Group], list[str]]:
-    """The groups of a network in its own order, and what is frozen.
-
-    Raises:
-        AlignmentError: The time is up.
-    """
+    """The groups of a network in its own order, and what is frozen."""
     _, pairs, frozen = _derived(exported, deadline or Deadline())
     complex_ = [name for name, tensor in exported.state.items() if tensor.is_complex()]
     frozen += [f"{name}: complex numbers stay where they are" for name in complex_]
@@ -27,11 +23,7 @@ def derive(exported: Exported, deadline: Deadline | None = None) -> tuple[list[G
 
 
 def derive_symmetries(exported: Exported, deadline: Deadline | None = None) -> Symmetric:
-    """The same groups, each with the largest symmetry that it seems to allow.
-
-    Raises:
-        AlignmentError: The time is up.
-    """
+    """The same groups, each with the largest symmetry that it seems to allow."""
     trace, pairs, _ = _derived(exported, deadline or Deadline())
     return with_symmetries(trace, pairs)
 

@@ -211,8 +211,7 @@ def _columns(
 ) -> Ids | None:
     """What moves with each unit: itself and, for blocks, their units in corresponding order.
 
-    Returns:
-        `(len(units), slots)`, or None where the blocks do not correspond.
+    They are `(len(units), slots)`, or None where the blocks do not correspond.
     """
     columns = units[:, None]
     if not parents[units].any() or depth > 4:

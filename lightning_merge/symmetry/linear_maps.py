@@ -64,11 +64,7 @@ def order_of(group: Group, given: Tensor) -> Tensor | None:
 
 
 def checked(group: Group, given: Tensor) -> Tensor:
-    """A map that fits its group; matrices as `(blocks, width, width)`, on the CPU.
-
-    Raises:
-        AlignmentError: It does not.
-    """
+    """A map that fits its group, or an error; matrices as `(blocks, width, width)`, on the CPU."""
     if not isinstance(given, Tensor) or not given.is_floating_point():
         return group.check(given)
     given, width = given.detach().cpu(), group.size // group.blocks

@@ -19,16 +19,10 @@ def groups_from(
 ) -> list[Group]:
     """Groups of a network, as a user lists them.
 
-    Args:
-        description: By group name, `(tensor, axis, offset=0, repeat=1)` for every axis along
-            which the units lie: one after another from `offset` on, each with `repeat`
-            neighbouring positions (49 for a channel that was flattened with 7 x 7 pixels).
-            The first entry says how many units there are: as many as fit its axis.
-        state_dict: The network's.
-
-    Raises:
-        AlignmentError: There is no such tensor or axis, the units do not fit it, or a
-            position is listed twice.
+    By group name there is `(tensor, axis, offset=0, repeat=1)` for every axis along which the units
+    lie: one after another from `offset` on, each with `repeat` neighbouring positions (49 for a
+    channel that was flattened with 7 x 7 pixels). The first entry says how many units there are: as
+    many as fit its axis. No position may be listed twice.
     """
     owner: dict[tuple[str, int, int], str] = {}
     groups = []

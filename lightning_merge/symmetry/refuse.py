@@ -17,11 +17,8 @@ def refuse_if_lost(model: nn.Module, groups: Sequence[Group], frozen: Sequence[s
     """Check that what a network computes its weights from has not cost it all its groups.
 
     A network may have no groups because it has no units that could be exchanged, as a linear
-    classifier, or because constants of its own tell its units apart: nothing is wrong then.
-
-    Raises:
-        AlignmentError: There are no groups, and the reason is an operator that has no rule, a
-            parametrization, or a verification that failed.
+    classifier, or because constants of its own tell its units apart: nothing is wrong then. It is
+    if the reason is an operator that has no rule, a parametrization, or a verification that failed.
     """
     computed = _computed_weights(model)
     name = type(model).__name__

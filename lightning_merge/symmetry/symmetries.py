@@ -38,12 +38,7 @@ class Symmetric:
 
 
 def with_symmetries(trace: Trace, pairs: list[tuple[Group, Found]]) -> Symmetric:
-    """Find the largest symmetry of each group.
-
-    Args:
-        trace: What was learned about the network.
-        pairs: Its groups, each with the units that it was made of.
-    """
+    """Find the largest symmetry of each group, given with the units that it was made of."""
     zones = trace.units.zones()
     means = np.zeros(trace.units.count * 2, dtype=bool)
     for ids in trace.units.means:

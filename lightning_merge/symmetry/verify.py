@@ -28,21 +28,14 @@ Draw = Callable[[Group, torch.Generator], Tensor]
 def verify(
     exported: Exported, groups: list[Group], deadline: Deadline
 ) -> tuple[list[Group], list[str]]:
-    """Keep the groups that leave the function unchanged.
+    """Keep the groups that leave the function unchanged, with a line for each that does not.
 
-    Each group and all groups together, under random permutations, must leave the output
-    unchanged to a relative 1e-9. That this check could fail is checked too: permuting some
-    single member alone must change the output. One backward pass answers that for all
-    groups, because where the output's derivative in the direction of a change is not zero
-    the output does change along it. Where the derivative does vanish (a saturated softmax,
-    units that are silent on the drawn inputs) the change itself is tried, on two draws,
-    before the group is called deaf and frozen.
-
-    Returns:
-        The groups that passed, and a line for each that did not.
-
-    Raises:
-        AlignmentError: The time is up, or no random state gives finite outputs.
+    Each group and all groups together, under random permutations, must leave the output unchanged
+    to a relative 1e-9. That this check could fail is checked too: permuting some single member
+    alone must change the output. One backward pass answers that for all groups, because where the
+    output's derivative in the direction of a change is not zero the output does change along it.
+    Where the derivative does vanish (a saturated softmax, units that are silent on the drawn
+    inputs) the change itself is tried, on two draws, before the group is called deaf and frozen.
     """
     with in_float64():
         return _verify(exported, groups, torch.Generator().manual_seed(20240229), deadline)

@@ -23,19 +23,12 @@ TOLERANCE = 1e-9
 def verify_eager(
     groups: Sequence[Group], model: nn.Module, inputs: Sequence[Tensor]
 ) -> tuple[list[Group], list[str]]:
-    """Keep the groups that leave the function of a network unchanged, as far as it was tried.
+    """Keep the groups that, as far as it was tried, leave a network's function unchanged.
 
-    In float64, with every tensor and input moved away from its value by noise (default
-    BatchNorm statistics, zero heads and blank images would let wrong groups pass): each
-    group, and all together, must leave the output unchanged to a relative 1e-9 under a
-    random permutation, and a part of it alone must not. The network is left as it was.
-
-    Returns:
-        The groups that passed, and a line for each that did not.
-
-    Raises:
-        AlignmentError: The network does not run in float64, or its output is random or not
-            finite.
+    In float64, with every tensor and input moved away from its value by noise (default BatchNorm
+    statistics, zero heads and blank images would let wrong groups pass): each group, and all
+    together, must leave the output unchanged to a relative 1e-9 under a random permutation, and a
+    part of it alone must not. The network is left as it was. Groups that fail have a line each.
     """
     with in_float64(), gradient_free(model), torch.random.fork_rng(devices=[]):
         return _verify_eager(groups, _Network(model, inputs), torch.Generator().manual_seed(2))

@@ -23,23 +23,12 @@ TOLERANCE = 1e-9
 def verify_symmetries(
     exported: Exported, found: Symmetric, verified: Sequence[Group], deadline: Deadline
 ) -> tuple[list[Group], Folds, list[str]]:
-    """Keep those symmetries that leave the function unchanged.
+    """Keep those symmetries that leave the function unchanged, and the folds that they need.
 
-    The canonical form under random maps of all groups has to give the output of the network
-    as it was, to a relative 1e-9. Where it does not, groups are tried one by one, and those
-    that fail are left with permutations, which are verified already.
-
-    Args:
-        exported: The network.
-        found: What was derived.
-        verified: The groups whose permutations were verified; the others are left out.
-        deadline: When to give up.
-
-    Returns:
-        The groups, the folds that they need, and a line for each that failed.
-
-    Raises:
-        AlignmentError: The time is up, or no random state gives finite outputs.
+    The canonical form under random maps of all groups has to give the output of the network as it
+    was, to a relative 1e-9. Where it does not, groups are tried one by one, and those that fail,
+    with a line each, are left with permutations, which are verified already; groups whose
+    permutations are not are left out.
     """
     names = {group.name for group in verified}
     groups = [group for group in found.groups if group.name in names]

@@ -80,9 +80,6 @@ def _counterparts(narrow: PermutationSpec, wide: PermutationSpec) -> list[tuple[
     """Each group of the narrow network with that of the wide one which lies in the same tensors.
 
     Names do not tell: units inside the only head have no heads to be named after.
-
-    Raises:
-        AlignmentError: There is none, or it has fewer units.
     """
     left = list(wide.groups)
     pairs = []

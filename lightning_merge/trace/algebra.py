@@ -106,13 +106,8 @@ def share(
 ) -> tuple[list[Layout], list[set[Atom]]]:
     """Give dimensions that run over the same index the same atoms.
 
-    Args:
-        units: The units.
-        layouts: The tensors.
-        pairs: For each shared index, its `(tensor, dimension)` places, equal in size.
-
-    Returns:
-        The layouts with shared atoms, and for each the atoms that are fixed in it.
+    `pairs` has for each shared index its `(tensor, dimension)` places, equal in size. What comes
+    back with the layouts are, for each, the atoms that are fixed in it.
     """
     current = list(layouts)
     names: list[dict[Atom, Atom]] = [{} for _ in layouts]
@@ -185,12 +180,8 @@ def contract(
 ) -> Layout:
     """The layout of an einsum: indices that are missing from `output` are summed over.
 
-    Args:
-        units: The units.
-        layouts: The operands.
-        indices: For each operand, one letter for each dimension.
-        output: The letters of the result.
-        reason: What freezes units that meet fixed positions.
+    There is one letter for each dimension; `reason` is what freezes units that meet fixed
+    positions.
     """
     pairs = []
     for letter in dict.fromkeys("".join(indices)):

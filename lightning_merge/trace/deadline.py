@@ -6,11 +6,7 @@ from lightning_merge.errors import AlignmentError
 
 
 class Deadline:
-    """Raises once the time is up; work that checks it regularly cannot hang.
-
-    Args:
-        seconds: How much time there is; None for as much as it takes.
-    """
+    """Raises once so many seconds are up; work that checks it regularly cannot hang."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds

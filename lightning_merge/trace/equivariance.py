@@ -41,11 +41,8 @@ _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
 def limit_maps(call: Call, node: fx.Node, result: Any, folded: frozenset[str]) -> None:
     """Record which kinds of maps one operator lets pass.
 
-    Args:
-        call: The operator with its arguments.
-        node: Its place in the graph.
-        result: The layouts of its results.
-        folded: The norms and products whose scale can be put into neighbouring layers.
+    `result` has the layouts of its results, `folded` the norms and products whose scale can be put
+    into neighbouring layers.
     """
     name = call.operator
     reason = f"{name} lets no other maps pass"

@@ -95,11 +95,8 @@ class Units:
     def tie(self, left: Ids, right: Ids, sign: int = 1) -> None:
         """Make two arrays of units, equal in shape, move together entry by entry.
 
-        Args:
-            left: Units.
-            right: Units.
-            sign: What a linear map of one means for the other: 1 the same map, -1 its inverse
-                transpose (products of them are summed), 0 nothing: they share permutations only.
+        `sign` is what a linear map of one means for the other: 1 the same map, -1 its inverse
+        transpose (products of them are summed), 0 nothing: they share permutations only.
         """
         if left is not right:
             self._ties.append((left.ravel(), right.ravel()))
@@ -135,18 +132,12 @@ class Units:
         self.roles.append((ids.ravel(), role))
 
     def project(self, ids: Ids, keep: tuple[int, ...]) -> Ids:
-        """Units that stand for whole slices of an array of units.
+        """Units that stand for whole slices of an array of units, along the axes that remain.
 
-        A sum over an axis of `(heads, width)` does not care which unit of a head is
-        where, as long as heads stay heads: its result is indexed by heads as wholes.
-        Projecting records that permutations must keep every head together.
-
-        Args:
-            ids: Units, any shape.
-            keep: The axes that remain, in the order of the result.
-
-        Returns:
-            Units of shape `[ids.shape[axis] for axis in keep]`.
+        A sum over an axis of `(heads, width)` does not care which unit of a head is where, as long
+        as heads stay heads: its result is indexed by heads as wholes. Projecting records that
+        permutations must keep every head together. The result has the remaining axes in the order
+        of `keep`.
         """
         if keep == tuple(range(ids.ndim)):
             return ids

@@ -174,11 +174,7 @@ def rotations_of(
     batches: Iterable[Any],
     progress: bool = False,
 ) -> Maps:
-    """The rotation of each residual stream of canonical b onto that of a; batches are read once.
-
-    Raises:
-        AlignmentError: There are no batches, or activations that are not finite.
-    """
+    """The rotation of each residual stream of canonical b onto that of a; batches are read once."""
     one, other = (with_state(model, spec.canonical(model)) for model in (model_a, model_b))
     found = observe(replace(spec, groups=list(streams)), one, other, batches, progress)
     rotations = {}
@@ -198,13 +194,8 @@ def assign_groups(
 ) -> Permutation:
     """The permutation of b with the highest scores; units of equal scores go by their weights.
 
-    Args:
-        spec: The spec of their architecture.
-        scores: For each group that was observed `(size, size)`, rows a and columns b; groups
-            without are matched by their weights in the end.
-        state_a: State dict of a.
-        state_b: State dict of b.
-        unknown: Names of groups that are not permuted but mapped.
+    Scores are `(size, size)`, rows a and columns b; groups that have none are matched by their
+    weights in the end, and those of `unknown` are not permuted but mapped.
     """
     result = spec.identity()
     tangled = _in_shared_heads(spec)

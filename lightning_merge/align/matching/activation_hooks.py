@@ -99,14 +99,9 @@ def find_sites(group: Group, model: nn.Module) -> list[Site]:
 def samples(value: Tensor, site: Site, every: int = 1, first: int = 0) -> Tensor:
     """The observations at a site, `(N, size, P)`, at least float32 and mostly without a copy.
 
-    `N` and `P` together count observations: examples and positions where units are a
-    tensor's channels, one and examples where they lie along its last, contiguous dimension.
-
-    Args:
-        value: What passes the site.
-        site: The site.
-        every: Only every so-manyth of each example's positions (pixels, tokens) counts.
-        first: The first one that does.
+    `N` and `P` together count observations: examples and positions where units are a tensor's
+    channels, one and examples where they lie along its last, contiguous dimension. Of each
+    example's positions only every so-manyth counts, from the `first` on.
     """
     size, repeat = site.index.shape
     if every > 1:
@@ -131,13 +126,7 @@ def samples(value: Tensor, site: Site, every: int = 1, first: int = 0) -> Tensor
 
 
 def thinning(value: Tensor, site: Site, cost: float) -> int:
-    """Of how many positions one is to count, that products cost no more than `cost` layers.
-
-    Args:
-        value: What passes the site.
-        site: The site.
-        cost: What the products may cost, as a multiple of running the layer.
-    """
+    """Of how many positions one counts, that products cost no more than running `cost` layers."""
     positions = value[0].numel() // value.shape[site.dim]
     return max(1, min(math.ceil(site.products / cost), positions // _FEWEST))
 

@@ -38,12 +38,7 @@ def to_first(spec: PermutationSpec, permutations: Sequence[Permutation]) -> list
 
 
 def states_of(spec: PermutationSpec, networks: Sequence[Network]) -> list[Mapping[str, Tensor]]:
-    """The state dicts of two networks or more.
-
-    Raises:
-        AlignmentError: There are fewer than two, one is of another spec, or its weights are not
-            finite.
-    """
+    """The state dicts of two networks or more, of the spec's architecture, their weights finite."""
     if len(networks) < 2:
         raise AlignmentError(f"aligning needs two networks or more, there are {len(networks)}")
     states = [spec.state_of(network) for network in networks]

@@ -7,13 +7,9 @@ from lightning_merge.symmetry.unit_group import Group
 
 
 def assign(scores: Tensor) -> tuple[Tensor, float]:
-    """The permutation `p` that maximises `sum(scores[i, p[i]])`, and that sum.
+    """The permutation `p` that maximises `sum(scores[i, p[i]])`, and that sum, in float64.
 
-    Args:
-        scores: `(n, n)`, finite.
-
-    Returns:
-        `p`, a LongTensor `(n,)` on the CPU, and the score in float64.
+    Scores are `(n, n)` and finite; `p` is on the CPU.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -40,15 +36,9 @@ def assign_blocks(scores: Tensor, blocks: int) -> Tensor:
 def assign_wholes(inside: list[tuple[Group, Tensor]], own: Tensor | None) -> dict[str, Tensor]:
     """Match heads as wholes together with the units inside them.
 
-    The score of a pair of heads is that of the best assignment of the units inside them, so
-    that heads are compared by what they could become, not by the order of their units.
-
-    Args:
-        inside: The groups whose blocks are the heads, with scores `(size, size)`.
-        own: Scores of the heads themselves, `(heads, heads)`, where they have any.
-
-    Returns:
-        Permutations of the inner groups by name, and of the heads under the name `""`.
+    The score of a pair of heads is that of the best assignment of the units inside them, so that
+    heads are compared by what they could become, not by the order of their units; `own` adds scores
+    of the heads themselves, `(heads, heads)`. The permutation of heads has the name `""`.
     """
     count = inside[0][0].blocks
     pairs = torch.zeros(count, count, dtype=torch.float64)

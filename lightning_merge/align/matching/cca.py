@@ -227,17 +227,10 @@ def choose(
     score: Score,
     progress: bool = False,
 ) -> tuple[float, dict[float, float]]:
-    """The best gamma for an observed pair of networks.
+    """The best gamma for an observed pair of networks, and every candidate's score.
 
-    Args:
-        observed: The pair.
-        candidates: Among which to choose.
-        score: Scores the state dict of the aligned b, higher is better; NaN is worst.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The candidate with the highest score (of several the largest, which follows noise the
-        least), and every candidate's score.
+    A score is of the state dict of the aligned b; higher is better and NaN is worst. Of several
+    that are best it is the largest gamma, which follows noise the least.
     """
     scores = {
         gamma: float(score(observed.state_for(gamma)))

@@ -31,13 +31,7 @@ class LinearMap:
 
 
 class Spectra:
-    """Covariances of two sets of units, decomposed once for every gamma.
-
-    Args:
-        s_aa: Covariance of a's units, `(n, n)`.
-        s_ab: Covariance of a's units with b's, `(n, n)`.
-        s_bb: Covariance of b's units, `(n, n)`.
-    """
+    """Covariances `(n, n)` of two sets of units, decomposed once for every gamma."""
 
     def __init__(self, s_aa: Tensor, s_ab: Tensor, s_bb: Tensor) -> None:
         self.varies = bool(s_aa.diagonal().sum() > 0 and s_bb.diagonal().sum() > 0)
@@ -49,13 +43,10 @@ class Spectra:
     def linear_map(self, gamma: float) -> LinearMap:
         """The regularised CCA map of b's units onto a's.
 
-        With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is
-        `T = S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
+        With `S~ = S + gamma mean(diag S) I` and `U s V' = svd(S~aa^-1/2 Sab S~bb^-1/2)` it is `T =
+        S~bb^-1/2 V U' S~aa^1/2`. Without a ridge, directions that hardly vary make the map
         ill-conditioned. Those in which only rounding varies have no part in `Sab`. Units of which
         none varies, in either network, are left as they are.
-
-        Args:
-            gamma: Ridge, relative to the mean variance.
         """
         if not self.varies:
             one = torch.eye(len(self.s_ab), dtype=torch.float64, device=self.s_ab.device)

@@ -61,14 +61,10 @@ def by_head(site: Site, heads: Group) -> list[Site]:
 
 
 def of_matched_heads(scores: Tensor, heads: Tensor) -> Tensor:
-    """The scores of shared units, summed over matched heads.
+    """The scores of shared units, `(size, size)`, summed over matched heads.
 
-    Args:
-        scores: `(heads * size, heads * size)`, as at a site of `by_head`.
-        heads: Which head of b each head of a is matched with.
-
-    Returns:
-        `(size, size)`.
+    `scores` are `(heads * size, heads * size)`, as at a site of `by_head`; `heads` says which head
+    of b each head of a is matched with.
     """
     count = len(heads)
     grid = scores.reshape(count, len(scores) // count, count, -1)

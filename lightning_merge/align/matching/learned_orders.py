@@ -33,16 +33,9 @@ class LearnedOrders(nn.Module):
     is given in. Units inside heads and grouped convolutions, and those that matrices mix, keep
     their order.
 
-    Args:
-        spec: The spec of the networks.
-        a: State dict of a.
-        b: State dict of b.
-        units: `fixed`: there are none. `sinkhorn`: units of b are mixed by a doubly stochastic
-            matrix. `straight-through`: they are put in the order of the best assignment, and
-            gradients are those by the matrix of that.
-
-    Raises:
-        AlignmentError: If `units` is something else.
+    With `units` as `fixed` there are none. With `sinkhorn` units of b are mixed by a doubly
+    stochastic matrix. With `straight-through` they are put in the order of the best assignment, and
+    gradients are those by the matrix of that.
     """
 
     def __init__(

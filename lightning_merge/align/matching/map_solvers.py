@@ -24,8 +24,7 @@ _SWEEPS, _BALANCED, _SMALL = 300, 1e-10, 20_000_000
 def nearest_orthogonal(scores: Tensor) -> Tensor:
     """The orthogonal matrices `T` that maximise `sum(T * scores)`, in float64.
 
-    Args:
-        scores: `(..., n, n)`, products of a's units (rows) with b's (columns).
+    Scores are `(..., n, n)`, products of a's units (rows) with b's (columns).
     """
     left, _, right = svd(scores.detach().cpu().double())
     return left @ right
@@ -41,18 +40,12 @@ def rotation(group: Group, scores: Tensor) -> Tensor:
 
 
 def balance(groups: Sequence[Group], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Maps after which what makes units and what reads them have equal Gram matrices.
+    """Maps, float64, after which what makes units and what reads them have equal Gram matrices.
 
-    Two networks that differ by invertible maps differ by orthogonal ones after it, and those
-    that differ by positive factors not at all. Where groups lie along several axes of a tensor,
-    they are balanced in turn until none changes: the sum of squares falls each time.
-
-    Args:
-        groups: Groups; those that are neither `invertible` nor `scaled` are left out.
-        state: A canonical state dict.
-
-    Returns:
-        Maps by group name, float64.
+    Two networks that differ by invertible maps differ by orthogonal ones after it, and those that
+    differ by positive factors not at all. Where groups lie along several axes of a tensor, they are
+    balanced in turn until none changes: the sum of squares falls each time. Groups that are neither
+    `invertible` nor `scaled` are left out. The state dict is canonical.
     """
     chosen = [group for group in groups if group.symmetry in ("invertible", "scaled")]
     places = {m.place for group in chosen for m in group.members if m.variance}
@@ -146,12 +139,9 @@ def _half(gram: Tensor) -> Tensor:
 def _quiet(made: Tensor, read: Tensor, size: Tensor) -> Tensor:
     """A map of directions of which `read @ made` is 0, after which both have one singular value.
 
-    So what does not reach the output is found as well, where two networks agree in it.
-
-    Args:
-        made: `(n, r)`.
-        read: `(s, n)`.
-        size: That singular value; what is far smaller stays as it is.
+    So what does not reach the output is found as well, where two networks agree in it. `made` is
+    `(n, r)`, `read` is `(s, n)`; `size` is that singular value, and what is far smaller stays as it
+    is.
     """
     u, values, _ = svd(made)
     values = values[values > _FAINT * torch.maximum(size, values[0])]

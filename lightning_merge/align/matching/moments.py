@@ -14,11 +14,8 @@ _IN_CACHE = 512
 class Moments:
     """Running first and second moments of two sets of units that saw the same data.
 
-    Products are taken in float32, about a shift near the mean where units lie far from
-    zero, and summed in float64 over the batches.
-
-    Args:
-        own: Whether to keep the covariances inside each set too.
+    Products are taken in float32, about a shift near the mean where units lie far from zero, and
+    summed in float64 over the batches. With `own` the covariances inside each set are kept too.
     """
 
     def __init__(self, own: bool = False) -> None:

@@ -48,20 +48,13 @@ def correlations(
     """For each group the summed correlations of a's units with b's, `(size, size)`, float64.
 
     Units that several heads share are there once for each head, `(heads * size, heads * size)`.
-
-    Raises:
-        AlignmentError: There are no batches, or activations that are not finite.
     """
     found = observe(spec, model_a, model_b, batches, progress, cost=cost)
     return {name: summed_correlation(name, moments) for name, moments in found.items()}
 
 
 def summed_correlation(name: str, moments: Iterable[Moments]) -> Tensor:
-    """The sum of a group's correlations over its sites, `(size, size)`.
-
-    Raises:
-        AlignmentError: Activations were not finite.
-    """
+    """The sum of a group's correlations over its sites, `(size, size)`; refused if not finite."""
     return checked_finite(name, torch.stack([moment.correlation() for moment in moments]).sum(0))
 
 

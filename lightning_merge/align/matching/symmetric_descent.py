@@ -34,13 +34,7 @@ _MATRICES = ("orthogonal", "invertible")
 
 
 class SymmetricDescent:
-    """b's parameters under the maps found so far.
-
-    Args:
-        spec: A spec with all symmetries.
-        a: The canonical, balanced state dict that stays.
-        b: That of the network to align.
-    """
+    """b's parameters under the maps found so far; both state dicts are canonical and balanced."""
 
     def __init__(
         self, spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
@@ -79,13 +73,7 @@ class SymmetricDescent:
     def run(
         self, generator: torch.Generator, given: Maps | None = None, progress: bool = False
     ) -> Maps:
-        """Maps of b that bring it as close to a as can be.
-
-        Args:
-            generator: Draws the order in which groups are visited.
-            given: Maps that are known; their groups are not visited.
-            progress: Whether to show a progress bar.
-        """
+        """Maps of b that bring it as close to a as can be; groups with `given` maps are left."""
         fixed = set(given or {})
         for number, family in enumerate(self.families):
             known = {g.name: given[g.name] for g in family if given and g.name in given}

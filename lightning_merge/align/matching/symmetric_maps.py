@@ -58,13 +58,9 @@ def check_symmetries(spec: PermutationSpec, symmetries: Symmetries) -> None:
 
 
 def maps_between(spec: PermutationSpec, a: State, b: State, find: Find) -> Maps:
-    """The maps of canonical b onto canonical a.
+    """The maps of canonical b onto canonical a, for a spec with all symmetries.
 
-    Args:
-        spec: A spec with all symmetries.
-        a: The state dict that stays.
-        b: The state dict to align.
-        find: Finds maps between the balanced canonical forms, permutations and orthogonal ones.
+    `find` finds maps between the balanced canonical forms, permutations and orthogonal ones.
     """
     check_finite_weights(spec, (a, b))
     one, other = (spec.canonical(state) for state in (a, b))

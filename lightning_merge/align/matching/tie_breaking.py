@@ -21,15 +21,11 @@ _EQUAL = 1e-6
 
 
 def tied_units(scores: Tensor, blocks: int = 1) -> list[Tensor]:
-    """Sets of units that may change places without a loss of correlation.
+    """Sets of two units or more that may change places without a loss of correlation.
 
-    Args:
-        scores: `(size, size)`, rows a and columns b, with b in the order that was found: its
-            diagonal is what the assignment takes.
-        blocks: Units change places only inside one of so many runs of equal length.
-
-    Returns:
-        LongTensors, each of two units or more.
+    `scores` are `(size, size)`, rows a and columns b, with b in the order that was found: its
+    diagonal is what the assignment takes. Units change places only inside one of `blocks` runs of
+    equal length.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -63,18 +59,12 @@ def break_ties(
 ) -> Permutation:
     """The permutation with tied units in the order in which their weights agree best.
 
-    Groups are taken in the network's order. A unit is compared by what connects it with
-    units whose partners are known: neither with units that are still tied, nor with those of
-    `unknown` groups.
+    Groups are taken in the network's order. A unit is compared by what connects it with units whose
+    partners are known: neither with units that are still tied, nor with those of `unknown` groups,
+    which are not permuted but mapped.
 
-    Args:
-        spec: The spec of the networks' architecture.
-        permutation: Of b, as its activations gave it.
-        scores: For each group that was matched by activations, its correlations, `(size, size)`,
-            with b in the order of `permutation`.
-        state_a: State dict of a.
-        state_b: State dict of b, in its own order.
-        unknown: Names of groups that are not permuted but mapped.
+    For each group that was matched by activations `scores` has its correlations, `(size, size)`,
+    with b in the order of `permutation`; `state_b` is in b's own order.
     """
     by_name = {group.name: group for group in spec.groups}
     ties = {name: tied_units(matrix, by_name[name].blocks) for name, matrix in scores.items()}

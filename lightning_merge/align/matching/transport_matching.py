@@ -180,11 +180,7 @@ class _Fusion:
         return state
 
     def _next(self, rest: Sequence[list[Group]], plans: dict[str, Tensor]) -> list[Group]:
-        """The first family whose weights can be compared: those in front of it are solved.
-
-        Raises:
-            AlignmentError: There is none.
-        """
+        """The first family whose weights can be compared: those in front of it are solved."""
         for readers in (False, True):
             for family in rest:
                 if any(True for _ in self._fitting(family, plans, readers)):

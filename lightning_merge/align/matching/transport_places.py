@@ -48,11 +48,7 @@ class Place:
 
 
 def places_of(spec_a: PermutationSpec, spec_b: PermutationSpec) -> dict[str, list[Place]]:
-    """By tensor the places of both networks' units.
-
-    Raises:
-        AlignmentError: The networks are not of one family.
-    """
+    """By tensor the places of both networks' units, which must be of one family."""
     groups = [simple_groups(spec) for spec in (spec_a, spec_b)]
     plans = [plan_of(found) for found in groups]
     level = {group.name: group.level for group in groups[0]}
@@ -139,17 +135,9 @@ def _left(name: str, one: Member, other: Member, taken: Iterable[Units]) -> Unit
 def carried(
     tensor: Tensor, places: Sequence[Place], plans: Plans, name: str, skip: Place | None = None
 ) -> Tensor:
-    """A tensor of b with a's units along all of its places but one.
+    """A tensor of b with a's units along all of its places but `skip`.
 
-    Args:
-        tensor: The tensor of b.
-        places: Its places.
-        plans: A plan `(a's units, b's units)` for every group there.
-        name: The tensor's name.
-        skip: A place that stays as it is.
-
-    Raises:
-        AlignmentError: Sizes differ where no group moves.
+    Plans are `(a's units, b's units)`; sizes may differ only where a group moves.
     """
     value = tensor.detach().to("cpu", torch.float64)
     for place in places:

@@ -20,18 +20,10 @@ _COPIES = 8192
 def transport_plan(cost: Tensor, epsilon: float) -> Tensor:
     """The plan that moves equal masses of all columns to equal masses of all rows.
 
-    It minimises `sum(T * cost) - epsilon * mean(cost) * entropy(T)`.
-
-    Args:
-        cost: `(n, m)`, finite, not negative.
-        epsilon: How soft it is, relative to the mean cost; 0 for an exact plan, which of equal
-            sizes is an assignment.
-
-    Returns:
-        `(n, m)`, float64, on the CPU; each row adds up to `1 / n`, each column to `1 / m`.
-
-    Raises:
-        AlignmentError: An exact plan is wanted for sizes whose least common multiple is too large.
+    It minimises `sum(T * cost) - epsilon * mean(cost) * entropy(T)`, is `(n, m)` like the cost
+    (finite, not negative), float64 and on the CPU; rows add up to `1 / n`, columns to `1 / m`. With
+    an `epsilon` of 0 it is exact, of equal sizes an assignment; sizes whose least common multiple
+    is too large for that are refused.
     """
     cost = cost.detach().to("cpu", torch.float64)
     return _soft(cost, epsilon) if epsilon > 0 else _exact(cost)

@@ -160,12 +160,9 @@ class Descent:
         return len({tensor for tensor, _, _ in places}) < len(places)
 
     def scores(self, group: Group, tensors: set[str], without: Sequence[Group] = ()) -> Tensor:
-        """Inner products of a's units with b's, `(size, size)`.
+        """Inner products of a's units with b's over the given parameters, `(size, size)`.
 
-        Args:
-            group: The group.
-            tensors: The parameters that count.
-            without: Groups inside this one's blocks, whose positions do not count.
+        Positions of the groups in `without`, which lie inside this one's blocks, do not count.
         """
         total = torch.zeros(group.size, group.size, dtype=torch.float64)
         for member in group.members:

@@ -20,11 +20,7 @@ def moved_parameters(spec: PermutationSpec) -> list[str]:
 
 
 def check_finite_weights(spec: PermutationSpec, states: Iterable[Mapping[str, Tensor]]) -> None:
-    """Whether weights can be compared at all.
-
-    Raises:
-        AlignmentError: One that some group moves is NaN or infinite.
-    """
+    """Refuses weights that cannot be compared: one that some group moves is NaN or infinite."""
     for state in states:
         for name in moved_parameters(spec):
             if not bool(torch.isfinite(state[name]).all()):

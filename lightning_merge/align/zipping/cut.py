@@ -42,18 +42,10 @@ class Reached(Exception):  # noqa: N818 - no error
 
 
 def find_cut(spec: PermutationSpec, model: nn.Module, until: str, example: Tensor) -> Cut:
-    """The cut behind a module.
+    """The cut behind the module that `until` names, by its end where there is one such module.
 
-    Args:
-        spec: The spec of the network.
-        model: The network.
-        until: The module's name, or its end where there is one such module.
-        example: Two examples or more.
-
-    Raises:
-        AlignmentError: Nothing, or several things, have that name; the module does not run, or
-            gives no single tensor; no group lies along what it gives, or the network's output
-            depends on more than that.
+    The example has two images or more. Refused is a module that gives no single tensor, along which
+    no group lies, or beside which the network's output depends on more.
     """
     name = _named(model, until)
     with gradient_free(model):

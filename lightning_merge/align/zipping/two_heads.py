@@ -66,9 +66,7 @@ class Values(dict[str, list[Any]]):
 class Trunk(nn.Module):
     """A network up to a cut; what its modules give is kept for those who go on from there.
 
-    Args:
-        network: The network. Its modules behind the cut are taken off.
-        cut: The cut.
+    The network's modules behind the cut are taken off.
     """
 
     def __init__(self, network: nn.Module, cut: Cut) -> None:
@@ -101,13 +99,9 @@ class Trunk(nn.Module):
 
 
 class Recorded(nn.Module):
-    """In place of a module of the trunk: what that gave.
+    """In place of a module of the trunk: what that gave, which is kept in `values`.
 
-    Args:
-        name: Its name.
-        values: Where it is kept.
-        unmerge: By which the units are multiplied, `(n, n)`; None leaves them.
-        axis: Along which axis they lie.
+    Its units, along `axis`, are multiplied by `unmerge`, `(n, n)`, if it is given.
     """
 
     matrix: Tensor | None

@@ -129,9 +129,6 @@ def match_units(
     Correlations are those of `ActivationMatching`, where layers read units, added up over a
     residual stream. Among pairs of equal correlation, and for units that never vary in either
     network, it is the pair that the weights prefer.
-
-    Raises:
-        AlignmentError: There are no batches, or activations that are not finite.
     """
     if nothing_to_align(spec):
         return Zipping({}, {})
@@ -180,9 +177,8 @@ def zippable(spec: PermutationSpec) -> list[Group]:
 def pooled_correlation(moments: Sequence[Moments], order: Tensor) -> Tensor:
     """The mean correlation over a group's sites of both networks' units, `(2n, 2n)`.
 
-    Args:
-        moments: At each site, with the covariances inside each network.
-        order: The permutation of b that decides between equal pairs, `(n,)`.
+    The moments have the covariances inside each network; `order` is the permutation of b, `(n,)`,
+    that decides between equal pairs.
     """
     total, constant = torch.zeros(1), torch.ones(1, dtype=torch.bool)
     size = len(order)

@@ -90,7 +90,11 @@ class LearnedMatchingModule(LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
 
     def setup(self, stage: str) -> None:
-        """Refuses callbacks that would save other weights than it validates."""
+        """Refuses what would save other weights than it validates.
+
+        Raises:
+            ConfigError: If a callback averages weights.
+        """
         if stage == "fit":
             refuse_averaging(self, self.trainer.callbacks)  # type: ignore[attr-defined]
 
@@ -150,7 +154,11 @@ class LearnedMatchingModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the maps back, from a checkpoint of the same ingredients."""
+        """Takes the maps back.
+
+        Raises:
+            CheckpointError: If the checkpoint is of other ingredients, or holds no maps.
+        """
         saved = checkpoint.get(SAVED, {})
         if "maps" not in saved or saved["ingredients"] != self._digests:
             raise CheckpointError(
