@@ -35,11 +35,7 @@ def registered_elsewhere(kind: str) -> bool:
 def described_parser(words: Sequence[str]) -> argparse.ArgumentParser | None:
     """A parser that has the options and the help of a command, but not their types.
 
-    Args:
-        words: The command line, from the command on.
-
-    Returns:
-        The parser; None if the command is unknown, or has options of another package.
+    None if the command is unknown, or has options of another package.
     """
     commands = read_described()["commands"]
     name = next((one for one in (" ".join(words[:2]), words[0]) if one in commands), None)

@@ -13,15 +13,8 @@ def export_masks(
 ) -> Path:
     """Writes what `load_task` reads.
 
-    Args:
-        pretrained: The checkpoint that all were fine-tuned from.
-        tasks: `NAME=CHECKPOINT` each; the name is that of the file if it is left out.
-        folder: Where to.
-        threshold: Of the TALL masks.
-        overwrite: Whether an export in the folder may be overwritten.
-
-    Raises:
-        MergeError: If two tasks have one name, or as for `write_masked`.
+    The checkpoint is the one that all were fine-tuned from; each task is `NAME=CHECKPOINT`, with
+    the name of the file if its own is left out.
     """
     paths: dict[str, Path] = {}
     for given in tasks:

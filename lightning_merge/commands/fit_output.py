@@ -23,11 +23,7 @@ def is_terminal() -> bool:
 
 
 def without_bars(given: dict[str, Any]) -> dict[str, Any]:
-    """The Trainer's arguments that switch its progress bar off where there is no terminal.
-
-    Args:
-        given: The Trainer's arguments; a bar that is chosen in them stays.
-    """
+    """What switches a Trainer's bar off, where it has not chosen one and there is no terminal."""
     callbacks = given.get("callbacks") or []
     chosen = given.get("enable_progress_bar") is not None or any(
         isinstance(one, ProgressBar)
@@ -39,9 +35,7 @@ def without_bars(given: dict[str, Any]) -> dict[str, Any]:
 def add_output(trainer: Any, own: Sequence[Callback]) -> None:
     """Gives a Trainer lines where it has no bar, and the checkpoint of the best epoch.
 
-    Args:
-        trainer: The Trainer.
-        own: The callbacks that its configuration names: a ModelCheckpoint among them stays.
+    A ModelCheckpoint among its configuration's `own` callbacks stays.
     """
     for place, callback in enumerate(trainer.callbacks):
         if type(callback) is ModelCheckpoint and not any(callback is one for one in own):

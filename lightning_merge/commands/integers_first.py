@@ -11,10 +11,8 @@ def read_integers_first(function: Callable[..., Any]) -> None:
 
     Python's `Union[int, float]` is whichever of its two orders a process happened to write first
     (`typing` caches them as equal), and parsers try the types in that order: where `rich` was
-    imported before Lightning, `limit_test_batches=1` was all batches in the place of one.
-
-    Args:
-        function: Its annotations are written anew, as the same types.
+    imported before Lightning, `limit_test_batches=1` was all batches in the place of one. The
+    function's annotations are written anew, as the same types.
     """
     for name, annotation in function.__annotations__.items():
         types = get_args(annotation)

@@ -135,12 +135,8 @@ def add_checkpoints_and_model(to: ArgumentParser) -> None:
 def with_checkpoints(words: Sequence[str]) -> list[str]:
     """The command's arguments, with `--checkpoints` as one list of files.
 
-    Args:
-        words: The arguments. `--checkpoints` may be a list in brackets, several words, names
-            joined by commas, or patterns such as `runs/*.ckpt`, whose files are sorted by name.
-
-    Raises:
-        ConfigError: If no file matches a pattern.
+    It may be a list in brackets, several words, names joined by commas, or patterns such as
+    `runs/*.ckpt`, whose files are sorted by name.
     """
     made: list[str] = []
     left = list(words)
@@ -261,8 +257,7 @@ def print_written(folder: str) -> None:
 def quiet(trainer: Mapping[str, Any] | None = None) -> None:
     """Silences Lightning's messages about each Trainer, for commands that make dozens.
 
-    Args:
-        trainer: The Trainer's settings; a line says where they are for several devices.
+    Of settings for several devices a line says where they apply.
     """
     line = "" if trainer is None else devices_line(trainer)
     if line:

@@ -19,12 +19,8 @@ _FIT = "give one that `fit` wrote for this model"
 def check_resumable(path: str | None) -> None:
     """Rejects a `--ckpt_path` that is not a Lightning checkpoint before anything is built for it.
 
-    Args:
-        path: The option's value; words such as `best`, and addresses, are left to Lightning.
-
-    Raises:
-        CheckpointError: If the file is missing, is no checkpoint of Lightning, or would become
-            far larger in memory.
+    Words such as `best`, and addresses, are left to Lightning; a file that would become far larger
+    in memory is rejected too.
     """
     if path is None or path in ("best", "last", "hpc", "registry") or "://" in str(path):
         return

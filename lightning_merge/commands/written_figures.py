@@ -15,16 +15,7 @@ Figures = Mapping[str, "Figure"]
 
 
 def write_figures(figures: Figures, path: Path, overwrite: bool) -> None:
-    """Writes figures as PNG and SVG, and prints the files' names.
-
-    Args:
-        figures: The figures.
-        path: Where to; each figure's suffix is added to the name.
-        overwrite: Whether existing files may be overwritten.
-
-    Raises:
-        OutputExistsError: If a file exists and may not be overwritten.
-    """
+    """Writes figures as PNG and SVG, their suffixes added to the name, and prints the names."""
     from lightning_merge.plots import save
     from lightning_merge.plots.style import files
 

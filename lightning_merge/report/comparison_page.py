@@ -57,12 +57,8 @@ def judged_rows(
 ) -> PageTable:
     """A table with what is best, what guesses, and bars for the intervals.
 
-    Args:
-        title: Its heading.
-        cells: Its text, headings first.
-        rows_of: What each line is about (`Comparison.summary`); lines beyond it stay below.
-        caption: What stands below.
-        kinds: As in `PageTable`.
+    Each line of `cells`, behind the headings, is about a row of `Comparison.summary`; lines beyond
+    these stay below. `kinds` is as in `PageTable`.
     """
     header, *lines = cells
     held_out = header.index("held out") if "held out" in header else None

@@ -20,14 +20,7 @@ Row = Mapping[str, Any]
 def comparison_report(
     title: str, results: Mapping[str, Any], recommendation: Recommendation, figures: Sequence[str]
 ) -> str:
-    """The text of `report.md`.
-
-    Args:
-        title: Its heading.
-        results: The content of `results.json`.
-        recommendation: Which network to use.
-        figures: The names of the figures beside the report.
-    """
+    """The text of `report.md` from the content of `results.json`; figures are names of files."""
     rows, summary = results["measurements"], results["summary"]
     lines = "".join(f"* {line}\n" for line in choices(rows))
     statistics = statistics_line(results.get("statistics_examples"))

@@ -14,16 +14,11 @@ MOST_CLASSES = 50
 def confusion_matrices(
     rows: Sequence[Measurement], class_names: Sequence[str] | None = None
 ) -> dict[str, Any] | None:
-    """How often each class was taken for each other one, for every method.
+    """How often each class was taken for each other one, for every method and number of networks.
 
-    Args:
-        rows: The measurements, of all seeds; those without answers are left out.
-        class_names: The classes' names; numbers if they are not given, or others in number.
-
-    Returns:
-        `classes`, and `matrices`: for each method and number of ingredients its `method`, `kind`,
-        `pool_size` and `counts`, a list for each true class with a number for each predicted one,
-        summed over seeds. None without answers, or with more than 50 classes.
+    Each of the `matrices` has its `method`, `kind`, `pool_size` and `counts`, a list for each true
+    class with a number for each predicted one, summed over seeds. `classes` has numbers for names
+    if none are given, or others in number. None without answers, or with more than 50 classes.
     """
     from sklearn.metrics import confusion_matrix
 

@@ -206,14 +206,10 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
 def situation_of(
     config: Plain, rows: Sequence[Plain], size: int | None, classes: int | None = None
 ) -> dict[str, str]:
-    """The situation of a study's merges of so many ingredients, by factor.
+    """The situation of a study's merges of `size` ingredients, by factor.
 
-    Args:
-        config: The study's options.
-        rows: Its measurements.
-        size: The number of ingredients.
-        classes: The number of classes, for models without a `num_classes` of their own. Where
-            neither is known it is not known either whether data are little.
+    `classes` is for models without a `num_classes` of their own. Where neither is known it is not
+    known either whether data are little.
     """
     model, data = (arguments_of(config.get(name)) for name in ("model", "data"))
     ingredients = config.get("ingredients") or []

@@ -121,11 +121,7 @@ class Page:
     config: Any = None
 
     def html(self, svgs: Mapping[str, str]) -> str:
-        """The page.
-
-        Args:
-            svgs: The figures' SVG files, by name; those that are not in `figures` are left out.
-        """
+        """The page, with the SVG files of its figures by name; others are left out."""
         from yaml import safe_dump
 
         drawn = [
@@ -156,16 +152,11 @@ def _environment() -> "Environment":
 
 
 def embedded(svg: str, name: str, label: str) -> "Markup":
-    """A figure's SVG as a part of a page.
+    """A figure's SVG as a part of a page: the element without prolog, comments and metadata.
 
-    Args:
-        svg: The file that matplotlib wrote, which has escaped the text in it.
-        name: Unique in the page; all ids get it as a prefix, since those of figures coincide.
-        label: What a screen reader says.
-
-    Returns:
-        The `svg` element without prolog, comments and metadata. Each colour is a variable with
-        itself as the default (`var(--c-0072b2, #0072b2)`), which the page's dark scheme sets.
+    `matplotlib` has escaped the text in it. All ids get `name`, unique in the page, as a prefix,
+    since those of figures coincide; `label` is what a screen reader says. Each colour is a variable
+    with itself as the default (`var(--c-0072b2, #0072b2)`), which the page's dark scheme sets.
     """
     from markupsafe import Markup, escape
 

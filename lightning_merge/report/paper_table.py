@@ -148,17 +148,12 @@ class PaperTable:
 def paper_table(
     config: Mapping[str, Any], summary: Sequence[Row], curves: Sequence[Row] = ()
 ) -> PaperTable | None:
-    """The table of the paper that a study names.
+    """The table of the paper that a study names, if it names one.
 
-    Args:
-        config: The study's options, of which `paper` and `differs` are read.
-        summary: A row for each method with `method`, its numbers, and their deviations under
-            `name_sd`; rows of several numbers of ingredients have a `pool_size`.
-        curves: Those of weight scaling, which a `paper` with a `magnitude` is about.
-
-    Returns:
-        The table; None if the study names no paper. Rows are those that the paper has, in its
-        order, then what else the study measured.
+    A row of the summary has `method`, its numbers, and their deviations under `name_sd`; rows of
+    several numbers of ingredients have a `pool_size`. The curves are those of weight scaling, which
+    a `paper` with a `magnitude` is about. Rows of the table are those that the paper has, in its
+    order, then what else the study measured.
     """
     paper = config.get("paper")
     if not paper:

@@ -30,18 +30,8 @@ def publish(
 ) -> list[Path]:
     """Writes results, figures and the reports, and sends tables and figures to the loggers.
 
-    Args:
-        folder: Where to; files of earlier results are overwritten.
-        rows: One per measurement.
-        results: The contents of `results.json`.
-        report: The report, in Markdown.
-        page: The report as a page, `report.html`.
-        figures: Figures by file name.
-        tables: Tables for the loggers, by name.
-        loggers: Loggers that also receive tables and figures.
-
-    Returns:
-        The files.
+    Files of earlier results are overwritten. There is a row for each measurement; `results` is the
+    content of `results.json`, `report` that of `report.md`; figures are by file name.
     """
     from lightning_merge.plots import save
     from lightning_merge.plots.style import files
@@ -82,12 +72,7 @@ def drawn_in(folder: Path) -> list[str]:
 
 
 def provenance_part(made_by: Mapping[str, Any], differing: Sequence[str]) -> str:
-    """The report's paragraph on how results were made.
-
-    Args:
-        made_by: The `provenance` of the command that wrote the report.
-        differing: The `differences` in provenance between the pieces that it is based on.
-    """
+    """The report's paragraph on how results were made, and what `differences` their pieces have."""
     versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
     text = f"    {made_by['command']}\n\n{versions}; {made_by['device']}.\n"
     if differing:

@@ -11,19 +11,11 @@ from lightning_merge.measure.outcome import file_name
 
 
 def result_of_merge(checkpoint: str | Path, given: str | Path | None = None) -> Any:
-    """What is known of a merge, under the names that `merge` writes to `result.json`.
+    """What is known of a merge, under the names of `result.json`; None where nothing is.
 
-    Args:
-        checkpoint: The merge's checkpoint: `merged.ckpt` with `result.json` beside it, or a file
-            below the `merges` folder of a comparison or study, whose `results.json` is above.
-        given: The file to read instead.
-
-    Returns:
-        The content of `result.json`, or the entry of `results.json` that is this merge's; None
-        where neither is there.
-
-    Raises:
-        ConfigError: If the file is damaged, or has no merge of the checkpoint's name.
+    That is `result.json` beside a `merged.ckpt`; for a file below the `merges` folder of a
+    comparison or study it is the entry of that name in `results.json` above. `given` is a file to
+    read instead.
     """
     checkpoint = Path(checkpoint)
     path = Path(given) if given is not None else _beside_or_above(checkpoint)

@@ -28,14 +28,10 @@ from lightning_merge.study.work import Work
 def study_results(
     study: Study, works: Sequence[Work], store: Store, config: Plain, command: list[str] | None
 ) -> Comparison:
-    """The comparison of a finished study.
+    """The comparison of a finished study, whose pieces of work are all in the store.
 
-    Args:
-        study: The study.
-        works: Its pieces of work, all of them in the store.
-        store: The store.
-        config: Its configuration, as stored in `results.json`.
-        command: The arguments after `python -m lightning_merge`; those of this process if None.
+    `config` is stored in `results.json`; `command` has the arguments after `python -m
+    lightning_merge`, those of this process if None.
     """
     results = {work.key: store.result(work.key) for work in works}
     merges = [w for w in works if w.kind == "merge" and store.weights(w.key).is_file()]

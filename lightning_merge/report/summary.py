@@ -24,14 +24,10 @@ STYLES = {"best": "bold green", "tied": "green"}
 def summarise(rows: Sequence[Row], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """One row for each method: the mean over seeds, and the standard deviation.
 
-    Args:
-        rows: Measurements, as `Measurement.row` returns them.
-        columns: Further numbers to summarise, besides `accuracy` and `seconds`.
-
-    Returns:
-        The ingredients; then, for each number of ingredients, their average and the merges and
-        ensembles of that many, in order of appearance. Each number is under its name, and its
-        sample standard deviation under `name_sd` (None with one seed).
+    The measurements are rows of `Measurement.row`; `columns` are further numbers besides `accuracy`
+    and `seconds`. First come the ingredients; then, for each number of ingredients, their average
+    and the merges and ensembles of that many, in order of appearance. Each number is under its
+    name, and its sample standard deviation under `name_sd` (None with one seed).
     """
     ingredients = [row for row in rows if row["kind"] == "ingredient"]
     made = [row for row in rows if row["kind"] != "ingredient"]
@@ -61,9 +57,8 @@ def judged(
 ) -> list[dict[str, Any]]:
     """The summary with intervals over test examples, the baseline, and what is best.
 
-    Returns:
-        The rows with `accuracy_low`, `accuracy_high` and `interval`, `majority`, `mark` (`best`,
-        `tied` or empty) and `guessing` (whether the accuracy is not above the majority's).
+    These are `accuracy_low`, `accuracy_high` and `interval`, `majority`, `mark` (`best`, `tied` or
+    empty) and `guessing` (whether the accuracy is not above the majority's).
     """
     names = list(dict.fromkeys(row.method for row in rows if row.kind == "ingredient"))
     guessing = {(one.method, one.pool_size) for one in recommendation.guessing}
@@ -167,9 +162,7 @@ def pool_table(summary: Sequence[Row]) -> str:
 def markdown_lines(cells: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
     """Cells as a Markdown table, headings first.
 
-    Args:
-        cells: The cells of each line.
-        words: The columns, by heading, that are not numbers; the first one never is.
+    Columns with these `words` as headings are not numbers; the first one never is.
     """
     header, *lines = cells
     sides = ["---", *("---" if name in words else "---:" for name in header[1:])]

@@ -98,13 +98,9 @@ def over_tasks(
 ) -> list[MeanOverTasks]:
     """The means over the seen tasks' clean images: a row for each method and seed.
 
-    Args:
-        rows: The measurements.
-        methods: `parameters`, `seconds`, `train_examples` and `chosen` of each method and seed.
-
-    Returns:
-        The rows. What was not merged with every seed has no held-out accuracy, since a mean over
-        other seeds could not be compared.
+    `methods` has `parameters`, `seconds`, `train_examples` and `chosen` of each. What was not
+    merged with every seed has no held-out accuracy, since a mean over other seeds could not be
+    compared.
     """
     seen = [row for row in rows if row.seen and row.condition == CLEAN]
     known = {(one["method"], one["seed"]): one for one in methods}

@@ -25,14 +25,9 @@ def task_report(
     heads: Mapping[str, str],
     figures: Sequence[str],
 ) -> str:
-    """The text of `report.md`.
+    """The text of `report.md` from the content of `results.json`.
 
-    Args:
-        study: The study.
-        results: The content of `results.json`.
-        recommendation: Which body to use.
-        heads: How each task's head was made.
-        figures: The names of the figures beside the report.
+    `heads` says how each task's head was made; `figures` are the names of those beside the report.
     """
     rows, summary, methods = (results[key] for key in ("measurements", "summary", "methods"))
     parts = [

@@ -30,13 +30,10 @@ AVERAGE = "average"
 def task_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Accuracy on each task, and averages over the seen, the unseen and all tasks.
 
-    Args:
-        rows: The measurements of `measure_tasks`; those under corruptions are ignored.
-
-    Returns:
-        For each method, in order of appearance: under each column's name the mean over seeds,
-        under `name_sd` the sample standard deviation (None with one seed). Averages are taken
-        within each seed first; an average over a task that was not measured is None.
+    For each method of `measure_tasks`, in order of appearance, there is under each column's name
+    the mean over seeds, under `name_sd` the sample standard deviation (None with one seed).
+    Averages are taken within each seed first; one over a task that was not measured is None.
+    Measurements under corruptions are ignored.
     """
     clean = [row for row in rows if row["condition"] == CLEAN]
     groups = {
@@ -51,9 +48,8 @@ def task_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def corruption_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Accuracy under each corruption, averaged over the tasks that were measured under it.
 
-    Returns:
-        As `task_table`, with columns for the clean images of the same tasks, for each
-        corruption, and for the average over corruptions; empty if there are no corruptions.
+    It is like `task_table`, with columns for the clean images of the same tasks, for each
+    corruption, and for the average over corruptions; empty if there are no corruptions.
     """
     names = [name for name in _names(rows, "condition") if name != CLEAN]
     if not names:
@@ -112,13 +108,10 @@ def markdown(table: Sequence[Row], summary: Sequence[Row] = (), last: Row | None
 def cells(
     table: Sequence[Row], summary: Sequence[Row] = (), last: Row | None = None
 ) -> list[list[str]]:
-    """A table as text, a list of cells per line, headings first.
+    """A table as text, a list of cells per line, headings first, and `last` below.
 
-    Args:
-        table: One of these tables.
-        summary: What is known of each method's mean over the seen tasks (`summary.judged`): its
-            interval and its held-out accuracy stand behind that mean.
-        last: A line below the others.
+    The summary is what is known of each method's mean over the seen tasks (`summary.judged`): its
+    interval and its held-out accuracy stand behind that mean.
     """
     return _text(table, summary, last, fraction)
 

@@ -14,9 +14,6 @@ def check_recipes(study: Study, recipes: Sequence[Recipe]) -> None:
     """Checks that recipes and sweeps suit the network, the data and the numbers of ingredients.
 
     Warns where an ingredient may be trained on what is held out or tested.
-
-    Raises:
-        MergeError: If they do not, data are missing, or a Trainer cannot be made.
     """
     common = determining(study.trainer)
     for training in (study.start, study.training):

@@ -35,14 +35,10 @@ class Claims:
     """The claims in one folder, a file each.
 
     A claim is made by creating `KEY.0.claim`, which one process alone can do. Its owner touches it
-    every few seconds. One that has not been touched for long, or whose process on this machine has
-    ended, is taken over by creating the next turn's, `KEY.1.claim`: again one process alone can.
-    Beats are compared with each other and never with a clock: machines need not agree on the time.
-
-    Args:
-        folder: Where the files are.
-        beat: Seconds from one beat to the next.
-        patience: Seconds without a beat after which a claim is taken over.
+    every `beat` seconds. One that has not been touched for `patience` seconds, or whose process on
+    this machine has ended, is taken over by creating the next turn's, `KEY.1.claim`: again one
+    process alone can. Beats are compared with each other and never with a clock: machines need not
+    agree on the time.
     """
 
     def __init__(self, folder: Path, beat: float = BEAT, patience: float = PATIENCE) -> None:

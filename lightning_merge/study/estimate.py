@@ -59,11 +59,8 @@ def estimate(works: Sequence[Work], store: Store) -> Estimate:
     to train on and one to test on, a few examples for statistics, and a few steps of a method that
     counts its own; then again with more of one of these at a time. What a further one costs is the
     difference; a training's further epoch likewise. Alignments are shared between recipes as they
-    are in a study.
-
-    Args:
-        works: The study's pieces, in an order in which they can be done.
-        store: Has what is finished; nothing is written there.
+    are in a study. Pieces are in an order in which they can be done; nothing is written to the
+    store.
     """
     done = {work.key for work in works if work.key in store}
     kinds = list(dict.fromkeys(work.kind for work in works))

@@ -57,11 +57,7 @@ executors: Registry[type[Executor]] = Registry("executors", "lightning_merge.stu
 
 
 def executor_of(name: str, options: Mapping[str, Any] | None = None) -> Executor:
-    """An executor by its name and options.
-
-    Raises:
-        ConfigError: If there is none of the name, or it has no such option.
-    """
+    """An executor by its name and options."""
     kind = executors.get(name).value
     try:
         return kind(**(options or {}))

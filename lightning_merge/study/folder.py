@@ -42,10 +42,8 @@ class StudyFolder:
     def entered(self) -> Iterator[FolderLock]:
         """While this process works in the folder, with others that work on the same study.
 
-        What killed processes left half written goes.
-
-        Raises:
-            OutputExistsError: If another process has the folder alone.
+        What killed processes left half written goes. Refused if another process has the folder
+        alone.
         """
         with lock_folder(self.folder, shared=True) as lock:
             merges = self.folder / "merges"
@@ -68,17 +66,11 @@ class StudyFolder:
         claims.sweep()
 
     def united(self, config: Plain, overwrite: bool = False) -> Plain:
-        """A study together with that of the folder, if there is one.
+        """A study together with that of the folder, if there is one that is not to be overwritten.
 
         The seeds, recipes, pool sizes and ingredients are those of both; of two recipes with one
-        name the new one stays. Title and sweeps are the new study's.
-
-        Args:
-            config: The study's options.
-            overwrite: Whether the folder's study is to be left aside.
-
-        Raises:
-            OutputExistsError: If the folder has a study that differs in more.
+        name the new one stays. Title and sweeps are the new study's. What differs in more is
+        refused.
         """
         kept = self.folder / self.name
         if overwrite or not kept.is_file() or self.has(config):
@@ -94,18 +86,10 @@ class StudyFolder:
     def claim(
         self, config: Plain, results: Sequence[str], overwrite: bool, lock: FolderLock | None = None
     ) -> None:
-        """Takes the folder for a study, or for one that has grown.
+        """Takes the folder for a study as `united` returns it, new or grown.
 
-        Args:
-            config: The study's options, as `united` returns them.
-            results: What is written into the folder.
-            overwrite: Whether another study's results there may be written over.
-            lock: Of `entered`; with it, nothing is written over while others work there.
-
-        Raises:
-            OutputExistsError: If results of something else are in the folder and are not to be
-                overwritten, if others work in it on what would be, or if it has work in another
-                version's format.
+        Refused are results of something else that are not to be overwritten and work in another
+        version's format; with the lock of `entered` also writing over what others work on.
         """
         self.store.check_schema()
         kept = self.folder / self.name
@@ -148,10 +132,7 @@ class StudyFolder:
 def unite(before: Plain, now: Plain, shown: Sequence[str]) -> Plain | None:
     """One study that does all that two do; None where they differ in what every piece depends on.
 
-    Args:
-        before: The earlier study's options.
-        now: The later one's, which has the last word.
-        shown: Options in which they may differ.
+    The later one has the last word, and they may differ in the options that are only `shown`.
     """
     plain = [{**one, "trainer": _determining(one.get("trainer"))} for one in (before, now)]
     same = (plain[0].get(key) == plain[1][key] for key in now if key not in (*_GROWS, *shown))

@@ -13,11 +13,7 @@ from lightning_merge.study.store import Store
 
 
 def study_of(folders: Sequence[Path], names: Sequence[str]) -> str:
-    """Which of several files says what the study in the folders is.
-
-    Raises:
-        ConfigError: If a folder has none, or they differ.
-    """
+    """Which of several files says what the study in the folders is: the same in all of them."""
     found = {}
     for folder in folders:
         found[folder] = next((name for name in names if (folder / name).is_file()), None)
@@ -35,8 +31,7 @@ def study_of(folders: Sequence[Path], names: Sequence[str]) -> str:
 def joined_config(folders: Sequence[StudyFolder]) -> Plain:
     """The study that does what those of all folders do.
 
-    Raises:
-        OutputExistsError: If one differs in more than seeds, recipes, pool sizes and ingredients.
+    They may differ in seeds, recipes, pool sizes and ingredients only.
     """
     config = folders[0].stored()
     for folder in folders[1:]:
@@ -65,13 +60,10 @@ def _name_replaced(config: Plain, stored: Plain, folder: StudyFolder) -> None:
 
 
 def gather(sources: Sequence[Store], target: Store) -> int:
-    """Copies finished pieces, with how they were made, into one store.
+    """Copies finished pieces, with how they were made, into one store, and counts them.
 
     What does not match its digest is left out, with a warning. Where two folders have a piece with
     different results the first one's stays, and a warning names it.
-
-    Returns:
-        How many pieces were copied.
     """
     copied = 0
     for source in sources:

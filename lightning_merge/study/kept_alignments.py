@@ -17,11 +17,7 @@ LONG = 10.0
 
 
 class ElsewhereError(Exception):
-    """Another process makes the alignment that a piece needs.
-
-    Args:
-        key: The alignment's.
-    """
+    """Another process makes the alignment of this key, which a piece needs."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -45,11 +41,7 @@ class KeptAlignments:
     settings: Plain
 
     def __call__(self, key: tuple[Hashable, ...], make: Callable[[], Alignment]) -> Alignment:
-        """What is kept under a key, or what `make` gives.
-
-        Raises:
-            ElsewhereError: If another process makes it.
-        """
+        """What is kept under a key, or what `make` gives, unless another process makes it."""
         text = text_of(key)
         if text is None:
             return make()

@@ -66,14 +66,10 @@ class Study:
 
 
 def plan(study: Study) -> list[Work]:
-    """The work of a study, in an order in which it can be done.
+    """The work of a study, in an order in which it can be done, after checking its numbers.
 
     For each seed: the start (if any), the ingredients, for each number of them the merges in the
     order of the recipes, then the sweeps.
-
-    Raises:
-        ConfigError: If there are no seeds, fewer than two ingredients, a number of ingredients
-            that there are not, or a sweep's value does not suit.
     """
     check_seeds(study.seeds)
     if len(study.ingredients) < 2:

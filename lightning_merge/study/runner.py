@@ -53,14 +53,9 @@ def run(
 
 
 def do(work: Work, store: Store, session: Session, claims: Claims) -> bool | None:
-    """Does a piece if nobody has done it or is doing it.
+    """Does a piece if nobody has done it or is doing it, and says whether it was done here.
 
-    Returns:
-        Whether it was done here; False if it had been done, None if another process does it, or
-        an alignment that it needs.
-
-    Raises:
-        MergeError: As the piece does.
+    None if another process does it, or an alignment that it needs.
     """
     if work.key in store:
         return False

@@ -37,11 +37,7 @@ class Store:
         self._sound: dict[str, tuple[int, ...]] = {}
 
     def check_schema(self) -> None:
-        """Checks that this version can resume the work in the folder.
-
-        Raises:
-            OutputExistsError: If an earlier or later version of this package wrote it.
-        """
+        """Refuses to resume work that an earlier or later version of this package wrote."""
         if not any(path.is_dir() for path in self.folder.glob("*")):
             return
         instead = "choose another --output, or remove that folder to do it again"

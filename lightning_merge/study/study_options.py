@@ -20,15 +20,8 @@ def options_of(
 ) -> Plain:
     """All options of a study, those that are not given at their defaults.
 
-    However a study is given, the same one has the same options, and goes on in the same folder.
-
-    Args:
-        study: A `Study` or `TaskStudy`, a mapping, or a YAML file; there `output`, `overwrite`
-            and what else is a command's own are left aside.
-        kind: Which of the two it is.
-
-    Raises:
-        ConfigError: If the file cannot be read, or an option is unknown or missing.
+    However a study is given, the same one has the same options, and goes on in the same folder. In
+    a mapping and a YAML file `output`, `overwrite` and what else is a command's own are left aside.
     """
     if isinstance(study, Study | TaskStudy):
         given = asdict(study)
@@ -61,13 +54,9 @@ def options_of(
 def check_paper(paper: Any) -> Plain:
     """A `paper` as it is stored: what the paper prints is text, and so are names.
 
-    Args:
-        paper: `title` and `table` of a paper; its `figures` as printed, by recipe: one each, or
-            by number of ingredients or by metric; `metric`, where that is not accuracy; `unit`,
-            `percent` or `fraction`; `magnitude`, where all weights are multiplied by that.
-
-    Raises:
-        ConfigError: If there is something else in it, or it has no title.
+    It has a `title` and the `table` of a paper; its `figures` as printed, by recipe: one each, or
+    by number of ingredients or by metric; `metric`, where that is not accuracy; `unit`, `percent`
+    or `fraction`; `magnitude`, where all weights are multiplied by that. Nothing else may be in it.
     """
     known = ("title", "table", "metric", "unit", "magnitude", "figures")
     if not isinstance(paper, Mapping) or not set(paper) <= set(known):

@@ -30,12 +30,7 @@ def check_task_recipe(recipe: Recipe) -> None:
 
 
 def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
-    """Checks data and recipes on networks that have learned nothing, before any is trained.
-
-    Raises:
-        MergeError: If data are missing or cannot be corrupted as the study demands, or a recipe
-            does not suit the network or the data.
-    """
+    """Checks data and recipes on networks that have learned nothing, before any is trained."""
     seed = study.seeds[0]
     networks = {one["name"]: further_networks(one) for one in study.tasks}
     trained = [one for task in study.tasks for one in (task, *networks[task["name"]])]

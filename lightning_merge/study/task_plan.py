@@ -183,11 +183,8 @@ def plan_tasks(study: TaskStudy, digests: Mapping[str, str]) -> list[Work]:
     """The work of a study, in an order in which it can be done.
 
     For each seed: the pre-training, the fine-tuning of each task's networks, the two rows to
-    compare merges with, and the merges.
-
-    Args:
-        study: The study.
-        digests: The SHA-256 of every checkpoint that it names, by path.
+    compare merges with, and the merges. Checkpoints that it names are known by their SHA-256, by
+    path.
     """
     return [one for seed in study.seeds for one in _repetition(study, seed, digests)]
 
