@@ -49,19 +49,12 @@ def inputs_in(batches: Iterable[Any]) -> Iterator[Tensor]:
     """The network's inputs in batches, without those that hold no example.
 
     A sampler or a filter in a `collate_fn` can leave a batch empty, and its means are NaN.
-
-    Raises:
-        DataError: A batch has no input.
     """
     return (inputs for inputs in map(inputs_of, batches) if len(inputs))
 
 
 def needed_arguments(model: torch.nn.Module) -> list[str]:
-    """The names of what a network's `forward` cannot do without.
-
-    Args:
-        model: The network; `inputs_of` a batch is the first of them.
-    """
+    """What a network's `forward` cannot do without, `inputs_of` a batch being the first."""
     arguments = inspect.signature(model.forward).parameters.values()
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
@@ -72,9 +65,7 @@ def needed_arguments(model: torch.nn.Module) -> list[str]:
 def targets_of(batch: Any) -> Tensor | None:
     """What a batch's examples should give, as the loader has it; None where it has no such tensor.
 
-    Args:
-        batch: As for `inputs_of`; targets are its second item, or `label`, `target`, `y` or
-            `class`.
+    Targets are the second item, or `label`, `target`, `y` or `class`.
     """
     found = None
     if isinstance(batch, Mapping):

@@ -70,14 +70,7 @@ class Checkpoint:
 
 
 def state_of(network: Mapping[str, Any] | nn.Module | str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The state dict of a network, of a file of weights, or the one that is given.
-
-    Args:
-        network: A network, a state dict of tensors or of NumPy arrays, or the path of a file.
-
-    Raises:
-        CheckpointError: If the file cannot be read.
-    """
+    """The state dict of a network, of a file of weights, or the one that is given."""
     if isinstance(network, str | os.PathLike):
         return read_checkpoint(network).state_dict
     return in_memory(network)
@@ -121,9 +114,6 @@ def write_safetensors(
     """Writes a state dict as safetensors, whole or not at all.
 
     Tensors that share memory (tied weights) are written once each.
-
-    Raises:
-        CheckpointError: If safetensors does not support a tensor's dtype.
     """
     table = table_of(state)
     header, _, _ = layout(table, metadata or {})

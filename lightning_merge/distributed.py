@@ -45,10 +45,9 @@ def ranks() -> tuple[int, int]:
 
 
 def sum_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
-    """The sums of tensors over the ranks, in float64, by one all-reduce.
+    """The sums over the ranks of tensors of the same shapes on one device, in float64.
 
-    Args:
-        values: Tensors on one device, of the same shapes on every rank.
+    It takes one all-reduce.
     """
     flat = torch.cat([value.detach().double().reshape(-1) for value in values])
     if ranks()[1] > 1:
@@ -68,22 +67,15 @@ def gather_over_ranks(value: T) -> list[T]:
 
 
 def rank_batches(examples: int, batch_size: int) -> list[list[int]]:
-    """This rank's batches, such that all ranks together see every example once.
+    """The indices of examples in this rank's batches; all ranks together see every example once.
 
-    A `DistributedSampler` repeats examples until the ranks have equally many; here their
-    batches differ in size instead, by one at most. Every rank has the same number of batches,
-    so that all ranks take part in the collective calls of each step.
+    A `DistributedSampler` repeats examples until the ranks have equally many; here their batches
+    differ in size instead, by one at most. Every rank has the same number of batches, so that all
+    ranks take part in the collective calls of each step.
 
-    Args:
-        examples: How many there are, on all ranks.
-        batch_size: Examples per batch on each rank. The last batch may have fewer, or also
-            some of the examples that do not suffice for one more batch on each rank.
-
-    Returns:
-        The indices of each batch's examples; in a single process they go up by `batch_size`.
-
-    Raises:
-        DataError: If there are fewer examples than ranks.
+    `examples` counts those of all ranks, `batch_size` those of a batch on each. The last batch may
+    have fewer, or also some of the examples that do not suffice for one more batch on each rank. In
+    a single process indices go up by `batch_size`.
     """
     rank, count = ranks()
     if examples < count:

@@ -15,15 +15,10 @@ DIVIDING = ("held_out", "split_seed", "test_fraction", "test_seed")
 
 
 def division_of(source: object) -> dict[str, Any] | None:
-    """A data module's division of its examples, or a checkpoint's record of it.
+    """A data module's division of its examples, or that which the content of a checkpoint records.
 
-    Args:
-        source: A data module with a mapping `division` (`ClassificationDataModule.division`), or
-            the content of a checkpoint.
-
-    Returns:
-        `examples` (which says whether two modules have the same ones) and the settings; None if
-        there is no such record.
+    A module's is a mapping `division` (`ClassificationDataModule.division`): `examples`, which says
+    whether two modules have the same ones, and the settings.
     """
     found = source.get(KEY) if isinstance(source, Mapping) else getattr(source, KEY, None)
     if not isinstance(found, Mapping) or not isinstance(found.get("examples"), str):
@@ -32,25 +27,17 @@ def division_of(source: object) -> dict[str, Any] | None:
 
 
 def records_of(data: object) -> dict[str, dict[str, Any]]:
-    """What a checkpoint keeps of its data module, under the names that it has there.
-
-    Args:
-        data: The data module; of one that says nothing, nothing is kept.
-    """
+    """What a checkpoint keeps of its data module, if that says anything, under the names there."""
     found = {preprocessing.KEY: preprocessing.preprocessing_of(data), KEY: division_of(data)}
     return {key: record for key, record in found.items() if record is not None}
 
 
 def warn_of_other_divisions(names: Sequence[str], sources: Sequence[object], data: object) -> None:
-    """Warns where networks were trained on another division of the same examples.
+    """Warns where networks were trained on another division of the same examples than `data`.
 
     What is held out or tested now may then be what they were trained on, and what is chosen or
-    measured on it flatters them.
-
-    Args:
-        names: The networks' names.
-        sources: The content of each one's checkpoint, or the data module that it is trained on.
-        data: The data module that they are to be measured on.
+    measured on it flatters them. Sources are the contents of checkpoints, or the data modules that
+    networks are trained on.
     """
     recorded = {name: division_of(one) for name, one in zip(names, sources, strict=True)}
     if not any(recorded.values()) or (now := division_of(data)) is None:

@@ -23,9 +23,7 @@ class MergeError(ValueError):
 def printable(value: object, longest: int = _LONGEST) -> str:
     """Its text on one line, with control and unprintable characters escaped.
 
-    Args:
-        value: A text, a path, or anything else.
-        longest: The most characters to keep; a longer text is cut in the middle.
+    A text of more than `longest` characters is cut in the middle.
     """
     text = str(value)
     if len(text) > longest:

@@ -46,20 +46,11 @@ def is_full(error: BaseException) -> bool:
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` fill a temporary file, and renames it to `path` on success.
 
-    The content is on the disk before the rename, so a loss of power leaves the old file or the
-    new one. A link stays a link (the file that it points to is replaced), and the new file takes
-    over the permissions of the one it replaces.
-
-    Args:
-        path: The file; its folder is created.
-        write: Called once with the temporary path, in the same folder and with the same
-            ending as `path`.
-
-    Returns:
-        `path`, as a `Path`. An interrupted or failing `write` leaves `path` as it was.
-
-    Raises:
-        OutputExistsError: If `path` exists and is not a regular file (a folder, a device).
+    The content is on the disk before the rename, so a loss of power leaves the old file or the new
+    one, and an interrupted or failing `write` the old one. A link stays a link (the file that it
+    points to is replaced), and the new file takes over the permissions of the one it replaces. The
+    temporary path is in the same folder and has the same ending as `path`, whose folder is created;
+    only regular files are replaced.
     """
     path = Path(path)
     place = Path(os.path.realpath(path))
@@ -99,8 +90,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 def written_together() -> Iterator[dict[Path, Path]]:
     """Files that this thread writes meanwhile get their names together at the end, or none does.
 
-    Yields:
-        The temporary file of each, by the path that it will have, links resolved.
+    The temporary file of each is yielded by the path that it will have, links resolved.
     """
     outer = _waiting.get()
     if outer is not None:
@@ -218,14 +208,7 @@ def _machine() -> str:
 def check_claim(folder: str | Path, results: Iterable[str], overwrite: bool) -> None:
     """Rejects an output folder that already contains results; nothing is created.
 
-    Args:
-        folder: The folder that results will be written to.
-        results: Names of the files that would be overwritten.
-        overwrite: Whether that is allowed.
-
-    Raises:
-        OutputExistsError: If one of `results` exists and `overwrite` is false, or if
-            `folder` is a file.
+    They are named by the files that would be written over, unless `overwrite` allows it.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -33,20 +33,14 @@ _TRIES = 20
 class FolderLock:
     """A lock that this process has on a folder.
 
-    Args:
-        folder: The folder.
-        file: The locked file; None on a file system without locks, and in further ranks.
+    There is no locked file on a file system without locks, and in further ranks.
     """
 
     def __init__(self, folder: Path, file: IO[str] | None) -> None:
         self.folder, self.file = folder, file
 
     def check_alone(self) -> None:
-        """Checks that no other process works in the folder.
-
-        Raises:
-            OutputExistsError: If one does; the message names it.
-        """
+        """Refuses to go on while another process works in the folder, and names it."""
         if self.file is not None:
             if not _flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 raise _in_use(self.folder, self.file, other_than=os.getpid())
@@ -61,16 +55,11 @@ class FolderLock:
 
 @contextmanager
 def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[FolderLock]:
-    """Locks a folder against other processes.
+    """Locks a folder against other processes; an error names one that works in it.
 
-    The operating system releases the lock when the process ends, however it ends.
-
-    Args:
-        folder: The folder; created if missing, and removed afterwards if it stayed empty.
-        shared: Whether others that share it may work there at the same time.
-
-    Raises:
-        OutputExistsError: If another process works in it; the message names that process.
+    The operating system releases the lock when the process ends, however it ends. The folder is
+    created if missing, and removed afterwards if it stayed empty. Others may work there at the same
+    time where all have it `shared`.
     """
     folder = Path(folder)
     if _is_further_rank():

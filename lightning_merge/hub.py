@@ -6,18 +6,9 @@ from lightning_merge.errors import ConfigError, MergeError, one_line, printable
 
 
 def push_to_hub(folder: str | Path, name: str, overwrite: bool = False) -> str:
-    """Makes a repository of a folder's files.
+    """Makes a repository `USER/NAME` of what `export` wrote to a folder, and returns its address.
 
-    Args:
-        folder: What `export` wrote.
-        name: The repository's name, `USER/NAME`.
-        overwrite: Whether it may exist already.
-
-    Returns:
-        The address of the upload.
-
-    Raises:
-        ConfigError: If huggingface_hub is missing, or the Hub refuses the name or the upload.
+    It may be there already only with `overwrite`.
     """
     try:
         from huggingface_hub import HfApi

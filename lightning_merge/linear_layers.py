@@ -10,9 +10,7 @@ Linear = nn.Linear | nn.Conv2d
 def is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a layer multiplies what it is given by its `weight`, adds its `bias`, and no more.
 
-    Args:
-        layer: Any module.
-        kinds: Such classes; a subclass with a `forward` of its own may do something else.
+    A subclass of one of the kinds with a `forward` of its own may do something else.
     """
     forward = type(layer).forward
     as_kind = any(isinstance(layer, kind) and forward is kind.forward for kind in kinds)
@@ -34,17 +32,11 @@ def exactly(value: Tensor) -> Tensor:
 
 
 def input_rows(layer: Linear, x: Tensor, rows: Tensor | None = None) -> Tensor:
-    """A layer's inputs as what its weight is multiplied by.
+    """A plain layer's inputs as what its weight is multiplied by, `(groups, R, d)`, float64.
 
-    Args:
-        layer: A plain layer.
-        x: What it is given.
-        rows: Which of all examples and positions of the output to take, `(R,)`, counted example by
-            example, row by row; None for all.
-
-    Returns:
-        `(groups, R, d)`, float64: one group for a linear layer of d inputs; for a convolution
-        d = inputs per group x kernel height x kernel width, in its weight's order.
+    It is one group for a linear layer of d inputs; for a convolution d = inputs per group x kernel
+    height x kernel width, in its weight's order. `rows`, `(R,)`, says which of all examples and
+    positions of the output to take, counted example by example, row by row.
     """
     if isinstance(layer, nn.Linear):
         flat = x.reshape(-1, x.shape[-1])

@@ -65,16 +65,10 @@ class Transferred:
 def statistics_batches(trainer: Trainer, *, augmented: bool = False, seed: int = 0) -> Transferred:
     """All training batches, without augmentation if possible, in random order, on every rank.
 
-    Args:
-        trainer: A Trainer that is fitting.
-        augmented: Whether to read the training batches even if there are unaugmented ones.
-        seed: Determines the order, see `in_random_order`.
-
-    Returns:
-        The batches of the data module's `statistics_dataloader()` if it has one (training
-        images without augmentation), else those of a copy of the Trainer's training loader:
-        the Trainer's own is in the middle of its epoch. With several loaders, all batches, one
-        loader after the other.
+    They are the batches of the data module's `statistics_dataloader()` if it has one (training
+    images without augmentation) and `augmented` does not rule it out, else those of a copy of the
+    Trainer's training loader: the Trainer's own is in the middle of its epoch. With several loaders
+    they are all batches, one loader after the other. The order is that of `in_random_order`.
     """
     data = getattr(trainer, "datamodule", None)
     plain = None if augmented else _plain(data)
@@ -97,15 +91,9 @@ def statistics_share(
 ) -> Share:
     """This rank's share of the training batches, for statistics of all ranks together.
 
-    Args:
-        trainer: A Trainer; if it is not fitting, it must have a data module.
-        limit: How many batches there are for all ranks together; all if not given.
-        module: The module whose batch-transfer hooks apply; the Trainer's own if not given.
-        augmented: As for `statistics_batches`.
-        seed: Determines the order, the same on all ranks.
-
-    Raises:
-        ConfigError: If there are no training data.
+    A Trainer that is not fitting must have a data module. `limit` counts the batches of all ranks
+    together; the seed is the same on all of them. The batch-transfer hooks of `module` apply, those
+    of the Trainer's own if it is not given; `augmented` is as for `statistics_batches`.
     """
     data = getattr(trainer, "datamodule", None)
     own = trainer.lightning_module if module is None else module
@@ -132,18 +120,10 @@ def statistics_batches_of(
     *,
     augmented: bool = False,
 ) -> Transferred:
-    """Training batches as in `statistics_batches`, when no Trainer is fitting.
+    """Training batches as in `statistics_batches`, on `device`, when no Trainer is fitting.
 
-    Args:
-        data: The data module.
-        module: Whose batch-transfer hooks apply.
-        device: Where the batches are to be.
-        examples: The most examples to draw, at random; None for all.
-        seed: Determines which examples, and their order.
-        augmented: As for `statistics_batches`.
-
-    Raises:
-        ConfigError: If `examples` is given and the data set cannot be indexed.
+    The module's batch-transfer hooks apply. At most so many `examples` of an indexable data set are
+    drawn, at random.
     """
     plain = None if augmented else _plain(data)
     loader = data.train_dataloader() if plain is None else plain
@@ -163,11 +143,7 @@ def ordered_batches_of(
 
 @contextmanager
 def not_torn_down(data: LightningDataModule) -> Iterator[None]:
-    """Keeps what a data module has read: Lightning tears it down after each fit and each test.
-
-    Args:
-        data: The data module, which is read again afterwards.
-    """
+    """Keeps what a data module has read: Lightning tears it down after each fit and each test."""
     own = vars(data).get("teardown")
     data.teardown = _nothing  # type: ignore[method-assign]
     try:
@@ -192,18 +168,13 @@ def few_test_batches(
 ) -> Transferred:
     """Batches of so many test images at most, drawn at random, for figures.
 
-    Raises:
-        ConfigError: If there is not exactly one test loader, over an indexable data set.
+    There must be exactly one test loader, over an indexable data set.
     """
     return Transferred(_drawn(data.test_dataloader(), seed, examples), module, data, device)
 
 
 def example_inputs(batches: Iterable[Any], device: torch.device | str) -> Tensor:
-    """The inputs of the first batch that has any, at most two examples, on `device`.
-
-    Raises:
-        DataError: If there is no example.
-    """
+    """The inputs of the first batch that has any, at most two examples, on `device`."""
     inputs = next(inputs_in(batches), None)
     if inputs is None:
         raise DataError("there is no example to look at the network with: give data that has some")

@@ -10,14 +10,10 @@ def are_independent(module: nn.Module) -> bool:
 
 
 def log_probabilities(logits: Tensor, independent: bool = False) -> Tensor:
-    """The logarithms of the probabilities of all answers.
+    """The logarithms of the probabilities of all answers to logits `(..., C)`.
 
-    Args:
-        logits: `(..., C)`.
-        independent: Whether each of them is a question of its own; a single one is in any case.
-
-    Returns:
-        `(..., 1, C)` for classes that exclude each other, else `(..., C, 2)`: no and yes.
+    They are `(..., 1, C)` for classes that exclude each other. For `independent` ones, each a
+    question of its own, as a single one is in any case, they are `(..., C, 2)`: no and yes.
     """
     if independent or logits.shape[-1] == 1:
         pairs = torch.stack([torch.zeros_like(logits), logits], dim=-1)

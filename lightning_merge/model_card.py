@@ -20,13 +20,8 @@ _NO_METRICS = (
 def model_card(checkpoint: Checkpoint, result: Mapping[str, Any], timm: bool) -> str:
     """The model card of an exported network, in Markdown, with the metadata of model hubs.
 
-    Args:
-        checkpoint: The exported checkpoint.
-        result: As `merge` stores it; missing entries are left out of the card.
-        timm: Whether timm can load the folder.
-
-    Returns:
-        The text of `README.md`.
+    The result is as `merge` stores it; missing entries are left out. `timm` says whether timm can
+    load the folder.
     """
     from huggingface_hub import ModelCard
 

@@ -14,9 +14,6 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
     """Puts networks into eval mode, and every submodule back into its own mode afterwards.
 
     Gradients stay enabled or disabled as they are: add `torch.no_grad()` to disable them.
-
-    Args:
-        models: The networks; their submodules may be in different modes.
     """
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
@@ -34,9 +31,6 @@ def clear_caches(model: nn.Module) -> None:
 
     In evaluation mode LeViT, TinyViT and EfficientFormer make their attention biases once, and keep
     them until a mode is set. So call it wherever weights change between two runs.
-
-    Args:
-        model: The network.
     """
     caching = [module for module in caching_modules(model) if not module.training]
     if not caching:

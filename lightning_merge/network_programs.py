@@ -28,11 +28,7 @@ def check_installed() -> None:
 
 
 def example_images(checkpoint: Checkpoint, network: nn.Module | None) -> Tensor:
-    """Random images `(2, C, H, W)` of the size that a checkpoint records.
-
-    Raises:
-        ConfigError: If there is no network, or the checkpoint does not record a size.
-    """
+    """Random images `(2, C, H, W)` of the size that a checkpoint records; an error without one."""
     prepared = preprocessing_of(checkpoint.content)
     if network is None or prepared is None:
         what = "what timm network it is of" if network is None else "how large its images are"
@@ -47,13 +43,8 @@ def example_images(checkpoint: Checkpoint, network: nn.Module | None) -> Tensor:
 def write_program(network: nn.Module, images: Tensor | None, path: Path) -> Path:
     """Writes a network for any batch size, opens the file again, and compares the outputs.
 
-    Args:
-        network: The network.
-        images: Two images `(2, C, H, W)`.
-        path: The file, `.onnx` or `.pt2`. It is there only if its outputs are the network's.
-
-    Raises:
-        ConfigError: If the network cannot be written so, or the file computes something else.
+    The images are `(2, C, H, W)`, the file is `.onnx` or `.pt2`. It is there only if its outputs
+    are the network's; all else is an error.
     """
     assert images is not None
     network = network.eval()

@@ -101,16 +101,9 @@ def widened(raw: Raw, code: str) -> NDArray[np.generic]:
 def narrowed(values: Wide, code: str, scratch: NDArray[np.float32] | None = None) -> Raw:
     """Rounds float64 to a type as torch does: to float32 first, then to anything narrower.
 
-    Each step rounds to nearest, ties to even. A number beyond the type's range becomes infinite,
-    or NaN if the type has no infinity.
-
-    Args:
-        values: Numbers of shape `(n,)`.
-        code: A real floating-point type.
-        scratch: Memory for the float32 numbers; allocated if not given.
-
-    Returns:
-        Their bytes.
+    Each step rounds to nearest, ties to even. A number beyond the range of the real floating-point
+    type becomes infinite, or NaN if the type has no infinity. `values` are `(n,)`; `scratch` is
+    memory for the float32 numbers, allocated if not given.
     """
     if code == "F64":
         return values.view(np.uint8)

@@ -35,24 +35,16 @@ class Drawn(list[list[Any]]):
 
 
 def in_random_order(batches: Any, seed: int = 0, examples: int | None = None) -> Any:
-    """The same examples in random batches, each example once.
+    """The same examples in random batches, each example once, the same in every pass.
 
-    Args:
-        batches: A `DataLoader` over an indexable data set, in any order: its examples are
-            reshuffled (those of its sampler, which may be a part of the data set; with
-            `DistributedSampler` those of all ranks). Its batch size is kept, its `drop_last`
-            is ignored, and a last batch of a single example is joined to the one before.
-            Anything else (a list of batches, an iterable data set, a custom batch sampler)
-            is read in its own order.
-        seed: Determines the order; no other random generator is used.
-        examples: The most examples to draw, at random; None for all.
+    The examples of a `DataLoader` over an indexable data set, in any order, are reshuffled (those
+    of its sampler, which may be a part of the data set; with `DistributedSampler` those of all
+    ranks). Its batch size is kept, its `drop_last` is ignored, and a last batch of a single example
+    is joined to the one before. With `examples` so many at most are drawn, at random; no other
+    random generator is used than the seed's.
 
-    Returns:
-        An iterable that gives the same batches in every pass, as far as `batches` can.
-        When read in its own order, it warns if most batches have one class each.
-
-    Raises:
-        ConfigError: If `examples` is given and the data set cannot be indexed.
+    Anything else (a list of batches, an iterable data set, a custom batch sampler) is read in its
+    own order, as far as it can be again, with a warning if most batches have one class each.
     """
     if isinstance(batches, Share):
         return replace(batches, batches=in_random_order(batches.batches, seed))
@@ -78,16 +70,10 @@ def in_random_order(batches: Any, seed: int = 0, examples: int | None = None) ->
 def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
     """This rank's share of a loader's batches, each batch whole and on one rank.
 
-    Statistics pooled over the ranks are then those of a single process.
-
-    Args:
-        loader: A loader that is the same on every rank; see `in_random_order`.
-        limit: How many batches there are for all ranks together; all if not given.
-        seed: Determines the order, the same on all ranks.
-
-    Returns:
-        Every n-th batch of one order that all ranks share. Batches that cannot be
-        reshuffled, or fewer batches than ranks, are all read by every rank.
+    Statistics pooled over the ranks are then those of a single process. The loader and the seed are
+    the same on every rank, and so is `limit`, how many batches there are for all ranks together.
+    The share is every n-th batch of one order that all ranks share (see `in_random_order`). Batches
+    that cannot be reshuffled, or fewer batches than ranks, are all read by every rank.
     """
     rank, count = ranks()
     drawn = in_random_order(loader, seed)
@@ -103,11 +89,8 @@ def share_of(loader: Any, limit: int | None = None, seed: int = 0) -> Share:
 def examples_of(loader: DataLoader[Any], seed: int = 0) -> Sequence[Any]:
     """The indices of the examples that one pass over a loader reads, in ascending order.
 
-    Of a data set that is divided by samplers they are this loader's part.
-
-    Args:
-        loader: A loader over an indexed data set; its `drop_last` is ignored.
-        seed: Determines what a sampler draws; no other random generator is used.
+    Of an indexed data set that is divided by samplers they are this loader's part, its `drop_last`
+    ignored. No other random generator is used than the seed's, for what a sampler draws.
     """
     sampler, everything = loader.sampler, range(len(loader.dataset))  # type: ignore[arg-type]
     if loader.batch_sampler is not None and not _is_torchs(loader.batch_sampler):

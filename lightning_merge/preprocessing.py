@@ -13,16 +13,12 @@ NAMES = ("input_size", "mean", "std", "interpolation", "crop_pct", "label_names"
 
 
 def preprocessing_of(source: object) -> dict[str, Any] | None:
-    """A data module's description of its preprocessing, or a checkpoint's record of it.
+    """A data module's description of its preprocessing, or that which a checkpoint records.
 
-    Args:
-        source: A data module with a mapping `preprocessing`
-            (`ClassificationDataModule.preprocessing`), or the content of a checkpoint.
-
-    Returns:
-        Under timm's names: `input_size` `[C, H, W]`, `mean` and `std` of each channel for pixels
-        in [0, 1], `interpolation`, `crop_pct` and `label_names`, as far as they are given; None
-        if size, mean or standard deviation is missing.
+    A module's is a mapping `preprocessing` (`ClassificationDataModule.preprocessing`). Under timm's
+    names it has `input_size` `[C, H, W]`, `mean` and `std` of each channel for pixels in [0, 1],
+    `interpolation`, `crop_pct` and `label_names`, as far as they are given; there is none if size,
+    mean or standard deviation is missing.
     """
     found = source.get(KEY) if isinstance(source, Mapping) else getattr(source, KEY, None)
     # A user's data module may have transforms under this name.
@@ -36,13 +32,9 @@ def warn_of_other_classes(
 ) -> None:
     """Warns where an output stands for another class than it does in the data, or in a network.
 
-    Networks are averaged, and their answers counted, by the places of their outputs.
-
-    Args:
-        names: The networks' names.
-        sources: The content of each one's checkpoint.
-        data: The data module, set up; its `class_names` are compared if it has some.
-        side_by_side: Whether the networks' classes follow one another in one head.
+    Networks are averaged, and their answers counted, by the places of their outputs. Sources are
+    the contents of their checkpoints; the data module is set up, and may have no `class_names`.
+    With `side_by_side` the networks' classes follow one another in one head.
     """
     prepared = [preprocessing_of(one) or {} for one in sources]
     known = {

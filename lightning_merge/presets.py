@@ -49,11 +49,7 @@ def first_comment(path: Path) -> str:
 
 
 def with_presets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the paths of the presets that `-c` and `--config` name.
-
-    Raises:
-        ConfigError: If there is no preset of a given name.
-    """
+    """The words of a command line, with the paths of the presets that `-c` and `--config` name."""
     return list(_with_paths(words))
 
 

@@ -23,8 +23,7 @@ def here() -> list[str]:
 def begun(process: int) -> str | None:
     """When a process of this machine began, in the machine's own count; None if it has ended.
 
-    Args:
-        process: Its number, which a later process may have again, begun at another time.
+    A later process may have its number again, begun at another time.
     """
     try:
         os.kill(process, 0)

@@ -9,10 +9,7 @@ T = TypeVar("T")
 def tracked(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
     """Yields the items with a progress bar, which disappears at the end.
 
-    Args:
-        items: Anything that can be iterated; with a length, the bar has an end.
-        description: The bar's label.
-        show: Whether to show the bar; it is never shown if the output is not a terminal.
+    It has an end where the items have a length, and is never shown if the output is not a terminal.
     """
     from rich.console import Console
     from rich.progress import track

@@ -15,15 +15,11 @@ _PACKAGES = ("lightning-merge", "torch", "lightning", "torchmetrics", "timm", "n
 
 
 def provenance(command: list[str] | None = None) -> dict[str, Any]:
-    """The command, the versions of the software, the machine, and the time.
+    """The command, the versions of the software, the machine, and the time, as plain values.
 
-    Args:
-        command: The arguments after `python -m lightning_merge`; those of this process if not
-            given.
-
-    Returns:
-        `command`, `versions`, `device`, `platform`, `commit` (of a checkout of this package;
-        None where it was installed) and `time` (UTC, ISO 8601), as plain values.
+    The command is the arguments after `python -m lightning_merge`; those of this process if not
+    given. The other names are `versions`, `device`, `platform`, `commit` (of a checkout of this
+    package; None where it was installed) and `time` (UTC, ISO 8601).
     """
     import torch
 
@@ -44,14 +40,10 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
 
 
 def differences(pieces: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The differences in provenance between several pieces of work, one line each.
+    """The differences in provenance between several pieces of work, by label, one line each.
 
-    Args:
-        pieces: The provenance of each piece, by its label.
-
-    Returns:
-        For every version, device, platform and commit that is not the same for all pieces, its
-        values and which pieces have each; empty if all agree.
+    It has, for every version, device, platform and commit that is not the same for all pieces, its
+    values and which pieces have each.
     """
     flat = {name: _flat(made_by) for name, made_by in pieces.items()}
     lines = []

@@ -13,8 +13,7 @@ import torch
 def random_state() -> dict[str, Any]:
     """What torch, all GPUs that are in use, numpy and Python draw next.
 
-    Returns:
-        Tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
+    They are tensors, numbers and lists: `torch.load(weights_only=True)` reads them back.
     """
     version, words, gauss = random.getstate()
     # Augmentations and data sets still draw from numpy's global generator.
@@ -28,11 +27,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Makes all of them draw what they would have drawn.
-
-    Args:
-        state: What `random_state` gave; GPUs are left alone where there are others now.
-    """
+    """Makes all of them draw what they would have drawn; GPUs only where there are as many."""
     torch.set_rng_state(state["torch"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
@@ -63,11 +58,8 @@ def isolated_randomness(*loaders: Any) -> Iterator[None]:
 def kept_generators(*loaders: Any) -> Iterator[None]:
     """Restores the random generators of loaders to their earlier state on exit.
 
-    Covers those that a loader, its sampler or its batch sampler has as attributes: a training
-    run that shares them continues as if nothing had been drawn.
-
-    Args:
-        loaders: DataLoaders that are read meanwhile; anything else is ignored.
+    Covers those that a DataLoader, its sampler or its batch sampler has as attributes: a training
+    run that shares them continues as if nothing had been drawn. What is no DataLoader is ignored.
     """
     with ExitStack() as stack:
         for loader in loaders:

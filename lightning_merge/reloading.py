@@ -19,18 +19,10 @@ def reloaded(
 ) -> DataLoader[Any]:
     """A loader of the same data set with another loader's collation and worker settings.
 
-    The other's sampler is not copied, and its random generator is not used.
-
-    Args:
-        loader: The other loader.
-        indices: Indices of the examples in the data set, in this order; all if None.
-        shuffle_seed: Seeds a new order in every pass; None for the order given.
-        batch_size: Examples per batch; None for the other loader's.
-        drop_last: Whether a last, smaller batch is left out; None for the other loader's setting.
-
-    Raises:
-        ConfigError: If the data set cannot be indexed, the other loader makes no batches, or
-            `batch_size` is None and the other loader's batch sampler has none.
+    The other's sampler is not copied, and its random generator is not used. `indices` are those of
+    examples in the data set, in this order, `shuffle_seed` seeds a new order in every pass; without
+    them all examples come in order. The rest is the other loader's if not given; an error says
+    where it has none, or the data set has no indices.
     """
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError(
@@ -64,10 +56,7 @@ def with_batches(
 ) -> DataLoader[Any]:
     """A loader of the same examples in other batches: a list of indices for each.
 
-    Args:
-        loader: The other loader.
-        batches: The indices of each batch's examples; iterated anew in every pass.
-        seed: Seeds the random numbers of the worker processes.
+    They are iterated anew in every pass; the seed is of the worker processes' random numbers.
     """
     return DataLoader(
         loader.dataset,

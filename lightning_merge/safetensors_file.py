@@ -44,11 +44,7 @@ class SafetensorsFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a file and checks its header against its size.
-
-        Raises:
-            CheckpointError: If it is missing, truncated, or not a safetensors file.
-        """
+        """Opens a file and checks its header against its size."""
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -125,18 +121,7 @@ def _checked(
 def layout(
     table: Mapping[str, Entry], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int], int]:
-    """The positions of tensors in a new file.
-
-    Args:
-        table: Type and shape of each tensor.
-        metadata: Metadata for the header.
-
-    Returns:
-        The header's bytes, each tensor's offset, and the file's size.
-
-    Raises:
-        CheckpointError: If the format does not support a type or a name.
-    """
+    """The header's bytes, each tensor's offset, and the size of a new file of such tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places, reached = {}, 0
     for name in in_order(table):

@@ -13,13 +13,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Names without the folders, words and endings that all of them share.
 
     `logs/version_0/checkpoints/last.ckpt` and `logs/version_1/checkpoints/last.ckpt` become
-    `version_0` and `version_1`. Different names stay different.
-
-    Args:
-        names: Paths, or other names: those without a slash are only shortened where they are long.
-
-    Returns:
-        One for each, in order.
+    `version_0` and `version_1`. Different names stay different. Names without a slash are only
+    shortened where they are long.
     """
     folders = [_parts(name, "/") for name in names]
     short = _differing(folders, "/")

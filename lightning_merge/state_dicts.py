@@ -44,21 +44,13 @@ def _as_tensor(value: Any) -> Any:
 
 
 def table_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:
-    """Type and shape of each tensor.
-
-    Raises:
-        CheckpointError: If a value is not a plain array of numbers in memory; its name is given.
-    """
+    """Type and shape of each tensor, which must be plain arrays of numbers in memory."""
     known: dict[str, Entry] | None = getattr(state, "table", None)
     return dict(known) if known is not None else {n: entry_of(n, v) for n, v in state.items()}
 
 
 def entry_of(name: object, value: object) -> Entry:
-    """Type and shape of one tensor.
-
-    Raises:
-        CheckpointError: If it is not a tensor, or not a plain array of numbers in memory.
-    """
+    """Type and shape of a tensor, which must be a plain array of numbers in memory."""
     if not isinstance(name, str):
         raise CheckpointError(f"the tensor {name!r} has a name that is no text; rename it")
     if not isinstance(value, Tensor):
@@ -105,11 +97,7 @@ def torch_type(code: str) -> torch.dtype:
 
 
 def tensor_of(raw: Raw, entry: Entry) -> Tensor:
-    """A tensor from its bytes, sharing their memory if they are aligned.
-
-    Raises:
-        CheckpointError: If torch does not support the type.
-    """
+    """A tensor from its bytes, sharing their memory if they are aligned."""
     if entry.code not in SIZES:
         raise CheckpointError(
             f"a tensor is of the packed type {entry.code}: convert it to one of single numbers"
@@ -135,15 +123,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
     """Checks that state dicts can be merged: two or more, of one architecture, finite.
 
-    Args:
-        states: The ingredients.
-        names: The name of each in error messages, usually its path.
-
-    Raises:
-        CheckpointError: If there are fewer than two, or a tensor is not a free parameter.
-        ArchitectureMismatchError: If a name, shape or kind of number differs; the message names
-            the first one.
-        NonFiniteError: If a tensor has a NaN, or an infinity that not all ingredients share.
+    All tensors are free parameters, and an infinity is one that all ingredients share. The names in
+    messages are usually paths.
     """
     if len(states) < 2:
         only = f": there is only {names[0]}" if names else ""
@@ -158,12 +139,7 @@ def check_ingredients(states: Sequence[Mapping[str, Tensor]], names: Sequence[st
 def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, Entry]:
     """Checks types, shapes, and tensors that must be equal, but not that numbers are finite.
 
-    Returns:
-        Type and shape of each tensor of the merged network.
-
-    Raises:
-        CheckpointError: If a tensor is not a free parameter, or not a plain array of numbers.
-        ArchitectureMismatchError: If a name, a shape, or a tensor that must be equal differs.
+    Type and shape of each tensor of the merged network are returned.
     """
     tables = [table_of(state) for state in states]
     merged = common_entries(tables, names)
@@ -189,15 +165,8 @@ def _same(value: Tensor, other: Tensor) -> bool:
 def check_finite(where: str, value: Tensor, others: Sequence[Tensor]) -> None:
     """Checks that a tensor has no NaN, and infinities only where all others have the same.
 
-    A constant mask of negative infinities is part of an architecture, not an error.
-
-    Args:
-        where: The tensor's name in error messages.
-        value: The tensor.
-        others: The same tensor of every ingredient; empty if no infinity is allowed.
-
-    Raises:
-        NonFiniteError: If it has one.
+    A constant mask of negative infinities is part of an architecture, not an error. The others are
+    the same tensor of every ingredient; none if no infinity is allowed.
     """
     if is_finite(value):
         return
@@ -232,23 +201,14 @@ def fit_names(
     name: str,
     strict: bool = True,
 ) -> StateDict:
-    """Renames a state dict's tensors to the names that a module expects.
+    """Renames a state dict's tensors to the names that a module's state dict has.
 
-    Args:
-        state: The state dict, with the module's names, those of one part of it (such as a bare
-            network, if the module keeps it under `network.`), or those of the module in a
-            wrapper (`module.`, `_orig_mod.`, `AveragedModel`).
-        expected: The module's own state dict; entries that are not tensors are ignored.
-        name: The name of `state` in error messages.
-        strict: Whether all tensors must be present. Otherwise missing ones are the module's own.
-
-    Returns:
-        The state dict, with the module's names. A missing batch counter is taken from the
-        module, and a missing one of several tied tensors from the others.
-
-    Raises:
-        ArchitectureMismatchError: If none of these fits, the kind of number differs, or tied
-            tensors differ from each other; the message names the first tensor that differs.
+    It may have the module's names, those of one part of it (such as a bare network, if the module
+    keeps it under `network.`), or those of the module in a wrapper (`module.`, `_orig_mod.`,
+    `AveragedModel`). If not `strict`, missing tensors are the module's own; a missing batch counter
+    is in any case, and a missing one of several tied tensors is taken from the others, which must
+    be equal. The message names the first tensor that differs; what is not a tensor in `expected` is
+    ignored.
     """
     wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     ties = _tied(wanted)

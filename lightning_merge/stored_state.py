@@ -57,11 +57,7 @@ class StoredState:
 
 
 def found_file(path: str | Path) -> Path:
-    """The file that a path refers to: itself, or the one network in a folder.
-
-    Raises:
-        CheckpointError: If there is none, or a folder contains several.
-    """
+    """The file that a path refers to: itself, or the one network in a folder."""
     path = Path(path)
     if path.is_dir():
         files = files_in(path)
@@ -89,16 +85,9 @@ def files_in(folder: Path) -> list[Path]:
 def open_state(path: str | Path) -> StoredState:
     """Opens weights of any kind without reading the numbers.
 
-    Args:
-        path: A Lightning checkpoint, a state dict, safetensors, the index of several files
-            (`model.safetensors.index.json`), or a folder that contains one of these.
-
-    Returns:
-        The open state dict.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, unsafe to read, not a state dict, or a part of a
-            network in several files.
+    They are in a Lightning checkpoint, a state dict, safetensors, the index of several files
+    (`model.safetensors.index.json`), or a folder that contains one of these; a part of a network in
+    several files is refused.
     """
     path = found_file(path)
     part = _PART.search(path.name)

@@ -11,10 +11,9 @@ def is_batch_counter(name: str) -> bool:
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """The names without the marks of `torch.compile`, data parallelism and `AveragedModel`.
+    """The names, by those without marks of `torch.compile`, data parallelism and `AveragedModel`.
 
-    Returns:
-        The given names by the bare ones, without `n_averaged` if it is `AveragedModel`'s counter.
+    `n_averaged` is left out where it is the counter of `AveragedModel`.
     """
     bare = {}
     for name in names:
@@ -30,15 +29,10 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 def matched(
     names: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
 ) -> dict[str, str] | None:
-    """Matches the names of two state dicts that differ only in wrappers and prefixes.
+    """The given names by the wanted ones, where they differ only in wrappers and prefixes.
 
-    Args:
-        names: The given names.
-        wanted: The expected names.
-        optional: Expected names that may be missing. Batch counters may be missing on both sides.
-
-    Returns:
-        The given names by the expected ones, in the expected order; None if they do not match.
+    They are in the order wanted; None if they do not match. Wanted names may be missing where they
+    are `optional`, batch counters on both sides.
     """
     names, wanted = list(names), list(wanted)
     may_lack = {*optional, *filter(is_batch_counter, wanted)}

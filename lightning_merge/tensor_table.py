@@ -33,18 +33,10 @@ Table = Mapping[str, Entry]
 
 
 def common_names(tables: Sequence[Table], names: Sequence[str]) -> list[dict[str, str]]:
-    """Common names of the ingredients' tensors, which may differ in wrappers or prefixes only.
+    """For each ingredient, its own names of tensors by those that all have in common.
 
-    Args:
-        tables: The ingredients.
-        names: The name of each in error messages.
-
-    Returns:
-        For each ingredient, its own names by the common ones. The common names are the first
-        ingredient's, without the marks of wrappers if the ingredients' names differ.
-
-    Raises:
-        ArchitectureMismatchError: If a name is in one ingredient only.
+    They may differ in wrappers or prefixes only. The common names are the first ingredient's,
+    without the marks of wrappers if the ingredients' names differ.
     """
     common = list(tables[0])
     if any(table.keys() != tables[0].keys() for table in tables):
@@ -83,18 +75,10 @@ _ADVICE = (
 def common_entries(tables: Sequence[Table], names: Sequence[str]) -> dict[str, Entry]:
     """Types and shapes of the merged tensors, after checking that they can be merged.
 
-    Args:
-        tables: The ingredients, with the same names; batch counters may be missing in some.
-        names: The name of each in error messages.
-
-    Returns:
-        The tensors of the merged network. A floating-point type is the widest of the
-        ingredients', whatever their order.
-
-    Raises:
-        ArchitectureMismatchError: If a name, a shape, or the kind of a type differs.
-        CheckpointError: If a tensor is not a free parameter, such as a spectral norm's vectors,
-            a weight that is split into direction and length, or a pruned weight.
+    The tables have the same names; batch counters may be missing in some. A floating-point type is
+    the widest of the ingredients', whatever their order. Refused are tensors that are not free
+    parameters, such as a spectral norm's vectors, a weight that is split into direction and length,
+    or a pruned weight.
     """
     every = dict.fromkeys(key for table in tables for key in table)
     merged = {}
@@ -132,11 +116,7 @@ def _mixable(a: str, b: str) -> bool:
 def check_free(names: Mapping[str, object]) -> None:
     """Checks that every tensor is a free parameter, which can be averaged by itself.
 
-    Args:
-        names: The names of a network's tensors.
-
-    Raises:
-        CheckpointError: If one is not; the message names it and what to do.
+    An error names one that is not, and what to do.
     """
     for name in names:
         layer, _, last = name.rpartition(".")
@@ -167,13 +147,10 @@ def pruning_mask(name: str, names: Mapping[str, object]) -> bool:
 
 
 def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | None:
-    """Why a tensor must be equal in all ingredients, if it must.
+    """Why a tensor must be equal in all ingredients, for an error message, if it must.
 
-    Counters and flags are taken from the first ingredient. Pruning masks, quantised weights and
-    the offsets of a quantisation can neither be averaged nor taken from one network.
-
-    Returns:
-        The reason, for an error message; None for all other tensors.
+    Counters and flags are taken from the first ingredient. Pruning masks, quantised weights and the
+    offsets of a quantisation can neither be averaged nor taken from one network.
     """
     if pruning_mask(name, names):
         return "is another pruning mask: call torch.nn.utils.prune.remove on every network first"

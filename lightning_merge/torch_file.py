@@ -39,18 +39,10 @@ _OTHER_FILES = (
 
 
 def read_torch(path: Path, mapped: bool = False) -> Any:
-    """Reads a file of `torch.save` onto the CPU.
+    """Reads a file of `torch.save` onto the CPU, or leaves it `mapped` on disk if it can be.
 
-    Args:
-        path: The file.
-        mapped: Leave the tensors on disk, as a memory map, if the format allows it.
-
-    Returns:
-        The file's content.
-
-    Raises:
-        CheckpointError: If it is truncated, of another kind, needs code to be read, or would
-            need far more memory than its size.
+    Refused is what is truncated, of another kind, needs code to be read, or would need far more
+    memory than its size.
     """
     archive = check_bounded(path)
     import torch
@@ -97,11 +89,7 @@ def _check_records(path: Path, tensors: Sequence["Tensor"]) -> None:
 
 
 def _without_attributes(content: Any) -> list["Tensor"]:
-    """Removes what a file has set on its dicts and tensors: `items` or `numel`, for example.
-
-    Returns:
-        All tensors.
-    """
+    """All tensors of a file; what it has set on its dicts and tensors (`items`, say) is removed."""
     from torch import Tensor
 
     left, seen, tensors = [content], set(), []
@@ -123,12 +111,8 @@ def _without_attributes(content: Any) -> list["Tensor"]:
 def check_bounded(path: Path) -> bool:
     """Checks that a file is one of `torch.save` that does not become large in memory.
 
-    Returns:
-        Whether it is an archive, which can be left on disk; files of torch before 1.6 are not.
-
-    Raises:
-        CheckpointError: If it is truncated, of another kind, or would need far more memory than
-            its size.
+    Returned is whether it is an archive, which can be left on disk; files of torch before 1.6 are
+    not.
     """
     archive = check_kind(path).startswith(b"PK\x03\x04")
     if archive:
@@ -139,14 +123,7 @@ def check_bounded(path: Path) -> bool:
 
 
 def check_kind(path: Path) -> bytes:
-    """Checks that a file is not of a kind that is often mistaken for weights.
-
-    Returns:
-        Its first bytes.
-
-    Raises:
-        CheckpointError: If it is of such a kind, which the message names.
-    """
+    """A file's first bytes, which are not those of a kind that is often mistaken for weights."""
     with path.open("rb") as file:
         begin = file.read(64)
     if not begin:

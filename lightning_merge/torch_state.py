@@ -35,11 +35,7 @@ class TorchState:
 
 
 def read_torch_state(path: Path, mapped: bool = False) -> TorchState:
-    """Reads a file and finds the state dict in it; `mapped` leaves the numbers on the disk.
-
-    Raises:
-        CheckpointError: If there is no state dict, or a part of it would be lost.
-    """
+    """Reads a file and finds the state dict in it; `mapped` leaves the numbers on the disk."""
     content = read_torch(path, mapped)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -126,11 +122,7 @@ def _sorted_out(path: Path, state: Mapping[Any, Any]) -> tuple[StateDict, dict[s
 
 
 def check_size(path: Path, tensors: Mapping[Any, Tensor]) -> None:
-    """Checks that tensors are about as large in memory as in their file.
-
-    Raises:
-        CheckpointError: If they are far larger; the message names the first such tensor.
-    """
+    """Checks that tensors are about as large in memory as in their file."""
     most = MOST_TIMES * path.stat().st_size + SLACK
     for name, value in tensors.items():
         size = value.numel() * value.element_size()

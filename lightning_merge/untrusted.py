@@ -34,13 +34,7 @@ _TAKES_APART = (torch.unbind, torch.Tensor.unbind, torch.Tensor.tolist)
 def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> None:
     """Checks that a network's arguments are plain values that do not open or fetch anything.
 
-    Args:
-        path: The file's name in error messages.
-        given: The arguments: `model` (timm's name), `model_kwargs` and others.
-        instead: The advice in error messages.
-
-    Raises:
-        ConfigError: If one is not a plain value, or makes timm fetch or open something.
+    They are `model` (timm's name), `model_kwargs` and others; `instead` is the advice in messages.
     """
     for name, value in given.items():
         if not _is_plain(value):
@@ -65,13 +59,8 @@ def check_arguments(path: object, given: Mapping[str, Any], instead: str) -> Non
 def check_classes(path: object, value: Any, instead: str) -> None:
     """Checks that a configuration from a file names only classes of this package or of torch.
 
-    Args:
-        path: The file's name in error messages.
-        value: The nested configuration, with `class_path` and `init_args`.
-        instead: The advice in error messages.
-
-    Raises:
-        ConfigError: If it would import any other module.
+    They are its values of `class_path`, nested in `init_args`; any other module could do anything
+    when it is imported. `instead` is the advice in messages.
     """
     if isinstance(value, Mapping):
         for key, one in value.items():
@@ -89,15 +78,9 @@ def check_classes(path: object, value: Any, instead: str) -> None:
 
 @contextmanager
 def bounded(path: object, state: Mapping[str, Tensor], instead: str) -> Iterator[None]:
-    """Limits the size of a network that is built from a file's description.
+    """Limits the size of a network that is built from a file's description to that of its tensors.
 
-    Args:
-        path: The file's name in error messages.
-        state: The file's tensors.
-        instead: The advice in error messages.
-
-    Raises:
-        ConfigError: If the network becomes far larger than them, or cannot be built.
+    `instead` is the advice in messages.
     """
     held = sum(value.numel() * value.element_size() for value in state.values())
     limit = _Limit(_TIMES * held + _SLACK, _TENSORS_TIMES * len(state) + _MORE_TENSORS)

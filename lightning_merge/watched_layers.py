@@ -11,14 +11,9 @@ from lightning_merge.errors import ConfigError
 
 
 def watch_input(module: nn.Module, receive: Callable[[Any], None]) -> RemovableHandle:
-    """Calls a function with a module's first input, whenever the module runs.
+    """Calls a function with a module's first input, whenever the module runs, until removed.
 
-    Args:
-        module: Any module that takes something.
-        receive: Gets what the caller passed first, by position or by name.
-
-    Returns:
-        What ends the watch (`remove()`).
+    That is what the caller passed first, by position or by name.
     """
 
     def before(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -39,27 +34,18 @@ def watch_output(module: nn.Module, receive: Callable[[Any], None]) -> Removable
 def output_given(model: nn.Module, layer: nn.Module, given: Any, x: Tensor) -> Any:
     """What a network gives for other inputs, while a layer gives what it gave before.
 
-    Where that is what it gave before, too, it depends on nothing but that layer.
-
-    Args:
-        model: The network.
-        layer: One of its modules.
-        given: The layer's output for `x`.
-        x: The former inputs, `(N, ..., W)`; their examples and columns are exchanged.
+    Where that is what it gave before, too, it depends on nothing but that layer. `given` is the
+    layer's output for the former inputs `x`, `(N, ..., W)`, whose examples and columns are
+    exchanged.
     """
     with layer.register_forward_hook(lambda *_: given):
         return model(x.flip(0).roll(1, -1))
 
 
 def check_watchable(model: nn.Module, *having: str) -> None:
-    """Checks that no layer of a network is a program of TorchScript, whose layers call no hooks.
+    """Refuses a network of which a layer is a program of TorchScript, whose layers call no hooks.
 
-    Args:
-        model: The network.
-        having: Attributes of which a layer must have one to matter.
-
-    Raises:
-        ConfigError: If there is one; the message names it.
+    Where attributes are given, a layer matters if it has one of them.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule) and any(hasattr(layer, one) for one in having):

@@ -13,10 +13,8 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 def default_cfg(first_conv: str | None, classifier: str, **overrides: Any) -> dict[str, Any]:
     """Timm's description of a network that has no pretrained weights.
 
-    Args:
-        first_conv: Name of the layer that reads the image, where it is a convolution.
-        classifier: Name of the last linear layer.
-        **overrides: Entries that replace or extend the common ones.
+    `first_conv` names the layer that reads the image, where it is a convolution, `classifier` the
+    last linear layer; further entries replace or extend the common ones.
     """
     return {
         "url": "",

@@ -36,15 +36,9 @@ def confusion(stored: Stored) -> Figures:
 def plot_confusion(
     matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], title: str = ""
 ) -> Figure:
-    """Draws confusion matrices side by side.
+    """Draws confusion matrices side by side, named by what they are of.
 
-    Args:
-        matrices: By what they are of: for each true class the counts of predicted ones.
-        classes: The classes' names.
-        title: The figure's heading.
-
-    Returns:
-        The figure: rows are true classes, colours shares of a row, and the numbers counts.
+    A row is a true class and has the counts of predicted ones; colours are shares of a row.
     """
     side = max(2.6, 0.3 * len(classes) + 0.9)
     with style():

@@ -37,16 +37,11 @@ def cost(stored: Stored) -> Figures:
 def plot_cost(summary: Sequence[Row], title: str = "") -> Figure:
     """Draws accuracy against the cost of one prediction, and against the seconds of making.
 
-    Args:
-        summary: Rows with `method`, `kind`, `accuracy`, `flops`, `parameters` and `seconds`,
-            perhaps `accuracy_sd`, `accuracy_low`, `accuracy_high` and `mark`.
-        title: The figure's heading.
-
-    Returns:
-        The figure: on the left multiples of the cheapest network's operations (parameters, where
-        operations are not known), on the right seconds, left out where none are known. The
-        ingredients are one row, their average, if it is among the rows. Bars are those of
-        `methods`; rings mark what held-out data chose.
+    Rows have `method`, `kind`, `accuracy`, `flops`, `parameters` and `seconds`, perhaps
+    `accuracy_sd`, `accuracy_low`, `accuracy_high` and `mark`. On the left are multiples of the
+    cheapest network's operations (parameters, where operations are not known), on the right
+    seconds, left out where none are known. The ingredients are one row, their average, if it is
+    among the rows. Bars are those of `methods`; rings mark what held-out data chose.
     """
     averages = [row for row in summary if row["kind"] == "ingredient" and row.get(SIZE)]
     rows = [row for row in summary if row["kind"] != "ingredient"] + list(averages)

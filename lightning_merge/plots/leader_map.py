@@ -17,17 +17,11 @@ def plot_leaders(
     over: Mapping[tuple[str, str], float | None],
     title: str = "",
 ) -> Figure:
-    """Draws a map of merges and situations.
+    """Draws a map of merges, from the top, and situations, from the left.
 
-    Args:
-        merges: The ways of merging, from the top.
-        situations: The situations, from the left.
-        over: For a merge and a situation its accuracy less that of its networks, a fraction of 1;
-            None, or no entry, where it is not known.
-        title: The figure's heading.
-
-    Returns:
-        The figure: numbers are percentage points, blue above the networks and orange below.
+    `over` has, for a merge and a situation, its accuracy less that of its networks, a fraction of
+    1; None, or no entry, where it is not known. Numbers are percentage points, blue above the
+    networks and orange below.
     """
     points = np.array(
         [[100 * (over.get((merge, one)) or 0.0) for one in situations] for merge in merges]

@@ -14,13 +14,8 @@ def legend_below(figure: Figure, axes: Axes, most: int, **settings: Any) -> Lege
     """Adds a panel's legend below all panels, in as many columns as the figure is wide enough for.
 
     A legend wider than its figure would widen the saved file, with empty space beside the panels.
-
-    Args:
-        figure: The figure, with a constrained layout. It becomes higher by each line that fewer
-            columns than `most` need.
-        axes: The panel.
-        most: How many columns at most.
-        **settings: Passed on to `Figure.legend`.
+    The figure, of a constrained layout, becomes higher by each line that fewer columns than `most`
+    need.
     """
     handles, labels = axes.get_legend_handles_labels()
     for columns in range(min(most, max(1, len(labels))), 0, -1):

@@ -24,15 +24,10 @@ def robustness_curve(stored: Stored) -> Figures:
 
 
 def plot_robustness(found: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws the curves of several networks.
+    """Draws the curves of several networks: against the coefficient, and shifted against clean.
 
-    Args:
-        found: Each with `name`, `coefficient` (P numbers) and `accuracy`: P numbers by condition,
-            one of them `clean`. Those of one name, from several seeds, are averaged.
-        title: The figure's heading.
-
-    Returns:
-        The figure: against the coefficient on the left, shifted against clean on the right.
+    Each has `name`, `coefficient` (P numbers) and `accuracy`: P numbers by condition, one of them
+    `clean`. Those of one name, from several seeds, are averaged.
     """
     names = list(dict.fromkeys(one["name"] for one in found))
     with style():

@@ -47,11 +47,10 @@ def style() -> Iterator[None]:
 
 
 def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The line style of each method, by its name.
+    """The line style of each method, by its name, as settings of `plot`.
 
-    Returns:
-        Settings of `plot`: ingredients grey and dotted, merges solid, ensembles dashed with
-        white markers; colours and markers in order of appearance.
+    Ingredients are grey and dotted, merges solid, ensembles dashed with white markers; colours and
+    markers are in order of appearance.
     """
     kinds = {row["method"]: row["kind"] for row in rows}
     made = [name for name, kind in kinds.items() if kind != "ingredient"]
@@ -80,11 +79,8 @@ def marker(index: int) -> str:
 def same_curves(curves: Mapping[str, Sequence[float]]) -> dict[str, str]:
     """Which curves to draw: of those that coincide only the first, under the names of all.
 
-    Args:
-        curves: The values of each curve, by name, all at the same places.
-
-    Returns:
-        By label the name of the curve to draw: `direct = Permute` stands for both.
+    All have their values at the same places. The names of the curves to draw are by their label:
+    `direct = Permute` stands for both.
     """
     import numpy as np
 

@@ -60,15 +60,11 @@ def plot_merged_templates(
 
 
 def to_pixels(weights: Tensor, scale: Tensor) -> np.ndarray:
-    """Weights as pixels: zero in the middle, the largest of `scale` at the ends.
+    """Weights `(C, H, W)` as pixels `(H, W, 3)` in [0, 1], zero in the middle.
 
-    Args:
-        weights: `(C, H, W)`. Three channels become colours; the mean of any other number of
-            channels is drawn in two colours, orange above zero and purple below.
-        scale: Weights whose 99.5th percentile in magnitude reaches the ends.
-
-    Returns:
-        `(H, W, 3)` in [0, 1].
+    Three channels become colours; the mean of any other number of channels is drawn in two colours,
+    orange above zero and purple below. The 99.5th percentile of the magnitudes of `scale` reaches
+    the ends.
     """
     import matplotlib as mpl
 

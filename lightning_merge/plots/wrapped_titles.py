@@ -10,9 +10,8 @@ from matplotlib.text import Text
 def wrap_titles(figure: Figure) -> None:
     """Breaks every heading that would make the saved figure wider than its axes need.
 
-    Args:
-        figure: The figure, complete. Its layout, which takes a while, is computed where a heading
-            comes near the right edge.
+    The figure is complete. Its layout, which takes a while, is computed where a heading comes near
+    the right edge.
     """
     headings = {figure.get_suptitle()}
     for axes in figure.axes:

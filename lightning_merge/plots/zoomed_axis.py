@@ -15,19 +15,12 @@ _HIGH, _LOW = 0.5, 0.75
 def zoom_accuracy(
     axes: "Axes", values: Sequence[float | None], which: Literal["x", "y"] = "y"
 ) -> float:
-    """Sets an axis of accuracies: from 0, or, if all are in its upper half, from below the lowest.
+    """Sets an axis of accuracies, and returns where it starts.
 
-    It goes up to 1, or, if all are far from that, to above the highest. An axis that does not
-    start at 0 gets two strokes across its lower end, and says so beside its label, which must be
-    set first.
-
-    Args:
-        axes: The axes.
-        values: All that is drawn, with the ends of intervals; what is not finite is ignored.
-        which: The axis.
-
-    Returns:
-        Where the axis starts.
+    That is at 0, or, if all are in its upper half, below the lowest; it goes up to 1, or, if all
+    are far from that, to above the highest. An axis that does not start at 0 gets two strokes
+    across its lower end, and says so beside its label, which must be set first. The values are all
+    that is drawn, with the ends of intervals; what is not finite is ignored.
     """
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     lowest, highest = min(known, default=0.0), max(known, default=1.0)
