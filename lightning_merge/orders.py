@@ -104,12 +104,7 @@ def examples_of(loader: DataLoader[Any], seed: int = 0) -> Sequence[Any]:
 
 @dataclass
 class AsItComes:
-    """Batches that cannot be reshuffled.
-
-    Attributes:
-        batches: The batches.
-        limit: How many of them to read; None for all.
-    """
+    """Batches that cannot be reshuffled, so many at most."""
 
     batches: Any
     limit: int | None = None

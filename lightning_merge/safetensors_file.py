@@ -28,13 +28,7 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """An open file.
-
-    Attributes:
-        path: The file.
-        table: Type and shape of each tensor.
-        metadata: The metadata in its header.
-    """
+    """An open file, with the type and shape of each tensor, and the metadata in its header."""
 
     path: Path
     table: dict[str, Entry]

@@ -55,12 +55,7 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Joined:
-    """What `join` has done.
-
-    Attributes:
-        copied: How many pieces of work were copied.
-        left: How many are still to be done; none where results were written.
-    """
+    """How many pieces of work `join` copied, and how many are left: none if it wrote results."""
 
     copied: int
     left: int
@@ -68,13 +63,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class _Prepared(Generic[R]):
-    """What can be done with the options of a study.
-
-    Attributes:
-        works: Its pieces of work.
-        check: Checks them on networks that have learned nothing.
-        results: Reads its results from the store where all are finished.
-    """
+    """A study's pieces of work, what checks them untrained, and what reads their results."""
 
     works: Sequence[Work]
     check: Callable[[], None]

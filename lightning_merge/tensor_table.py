@@ -15,12 +15,7 @@ from lightning_merge.tensor_names import is_batch_counter, matched, unwrapped
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's type and shape.
-
-    Attributes:
-        code: The type, as safetensors names it (`F32`).
-        shape: The shape.
-    """
+    """A tensor's shape, and its type as safetensors names it (`F32`)."""
 
     code: str
     shape: tuple[int, ...]

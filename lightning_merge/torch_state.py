@@ -21,13 +21,7 @@ _MOST_LOOKED_AT = 100_000
 
 @dataclass(frozen=True)
 class TorchState:
-    """The content of a file.
-
-    Attributes:
-        tensors: The state dict's tensors.
-        extra: The state dict's other entries.
-        content: The file's entries beside the state dict.
-    """
+    """The tensors in a file, other entries of their state dict, and what the file has beside it."""
 
     tensors: StateDict
     extra: dict[str, Any]

@@ -58,14 +58,10 @@ class PaperCell:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper, repeated.
+    """A table of a paper, repeated: for each method a cell for each of its columns.
 
-    Attributes:
-        title: The paper's title.
-        table: What the paper calls the table or figure.
-        columns: What its columns are called.
-        rows: For each method a cell for each column.
-        differs: What differs from the paper's settings.
+    `title` is the paper's own, `table` what it calls the table or figure, and `differs` says what
+    differs from its settings.
     """
 
     title: str

@@ -28,13 +28,7 @@ class HasRow(Protocol):
 
 @dataclass(frozen=True)
 class StoredMerge:
-    """One merged network.
-
-    Attributes:
-        path: The path of its checkpoint in an output folder, below `merges`.
-        build: Builds the module.
-        write: Writes the checkpoint to a path.
-    """
+    """One merged network: its checkpoint's path below `merges`, and what builds and writes it."""
 
     path: Path
     build: Callable[[], LightningModule]

@@ -11,13 +11,7 @@ from lightning_merge.report.paper_table import PaperTable, paper_table
 
 @dataclass(frozen=True)
 class StudyParts:
-    """Further parts of a report.
-
-    Attributes:
-        text: In Markdown.
-        results: Entries of `results.json`.
-        table: The paper's table, if the study names one.
-    """
+    """Further parts of a report: Markdown, entries of `results.json`, and the paper's table."""
 
     text: str
     results: dict[str, Any]

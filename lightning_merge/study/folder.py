@@ -23,10 +23,8 @@ _GROWS = ("seeds", "recipes", "pool_sizes", "ingredients")
 class StudyFolder:
     """An output folder, and the store of finished work in it.
 
-    Attributes:
-        folder: The folder.
-        name: Of the file that describes the study in it.
-        shown: Options that change what is shown or added, and nothing that is stored.
+    The file called `name` describes the study there. Options that are `shown` change what is shown
+    or added, and nothing that is stored.
     """
 
     folder: Path

@@ -26,13 +26,9 @@ class ElsewhereError(Exception):
 
 @dataclass(frozen=True)
 class KeptAlignments:
-    """The alignments of pieces of work in a store.
+    """The alignments of a repetition's pieces of work in a store.
 
-    Attributes:
-        store: Where they are kept.
-        claims: The store's.
-        seed: The repetition's.
-        settings: All else that determines an alignment but for what its key says.
+    `settings` are all else that determines an alignment but for what its key says.
     """
 
     store: Store

@@ -45,9 +45,7 @@ class Frozen:
 class Blocks:
     """A partition that permutations must respect: row `h` of `children` is block `parents[h]`.
 
-    Attributes:
-        children: Units, `(blocks, width)`.
-        parents: The unit that stands for each block as a whole, `(blocks,)`.
+    `children` are units, `(blocks, width)`; `parents` stand for blocks as wholes, `(blocks,)`.
     """
 
     children: Ids
@@ -56,12 +54,9 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Limit:
-    """Units with an operator that lets only these kinds of linear maps pass.
+    """Units with an operator that lets only some kinds of linear maps pass.
 
-    Attributes:
-        ids: The units.
-        kinds: A sum of `SCALED`, `ORTHOGONAL` and `INVERTIBLE`.
-        reason: What the operator is.
+    `kinds` is a sum of `SCALED`, `ORTHOGONAL` and `INVERTIBLE`; `reason` says what the operator is.
     """
 
     ids: Ids

@@ -18,12 +18,7 @@ Score = Callable[[dict[str, Tensor]], float]
 
 @dataclass(frozen=True)
 class Aligned:
-    """The result of an alignment.
-
-    Attributes:
-        state: The state dict of b, aligned to a.
-        choice: What the matching chose on the way, as JSON can hold it; None if nothing.
-    """
+    """The state dict of b, aligned to a, and what the matching chose, if anything, as in JSON."""
 
     state: dict[str, Tensor]
     choice: dict[str, Any] | None = None

@@ -16,11 +16,7 @@ _LAST = 4.0
 
 @dataclass(frozen=True)
 class Zip:
-    """How `2n` units, those of a before those of b, become `n`.
-
-    Attributes:
-        cluster: Which of the `n` each of the `2n` goes into, `(2n,)`.
-    """
+    """Which of `n` clusters each of `2n` units goes into, those of a before those of b, `(2n,)`."""
 
     cluster: Tensor
 
