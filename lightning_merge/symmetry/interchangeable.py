@@ -267,24 +267,19 @@ def _correspond(columns: Ids) -> Ids | None:
     """Drop repeated columns and those that all rows share; None where rows disagree."""
     shared = (columns == columns[:1]).all(axis=0)
     columns = columns[:, ~shared]
-    _, index = np.unique(columns[0], return_index=True)
-    index = np.sort(index)
-    kept = columns[:, index]
+    first = _first_places(columns[0])
     # The same columns must repeat each other in every row.
-    for row in columns:
-        _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
-        if len(first) != len(index) or (np.sort(first) != index).any():
-            return None
-        _, inverse0 = np.unique(columns[0], return_inverse=True)
-        if (first[inverse.ravel()] != _first_of(columns[0])[inverse0.ravel()]).any():
-            return None
-    if len(np.unique(kept)) != kept.size:
+    if any((_first_places(row) != first).any() for row in columns):
         return None
-    return kept
+    kept = columns[:, np.unique(first)]
+    return kept if len(np.unique(kept)) == kept.size else None
 
 
-def _first_of(row: Ids) -> Ids:
-    return np.unique(row, return_index=True)[1]
+def _first_places(row: Ids) -> Ids:
+    """For each entry the first place where it is."""
+    _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
+    places: Ids = first[inverse.ravel()]
+    return places
 
 
 def _places(facts: _Facts, columns: Ids) -> list[tuple[int, Ids]] | None:
