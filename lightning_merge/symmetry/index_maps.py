@@ -55,15 +55,19 @@ def from_sources(groups: Iterable[Group], sources: Mapping[Place, Tensor]) -> Pe
 
 def gather_all(state: Mapping[str, Tensor], sources: Mapping[Place, Tensor]) -> dict[str, Tensor]:
     """A new state dict with the entries of every place taken from their sources."""
-    by_tensor: dict[str, list[tuple[Place, Tensor]]] = {}
-    for place, source in sources.items():
-        by_tensor.setdefault(place[0], []).append((place, source))
+    moved = by_tensor(sources)
     return {
-        name: gather(tensor.detach(), by_tensor[name])
-        if name in by_tensor
-        else tensor.detach().clone()
+        name: gather(tensor.detach(), moved[name]) if name in moved else tensor.detach().clone()
         for name, tensor in state.items()
     }
+
+
+def by_tensor(sources: Mapping[Place, Tensor]) -> dict[str, list[tuple[Place, Tensor]]]:
+    """The places of each tensor, with their sources."""
+    found: dict[str, list[tuple[Place, Tensor]]] = {}
+    for place, source in sources.items():
+        found.setdefault(place[0], []).append((place, source))
+    return found
 
 
 def gather(tensor: Tensor, sources: list[tuple[Place, Tensor]]) -> Tensor:

@@ -8,14 +8,13 @@ permuted group recomputes only what it changes, and stops where the values are a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_merge.modes import in_float64
 from lightning_merge.progress import tracked
-from lightning_merge.symmetry.index_maps import gather, to_sources
+from lightning_merge.symmetry.index_maps import by_tensor, gather, to_sources
 from lightning_merge.symmetry.replay import Replay, buffers_of, distance, prepare
 from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.deadline import Deadline
@@ -98,11 +97,8 @@ def _permuted(
 ) -> dict[str, Tensor]:
     """The tensors that random permutations of these groups change."""
     permutation = {group.name: draw(group, generator) for group in groups}
-    by_tensor: dict[str, list[Any]] = {}
-    for place, source in to_sources(groups, permutation).items():
-        if place[0] in state:
-            by_tensor.setdefault(place[0], []).append((place, source))
-    return {name: gather(state[name], sources) for name, sources in by_tensor.items()}
+    moved = by_tensor(to_sources(groups, permutation))
+    return {name: gather(state[name], moved[name]) for name in moved if name in state}
 
 
 def _together(

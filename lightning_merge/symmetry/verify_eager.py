@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import clear_caches, gradient_free, in_float64
 from lightning_merge.progress import tracked
-from lightning_merge.symmetry.index_maps import gather, to_sources
+from lightning_merge.symmetry.index_maps import by_tensor, gather, to_sources
 from lightning_merge.symmetry.unit_group import Group
 from lightning_merge.trace.exported import describe
 
@@ -104,13 +104,10 @@ class _Network:
     def change(self, groups: Sequence[Group], generator: torch.Generator) -> float:
         """How much a random permutation of these groups changes the output, relatively."""
         permutation = {group.name: _derangement(group, generator) for group in groups}
-        by_tensor: dict[str, list[Any]] = {}
-        for place, source in to_sources(groups, permutation).items():
-            by_tensor.setdefault(place[0], []).append((place, source))
         # A tensor with several names is the network's under the first, and moves once.
         changed = {
             self.first[name]: gather(self.state[self.first[name]], sources)
-            for name, sources in by_tensor.items()
+            for name, sources in by_tensor(to_sources(groups, permutation)).items()
         }
         return _distance(self.base, self.run(changed))
 
