@@ -49,6 +49,11 @@ class Replay:
         self._plan()
         self.kept: dict[str, Any] = {}
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The present values of parameters and buffers, by name."""
+        return {name: self.given[places[0]] for name, places in self.placeholders.items()}
+
     def _plan(self) -> None:
         """Find what each node reads, given that in-place operators change a value."""
         latest: dict[str, str] = {}

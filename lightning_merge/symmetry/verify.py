@@ -8,6 +8,7 @@ permuted group recomputes only what it changes, and stops where the values are a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,13 +47,17 @@ def _verify(
     replay = prepare(exported, generator, deadline)
     with torch.no_grad():
         base = replay.result(replay.kept)
-    state = {name: replay.given[p[0]] for name, p in replay.placeholders.items()}
+    state = replay.state
+
+    def change(draw: Draw, some: list[Group]) -> float:
+        return replay.error(_permuted(state, some, generator, draw))
+
     failed: list[str] = []
     passed = []
     with torch.no_grad():
         for group in tracked(groups, "Verifying permutations"):
             deadline.check("verifying the permutations")
-            error = replay.error(_permuted(state, [group], generator))
+            error = change(cycled, [group])
             if error <= TOLERANCE:
                 passed.append(group)
             else:
@@ -62,12 +67,12 @@ def _verify(
         for draw in (cycled, Group.random):
             deadline.check("verifying the permutations")
             if _together(replay, state, passed, base, generator, draw) > TOLERANCE:
-                passed, more = _one_after_another(replay, state, passed, generator, draw)
+                passed, more = one_after_another(passed, partial(change, draw))
                 failed += more
     deaf = _deaf(replay, state, passed, generator)
     if deaf:
         replay = prepare(exported, generator, deadline)
-        state = {name: replay.given[p[0]] for name, p in replay.placeholders.items()}
+        state = replay.state
         deaf = _deaf(replay, state, deaf, generator)
     failed += [f"{g.name}: the output does not depend on it: frozen" for g in deaf]
     return [group for group in passed if group not in deaf], failed
@@ -93,7 +98,7 @@ def _permuted(
     state: Mapping[str, Tensor],
     groups: Sequence[Group],
     generator: torch.Generator,
-    draw: Draw = cycled,
+    draw: Draw,
 ) -> dict[str, Tensor]:
     """The tensors that random permutations of these groups change."""
     permutation = {group.name: draw(group, generator) for group in groups}
@@ -116,18 +121,14 @@ def _together(
     return distance(base, replay.result(replay.full(given)))
 
 
-def _one_after_another(
-    replay: Replay,
-    state: Mapping[str, Tensor],
-    groups: Sequence[Group],
-    generator: torch.Generator,
-    draw: Draw,
+def one_after_another(
+    groups: Sequence[Group], error: Callable[[list[Group]], float]
 ) -> tuple[list[Group], list[str]]:
     """Groups that are right alone but wrong together: keep those that fit what is kept."""
     kept: list[Group] = []
     failed = []
     for group in groups:
-        if replay.error(_permuted(state, [*kept, group], generator, draw)) <= TOLERANCE:
+        if error([*kept, group]) <= TOLERANCE:
             kept.append(group)
         else:
             failed.append(f"{group.name}: does not combine with the other groups: frozen")

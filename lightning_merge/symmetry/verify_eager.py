@@ -15,9 +15,8 @@ from lightning_merge.modes import clear_caches, gradient_free, in_float64
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import by_tensor, gather, to_sources
 from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.symmetry.verify import TOLERANCE, one_after_another
 from lightning_merge.trace.exported import describe
-
-TOLERANCE = 1e-9
 
 
 def verify_eager(
@@ -49,13 +48,8 @@ def _verify_eager(
             passed.append(group)
     if network.change(passed, generator) <= TOLERANCE:
         return passed, failed
-    kept: list[Group] = []
-    for group in passed:
-        if network.change([*kept, group], generator) <= TOLERANCE:
-            kept.append(group)
-        else:
-            failed.append(f"{group.name}: does not combine with the other groups: frozen")
-    return kept, failed
+    kept, more = one_after_another(passed, lambda some: network.change(some, generator))
+    return kept, failed + more
 
 
 def _parts(group: Group) -> list[Group]:

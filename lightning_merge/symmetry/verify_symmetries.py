@@ -13,11 +13,10 @@ from lightning_merge.symmetry.linear_maps import apply_linear, orders, random_ma
 from lightning_merge.symmetry.replay import Replay, prepare
 from lightning_merge.symmetry.symmetries import Symmetric, folds_of
 from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.symmetry.verify import TOLERANCE
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.exported import Exported
 from lightning_merge.trace.folds import Folds
-
-TOLERANCE = 1e-9
 
 
 def verify_symmetries(
@@ -78,8 +77,7 @@ class _Trial:
         self.generator = torch.Generator().manual_seed(20240307)
         self.deadline, self.folds = deadline, folds
         self.replay: Replay = prepare(exported, self.generator, deadline)
-        placeholders = self.replay.placeholders
-        self.state = {name: self.replay.given[p[0]] for name, p in placeholders.items()}
+        self.state = self.replay.state
 
     def error(self, groups: Sequence[Group]) -> float:
         """How much the canonical form under random maps of these groups changes the output."""
