@@ -152,17 +152,11 @@ class Units:
 
     def roots(self) -> Ids:
         """The representative of each unit, `(count,)`, in one sweep over all ties."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
-
         if not self._ties:
             return np.arange(self.count, dtype=np.int64)
         left = np.concatenate([a for a, _ in self._ties])
         right = np.concatenate([b for _, b in self._ties])
-        graph = coo_matrix(
-            (np.ones(len(left), dtype=np.int8), (left, right)), shape=(self.count, self.count)
-        )
-        component = connected_components(graph, directed=False)[1].astype(np.int64)
+        component = components(left, right, self.count)
         # The smallest member represents its component, so that the order of the network's
         # tensors decides the order of the groups.
         first = np.full(int(component.max()) + 1, self.count, dtype=np.int64)
@@ -182,19 +176,13 @@ class Zones:
     """
 
     def __init__(self, count: int, signed: list[tuple[Ids, Ids, int]], limits: list[Limit]) -> None:
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
-
         none = [np.zeros(0, dtype=np.int64)]
         left = np.concatenate([a for a, _, _ in signed] or none)
         right = np.concatenate([b + (count if sign < 0 else 0) for _, b, sign in signed] or none)
         # Every unit is there twice, as itself and as what takes the inverse transpose.
         lefts = np.concatenate([left, left + count])
         rights = np.concatenate([right, (right + count) % max(2 * count, 1)])
-        graph = coo_matrix(
-            (np.ones(len(lefts), dtype=np.int8), (lefts, rights)), shape=(2 * count, 2 * count)
-        )
-        self.zone = connected_components(graph, directed=False)[1].astype(np.int64)
+        self.zone = components(lefts, rights, 2 * count)
         self.count = count
         self.kinds = np.full(2 * count, EVERY_KIND, dtype=np.int64)
         for one in limits:
@@ -214,3 +202,13 @@ class Zones:
     def allowed(self, ids: Ids) -> int:
         """The kinds of maps that all of these units allow."""
         return int(np.bitwise_and.reduce(self.kinds[self.zone[ids.ravel()]], initial=EVERY_KIND))
+
+
+def components(left: Ids, right: Ids, count: int) -> Ids:
+    """Which connected component each of `count` things is in, `(count,)`, by pairs of them."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
+    found: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

@@ -6,7 +6,6 @@ correlations: any order of them is as good. Their weights tell which is which.
 
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lightning_merge.align.matching.weight_similarity import add_products, moved
 from lightning_merge.symmetry.index_maps import Permutation, gather, to_sources
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.trace.units import components
 
 # Two correlations that differ by less are equal but for rounding.
 _EQUAL = 1e-6
@@ -27,9 +27,6 @@ def tied_units(scores: Tensor, blocks: int = 1) -> list[Tensor]:
     diagonal is what the assignment takes. Units change places only inside one of `blocks` runs of
     equal length.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     size, width = len(scores), len(scores) // blocks
     scores = scores.detach().to("cpu", torch.float64)
     one, other = _exchangeable(scores).triu(1).nonzero(as_tuple=True)
@@ -37,8 +34,7 @@ def tied_units(scores: Tensor, blocks: int = 1) -> list[Tensor]:
     pairs = one[inside].numpy(), other[inside].numpy()
     if not len(pairs[0]):
         return []
-    graph = coo_matrix((np.ones(len(pairs[0])), pairs), shape=(size, size))
-    component = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+    component = torch.from_numpy(components(*pairs, size))
     counts = component.bincount()
     return [(component == c).nonzero()[:, 0] for c in (counts > 1).nonzero()[:, 0]]
 
