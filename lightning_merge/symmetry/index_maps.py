@@ -42,15 +42,23 @@ def from_sources(groups: Iterable[Group], sources: Mapping[Place, Tensor]) -> Pe
         if source is None:
             permutation[group.name] = group.identity()
             continue
-        row_of = torch.full((member.length,), -1)
-        row_of[member.index] = torch.arange(group.size)[:, None]
-        p = row_of[source[member.index[:, 0]]]
+        p = member.unit_at[source[member.index[:, 0]]]
         permutation[group.name] = p
         inverse = torch.argsort(p)
         for member in group.members:
             if member.place in rest:
                 rest[member.place] = group.sources(member, inverse)[rest[member.place]]
     return permutation
+
+
+def carried_units(
+    group: Group, groups: Iterable[Group], permutation: Mapping[str, Tensor]
+) -> Tensor:
+    """Where each unit comes from once those groups are applied that carry its blocks, `(size,)`."""
+    outer = [other for other in groups if other.level > group.level]
+    member = group.members[0]
+    source = to_sources(outer, permutation).get(member.place)
+    return group.identity() if source is None else member.unit_at[source[member.index[:, 0]]]
 
 
 def gather_all(state: Mapping[str, Tensor], sources: Mapping[Place, Tensor]) -> dict[str, Tensor]:

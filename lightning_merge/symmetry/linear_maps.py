@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.errors import AlignmentError
-from lightning_merge.symmetry.index_maps import from_sources, to_sources
+from lightning_merge.symmetry.index_maps import carried_units, from_sources, to_sources
 from lightning_merge.symmetry.unit_group import Group, Member, in_order
 
 # How far from orthogonal, or from keeping the all-ones vector, a matrix in float32 may be.
@@ -174,17 +174,12 @@ def orders(groups: Sequence[Group], maps: Mapping[str, Tensor]) -> dict[str, Ten
     return found
 
 
-def _block_order(group: Group, groups: Sequence[Group], maps: Mapping[str, Tensor]) -> Tensor:
+def _block_order(
+    group: Group, groups: Sequence[Group], permutation: Mapping[str, Tensor]
+) -> Tensor:
     """Where each block of a group comes from: heads move as wholes."""
-    outer = [other for other in groups if other.level > group.level]
-    member = group.members[0]
-    source = to_sources(outer, orders(outer, maps)).get(member.place)
-    if source is None:
-        return torch.arange(group.blocks)
-    row_of = torch.full((member.length,), -1)
-    row_of[member.index[:, 0]] = torch.arange(group.size)
-    rows = row_of[source[member.index[:, 0]]]
-    return rows.reshape(group.blocks, -1)[:, 0] // (group.size // group.blocks)
+    width = group.size // group.blocks
+    return carried_units(group, groups, permutation)[::width] // width
 
 
 def _full_order(group: Group, order: Tensor, blocks: Tensor) -> Tensor:
@@ -202,7 +197,7 @@ def inverse_maps(groups: Sequence[Group], maps: Mapping[str, Tensor]) -> dict[st
         given = maps.get(group.name)
         if given is None or not given.is_floating_point():
             continue
-        blocks = _block_order(group, groups, maps)
+        blocks = _block_order(group, groups, places)
         if group.symmetry == "scaled":
             full = _full_order(group, places[group.name], blocks)
             factors = (1 / as_factors(group, given))[torch.argsort(full)]
@@ -225,7 +220,7 @@ def compose_maps(
         given = [maps.get(group.name) for maps in (first, second)]
         if not any(g is not None and g.is_floating_point() for g in given):
             continue
-        blocks = _block_order(group, groups, second)
+        blocks = _block_order(group, groups, places[1])
         if group.symmetry == "scaled":
             order = places[1].get(group.name, group.identity())
             earlier = as_factors(group, given[0])[_full_order(group, order, blocks)]

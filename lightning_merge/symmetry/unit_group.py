@@ -75,6 +75,13 @@ class Member:
         """The number of positions along the member's axes."""
         return int(torch.tensor([self.shape[a] for a in self.axes]).prod())
 
+    @property
+    def unit_at(self) -> Tensor:
+        """The unit at each position, `(length,)`; -1 where there is none."""
+        found = torch.full((self.length,), -1)
+        found[self.index] = torch.arange(len(self.index))[:, None]
+        return found
+
 
 def in_order(index: Tensor, length: int) -> bool:
     """Whether the units `(size, repeat)` have one position each: all `length` of them, in order."""

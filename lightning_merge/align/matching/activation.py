@@ -25,7 +25,7 @@ from lightning_merge.align.matching.symmetric_maps import (
 from lightning_merge.align.matching.tie_breaking import break_ties
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_descent import families
-from lightning_merge.symmetry.index_maps import Permutation, to_sources
+from lightning_merge.symmetry.index_maps import Permutation, carried_units
 from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 from lightning_merge.symmetry.unit_group import Group
 
@@ -222,7 +222,10 @@ def assign_groups(
                     continue
                 score = of_matched_heads(score, result[heads_of.name])
             elif group.blocks > 1:
-                score = score[:, _carried(spec, group, result).to(score.device)]
+                # Shuffled channels are carried by the blocks of two layers at once, which are
+                # matched by others.
+                moved = carried_units(group, spec.groups, result)
+                score = score[:, moved.to(score.device)]
             p = result[group.name] = assign_blocks(score, group.blocks)
             placed[group.name] = score[:, p.to(score.device)]
     known = {*placed, *unknown, *(g.parent for g in spec.groups if g.name in placed)}
@@ -254,18 +257,3 @@ def _in_shared_heads(spec: PermutationSpec) -> set[str]:
         and not {m.place for m in outer.members}.isdisjoint(m.place for m in inner.members)
     ]
     return {name for pair in pairs for name in pair}
-
-
-def _carried(spec: PermutationSpec, group: Group, permutation: Permutation) -> Tensor:
-    """The group's units as they lie once those groups are applied that carry its blocks, `(size,)`.
-
-    Shuffled channels are carried by the blocks of two layers at once, which are matched by others.
-    """
-    member = group.members[0]
-    outer = [other for other in spec.groups if other.level > group.level]
-    source = to_sources(outer, permutation).get(member.place)
-    if source is None:
-        return group.identity()
-    unit_at = torch.full((member.length,), -1)
-    unit_at[member.index] = group.identity()[:, None]
-    return unit_at[source[member.index[:, 0]]]

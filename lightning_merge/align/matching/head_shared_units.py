@@ -78,9 +78,7 @@ def _are_at(heads: Member, site: Site) -> bool:
 
 def _columns(held: Member, heads: Member) -> Tensor | None:
     """For each head the columns of `held.index` in it, `(heads, k)`; None if they do not fit."""
-    head_of = torch.full((heads.length,), -1)
-    head_of[heads.index] = torch.arange(len(heads.index))[:, None]
-    found = head_of[held.index]
+    found = heads.unit_at[held.index]
     if (found < 0).any() or (found != found[:1]).any():
         return None
     order = found[0].argsort(stable=True)
