@@ -5,7 +5,7 @@ head of a is to be compared with is known only when the heads are matched. Until
 pair of heads is compared.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,6 +28,19 @@ def carrier(groups: Iterable[Group], group: Group) -> Group | None:
             if held is not None and _columns(held, member) is not None:
                 return other
     return None
+
+
+def lone_groups(groups: Sequence[Group]) -> list[Group]:
+    """The groups of units that lie in no heads and are no heads themselves."""
+    outer = {group.parent for group in groups}
+    return [
+        group
+        for group in groups
+        if group.blocks == 1
+        and group.level == 0
+        and group.name not in outer
+        and carrier(groups, group) is None
+    ]
 
 
 def sites_of(found: Iterable[Site], heads: Group | None) -> list[Site]:

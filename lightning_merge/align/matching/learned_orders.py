@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.assignment import assign
-from lightning_merge.align.matching.head_shared_units import carrier
+from lightning_merge.align.matching.head_shared_units import lone_groups
 from lightning_merge.align.matching.weight_similarity import add_products, moved_parameters, rows
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.linear_maps import map_member
@@ -85,16 +85,8 @@ class LearnedOrders(nn.Module):
 
 def free_orders(spec: PermutationSpec) -> list[Group]:
     """The groups of which every permutation is allowed, whatever the others do."""
-    outer = {group.parent for group in spec.groups}
-    return [
-        group
-        for group in spec.groups
-        if group.symmetry in ("permutation", "scaled")
-        and group.blocks == 1
-        and group.level == 0
-        and group.name not in outer
-        and carrier(spec.groups, group) is None
-    ]
+    kinds = ("permutation", "scaled")
+    return [group for group in lone_groups(spec.groups) if group.symmetry in kinds]
 
 
 def sinkhorn(logits: Tensor, rounds: int = _ROUNDS) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.align.matching.activation import assign_groups, token_orders
-from lightning_merge.align.matching.head_shared_units import carrier
+from lightning_merge.align.matching.head_shared_units import lone_groups
 from lightning_merge.align.matching.matching import nothing_to_align
 from lightning_merge.align.matching.moments import Moments
 from lightning_merge.align.matching.observe import observe, summed_correlation, with_state
@@ -97,7 +97,7 @@ def zip_it(
         )
     cut = find_cut(spec, model_a, until, examples[0])
     # Behind the cut the networks may differ in shape: nothing of that is merged.
-    alike = {name: b[name] if b[name].shape == a[name].shape else a[name] for name in a}
+    alike = _where_alike(a, b)
     trunk = copy.deepcopy(model_a)
     trunk.load_state_dict(zipped_state(spec, a, alike, found))
     zipped = found.zips.get(cut.group)
@@ -133,7 +133,7 @@ def match_units(
     if nothing_to_align(spec):
         return Zipping({}, {})
     a, b = model_a.state_dict(), model_b.state_dict()
-    alike = {name: b[name] if b[name].shape == a[name].shape else a[name] for name in a}
+    alike = _where_alike(a, b)
     tokens = token_orders(spec, a, alike)
     if tokens:
         alike = spec.apply(alike, tokens)
@@ -152,12 +152,16 @@ def match_units(
     return Zipping(permutation, zips)
 
 
+def _where_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of b, and those of a where their shapes differ."""
+    return {name: b[name] if b[name].shape == a[name].shape else a[name] for name in a}
+
+
 def zippable(spec: PermutationSpec) -> list[Group]:
     """The groups whose units may be merged within a network, too.
 
     Not those inside heads or grouped convolutions, where merging units would join the heads.
     """
-    apart = {group.parent for group in spec.groups if group.parent}
     made: dict[str, set[tuple[int, ...]]] = {}
     for group in spec.groups:
         for member in group.members:
@@ -165,12 +169,8 @@ def zippable(spec: PermutationSpec) -> list[Group]:
                 made.setdefault(member.tensor, set()).add(member.axes)
     return [
         group
-        for group in spec.groups
-        if group.blocks == 1
-        and group.level == 0
-        and group.name not in apart
-        and carrier(spec.groups, group) is None
-        and all(m.role == "reads" or len(made[m.tensor]) == 1 for m in group.members)
+        for group in lone_groups(spec.groups)
+        if all(m.role == "reads" or len(made[m.tensor]) == 1 for m in group.members)
     ]
 
 
