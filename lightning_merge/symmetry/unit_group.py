@@ -82,10 +82,24 @@ class Member:
         found[self.index] = torch.arange(len(self.index))[:, None]
         return found
 
+    def apart_from(self, taken: Iterable[Tensor]) -> Tensor:
+        """The index without the columns of positions that others have taken."""
+        free = torch.ones(self.length, dtype=torch.bool)
+        for index in taken:
+            free[index.reshape(-1)] = False
+        return self.index[:, free[self.index[0]]]
+
 
 def in_order(index: Tensor, length: int) -> bool:
     """Whether the units `(size, repeat)` have one position each: all `length` of them, in order."""
     return index.shape == (length, 1) and torch.equal(index[:, 0], torch.arange(length))
+
+
+def other_positions(index: Tensor, size: int) -> Tensor:
+    """The positions, of so many, that are missing in an index."""
+    rest = torch.ones(size, dtype=torch.bool)
+    rest[index] = False
+    return rest.nonzero()[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import centred
 from lightning_merge.symmetry.spec import PermutationSpec
-from lightning_merge.symmetry.unit_group import Group
+from lightning_merge.symmetry.unit_group import Group, other_positions
 
 _TOLERANCE = 1e-6
 # Axes of a grouped convolution's inputs, counted as `(groups, outputs, inputs, ...)`.
@@ -274,7 +274,7 @@ def _padded(
     for axis, (size, room) in enumerate(zip(value.shape, like.shape, strict=True)):
         old, new = places.get(axis, (torch.zeros(0).long(), torch.zeros(0).long()))
         # Single units, and tokens that are parameters among positions that stay.
-        rest, there = _others(old, size), free.get((name, axis), torch.arange(room))
+        rest, there = other_positions(old, size), free.get((name, axis), torch.arange(room))
         if len(rest) not in (0, len(there)):
             layer = name.rpartition(".")[0]
             why = [line for line in frozen if line.startswith(f"{name} axis {axis}: ")]
@@ -314,13 +314,6 @@ def _free(
                 taken[place] = torch.zeros(member.length, dtype=torch.bool)
             taken[place][member.index if group in matched else member.index[1:]] = True
     return {place: (~mask).nonzero()[:, 0] for place, mask in taken.items()}
-
-
-def _others(index: Tensor, size: int) -> Tensor:
-    """The positions that are missing in an index."""
-    rest = torch.ones(size, dtype=torch.bool)
-    rest[index] = False
-    return rest.nonzero()[:, 0]
 
 
 def _change(

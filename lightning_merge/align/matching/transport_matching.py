@@ -209,7 +209,10 @@ class _Fusion:
         found = list(self._fitting(family, plans, False)) or list(
             self._fitting(family, plans, True)
         )
-        costs = {group.name: self._zeros(group) for group in family}
+        costs = {
+            group.name: torch.zeros(group.size, same_named(self.spec_b, group).size).double()
+            for group in family
+        }
         for tensor, place in found + self._vectors(family):
             one = unit_rows(self.a[tensor].detach().cpu().double(), place, place.shape_a)[1]
             carried_b = carried(self.b[tensor], self.places[tensor], plans, tensor, skip=place)
@@ -239,10 +242,6 @@ class _Fusion:
             for place in places
             if place.groups & names
         ]
-
-    def _zeros(self, group: Group) -> Tensor:
-        other = same_named(self.spec_b, group)
-        return torch.zeros(group.size, other.size, dtype=torch.float64)
 
     def _heads(self, family: Sequence[Group], costs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A plan of heads by the plans inside each pair of them, and these plans put together."""

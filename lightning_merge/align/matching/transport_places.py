@@ -10,7 +10,7 @@ from lightning_merge.align.matching.head_shared_units import carrier
 from lightning_merge.align.matching.soft_permutation import is_interlocked, plan_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.spec import PermutationSpec
-from lightning_merge.symmetry.unit_group import Group, Member
+from lightning_merge.symmetry.unit_group import Group, Member, other_positions
 
 Axes = tuple[int, ...]
 Plans = Mapping[str, Tensor]
@@ -116,12 +116,7 @@ def _kind(name: str, member: Member, _: bool) -> tuple[str, Axes, str]:
 def _left(name: str, one: Member, other: Member, taken: Iterable[Units]) -> Units | None:
     """The units of a group without the positions that other groups have."""
     used = list(taken)
-    rest = []
-    for member, indices in ((one, [u.index_a for u in used]), (other, [u.index_b for u in used])):
-        covered = torch.zeros(member.length, dtype=torch.bool)
-        for index in indices:
-            covered[index.reshape(-1)] = True
-        rest.append(member.index[:, ~covered[member.index[0]]])
+    rest = one.apart_from(u.index_a for u in used), other.apart_from(u.index_b for u in used)
     if not rest[0].shape[1]:
         return None
     if rest[0].shape[1] != rest[1].shape[1]:
@@ -150,7 +145,9 @@ def _carried_along(value: Tensor, place: Place, plans: Plans, name: str) -> Tens
     front, moved = unit_rows(value, place, place.shape_b)
     length = place.shape_a[place.axes[0]]
     rest = [
-        _others([getattr(units, index) for units in place.units], size)
+        other_positions(
+            torch.cat([getattr(units, index).reshape(-1) for units in place.units]), size
+        )
         for index, size in (("index_a", length), ("index_b", len(moved)))
     ]
     if len(rest[0]) != len(rest[1]):
@@ -176,13 +173,6 @@ def unit_rows(value: Tensor, place: Place, shape: tuple[int, ...]) -> tuple[torc
     view = value if len(shape) == value.ndim else value.reshape(shape)
     moved = view.movedim(place.axes[0], 0)
     return moved.shape, moved.reshape(len(moved), -1)
-
-
-def _others(indices: Sequence[Tensor], size: int) -> Tensor:
-    taken = torch.zeros(size, dtype=torch.bool)
-    for index in indices:
-        taken[index.reshape(-1)] = True
-    return (~taken).nonzero()[:, 0]
 
 
 def same_named(spec: PermutationSpec, group: Group) -> Group:

@@ -15,7 +15,7 @@ from lightning_merge.align.matching.weight_similarity import (
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.index_maps import Permutation, from_sources, gather_all, to_sources
 from lightning_merge.symmetry.spec import PermutationSpec
-from lightning_merge.symmetry.unit_group import Group, Member, Place
+from lightning_merge.symmetry.unit_group import Group, Place
 
 # A step counts if it raises the objective by this share of |a| |b|. One misplaced unit of a
 # hundred thousand weighs a hundred times more.
@@ -168,7 +168,8 @@ class Descent:
         for member in group.members:
             if member.tensor not in tensors:
                 continue
-            index = _left_over(member, without) if without else member.index
+            inside = [m.index for g in without for m in g.members if m.place == member.place]
+            index = member.apart_from(inside) if inside else member.index
             if index.numel() == 0:
                 continue
             left = rows(self.a[member.tensor], member, index)
@@ -190,13 +191,3 @@ def families(spec: PermutationSpec) -> list[list[Group]]:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _left_over(member: Member, inside: Sequence[Group]) -> Tensor:
-    """The positions of heads that no group inside them moves."""
-    covered = torch.zeros(member.length, dtype=torch.bool)
-    for group in inside:
-        for other in group.members:
-            if other.place == member.place:
-                covered[other.index.reshape(-1)] = True
-    return member.index[:, ~covered[member.index[0]]]
