@@ -203,14 +203,14 @@ def _of_trainer(error: BaseException) -> MergeError | None:
         return None
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from lightning_merge.commands.resumable import of_restoring
+    from lightning_merge.commands.resumable import of_restoring, raised_in
 
     of_checkpoint = of_restoring(error)
     if of_checkpoint is not None:
         return of_checkpoint
     found: BaseException | None = error
     while found is not None:
-        where = _raised_in(found)
+        where = raised_in(found)
         if (
             isinstance(found, MisconfigurationException)
             or (isinstance(found, ValueError | TypeError) and where.startswith(_SETTINGS))
@@ -220,14 +220,6 @@ def _of_trainer(error: BaseException) -> MergeError | None:
             return MergeError(f"Trainer: {' '.join(str(found).split())}")
         found = found.__cause__
     return None
-
-
-def _raised_in(error: BaseException) -> str:
-    """The name of the Python module that raised an error."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    return "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
 
 
 def _lightning(words: list[str] | None) -> None:

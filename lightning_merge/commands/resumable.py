@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -38,12 +39,12 @@ def check_resumable(path: str | None) -> None:
 
 def of_restoring(error: BaseException) -> MergeError | None:
     """An error that Lightning met while it restored a checkpoint, as a `MergeError`."""
-    frames = list(_frames(error))
+    frames = _frames(error)
     restores = any(
         _module(frame) == _RESTORES and frame.f_code.co_name.lstrip("_").startswith("res")
         for frame in frames
     )
-    if not (restores and _module(frames[-1]).startswith(_READERS)) and not _in_resumed_step(frames):
+    if not (restores and raised_in(error).startswith(_READERS)) and not _in_resumed_step(frames):
         return None
     first, _, rest = str(error).partition("\n\t")
     if first.startswith("Error(s) in loading"):
@@ -115,11 +116,14 @@ def _in_memory(value: Any) -> bool:
     return bool(value.layout == torch.strided)
 
 
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    at = error.__traceback__
-    while at is not None:
-        yield at.tb_frame
-        at = at.tb_next
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in walk_tb(error.__traceback__)]
+
+
+def raised_in(error: BaseException) -> str:
+    """The name of the Python module that raised an error."""
+    frames = _frames(error)
+    return _module(frames[-1]) if frames else ""
 
 
 def _module(frame: FrameType) -> str:
