@@ -62,52 +62,36 @@ class Transferred:
         return hook
 
 
-def statistics_batches(trainer: Trainer, *, augmented: bool = False, seed: int = 0) -> Transferred:
-    """All training batches, without augmentation if possible, in random order, on every rank.
-
-    They are the batches of the data module's `statistics_dataloader()` if it has one (training
-    images without augmentation) and `augmented` does not rule it out, else those of a copy of the
-    Trainer's training loader: the Trainer's own is in the middle of its epoch. With several loaders
-    they are all batches, one loader after the other. The order is that of `in_random_order`.
-    """
-    data = getattr(trainer, "datamodule", None)
-    plain = None if augmented else _plain(data)
-    return Transferred(
-        _drawn(trainer.train_dataloader if plain is None else plain, seed),
-        trainer.lightning_module,
-        data,
-        trainer.strategy.root_device,
-        trainer.precision_plugin.convert_input,
-    )
-
-
 def statistics_share(
     trainer: Trainer,
     limit: int | None = None,
     *,
     module: LightningModule | None = None,
     augmented: bool = False,
-    seed: int = 0,
 ) -> Share:
     """This rank's share of the training batches, for statistics of all ranks together.
 
-    A Trainer that is not fitting must have a data module. `limit` counts the batches of all ranks
-    together; the seed is the same on all of them. The batch-transfer hooks of `module` apply, those
-    of the Trainer's own if it is not given; `augmented` is as for `statistics_batches`.
+    They are as for `statistics_batches_of`; where there is no `statistics_dataloader()` a copy of
+    the Trainer's training loader is read: the Trainer's own is in the middle of its epoch. One that
+    is not fitting must have a data module. `limit` counts the batches of all ranks together. The
+    batch-transfer hooks of `module` apply, those of the Trainer's own if it is not given.
     """
     data = getattr(trainer, "datamodule", None)
     own = trainer.lightning_module if module is None else module
+    device = trainer.strategy.root_device
     if trainer.train_dataloader is not None:
-        batches = replace(statistics_batches(trainer, augmented=augmented, seed=seed), module=own)
+        plain = None if augmented else _plain(data)
+        loader = _drawn(trainer.train_dataloader if plain is None else plain, 0)
+        convert = trainer.precision_plugin.convert_input
+        batches = Transferred(loader, own, data, device, convert)
     elif data is not None:
-        device = trainer.strategy.root_device
-        batches = statistics_batches_of(data, own, device, seed=seed, augmented=augmented)
+        batches = statistics_batches_of(data, own, device, augmented=augmented)
     else:
         raise ConfigError(
             "statistics are taken on training data, and there is none: give the Trainer a data "
             "module, or leave the reset of BatchNorm out"
         )
-    share = share_of(batches.loader, limit, seed)
+    share = share_of(batches.loader, limit)
     return replace(share, batches=replace(batches, loader=share.batches))
 
 
@@ -120,10 +104,12 @@ def statistics_batches_of(
     *,
     augmented: bool = False,
 ) -> Transferred:
-    """Training batches as in `statistics_batches`, on `device`, when no Trainer is fitting.
+    """All training batches on `device`, without augmentation if possible, in random order.
 
-    The module's batch-transfer hooks apply. At most so many `examples` of an indexable data set are
-    drawn, at random.
+    They are those of the data module's `statistics_dataloader()` (training images without
+    augmentation) if it has one and they are not to be `augmented`. With several loaders they are
+    all batches, one loader after the other. The module's batch-transfer hooks apply. At most so
+    many `examples` of an indexable data set are drawn, at random (see `in_random_order`).
     """
     plain = None if augmented else _plain(data)
     loader = data.train_dataloader() if plain is None else plain
