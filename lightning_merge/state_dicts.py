@@ -195,33 +195,26 @@ def is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def fit_names(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    name: str,
-    strict: bool = True,
-) -> StateDict:
+def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> StateDict:
     """Renames a state dict's tensors to the names that a module's state dict has.
 
     It may have the module's names, those of one part of it (such as a bare network, if the module
     keeps it under `network.`), or those of the module in a wrapper (`module.`, `_orig_mod.`,
-    `AveragedModel`). If not `strict`, missing tensors are the module's own; a missing batch counter
-    is in any case, and a missing one of several tied tensors is taken from the others, which must
-    be equal. The message names the first tensor that differs; what is not a tensor in `expected` is
-    ignored.
+    `AveragedModel`). A missing batch counter is taken from the module, and a missing one of several
+    tied tensors from the others, which must be equal. The message names the first tensor that
+    differs; what is not a tensor in `expected` is ignored.
     """
     wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
     ties = _tied(wanted)
-    absent_allowed = list(ties) if strict else list(wanted)
-    found = matched(state, wanted, absent_allowed)
+    found = matched(state, wanted, ties)
     named = {key: state[own] for key, own in found.items()} if found else dict(state)
     for key in wanted:
-        partner = next((other for other in ties.get(key, ()) if other in named), None)
         if key in named:
             continue
+        partner = next((other for other in ties.get(key, ()) if other in named), None)
         if partner is not None:
             named[key] = named[partner]
-        elif found and (not strict or is_batch_counter(key)):
+        elif found and is_batch_counter(key):
             named[key] = wanted[key].detach().clone()
     for key in [*wanted, *(key for key in named if key not in wanted)]:
         ours, theirs = _shape(named, key), _shape(wanted, key)
