@@ -4,7 +4,7 @@ They are the repository's `configs/`, which the wheel holds as `lightning_merge/
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
@@ -50,17 +50,15 @@ def first_comment(path: Path) -> str:
 
 def with_presets(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the paths of the presets that `-c` and `--config` name."""
-    return list(_with_paths(words))
-
-
-def _with_paths(words: Sequence[str]) -> Iterator[str]:
+    found = []
     before = ""
     for word in words:
         option, equals, value = word.partition("=")
         if before in ("-c", "--config") and word.startswith(PREFIX):
-            yield str(preset(word.removeprefix(PREFIX)))
+            found.append(str(preset(word.removeprefix(PREFIX))))
         elif option == "--config" and equals and value.startswith(PREFIX):
-            yield f"{option}={preset(value.removeprefix(PREFIX))}"
+            found.append(f"{option}={preset(value.removeprefix(PREFIX))}")
         else:
-            yield word
+            found.append(word)
         before = word
+    return found
