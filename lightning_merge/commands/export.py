@@ -50,16 +50,15 @@ def export(words: list[str]) -> None:
         folder = export_masks(
             chosen.checkpoint, chosen.masks, chosen.output, chosen.threshold, chosen.overwrite
         )
-        print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
-        return
-    folder = export_checkpoint(
-        chosen.checkpoint,
-        chosen.output,
-        result_of_merge(chosen.checkpoint, chosen.result),
-        chosen.overwrite,
-        onnx=chosen.onnx,
-        torch_export=chosen.torch_export,
-    )
+    else:
+        folder = export_checkpoint(
+            chosen.checkpoint,
+            chosen.output,
+            result_of_merge(chosen.checkpoint, chosen.result),
+            chosen.overwrite,
+            onnx=chosen.onnx,
+            torch_export=chosen.torch_export,
+        )
     print(f"{folder}: {', '.join(sorted(one.name for one in folder.iterdir()))}")
     if chosen.push_to_hub:
         print(push_to_hub(folder, chosen.push_to_hub, chosen.overwrite))
