@@ -30,13 +30,13 @@ def log_table(logger: "Logger | None", name: str, rows: Sequence[Mapping[str, An
         write_csv(Path(logger.log_dir) / f"{name}.csv", rows)  # type: ignore[union-attr, arg-type]
 
 
-def log_figure(logger: "Logger | None", name: str, figure: "Figure", step: int = 0) -> None:
+def log_figure(logger: "Logger | None", name: str, figure: "Figure") -> None:
     """Logs a figure under a name."""
     kind = type(logger).__name__
     if kind == "WandbLogger":
         logger.log_image(key=name, images=[figure])  # type: ignore[union-attr]
     elif kind == "TensorBoardLogger":
-        logger.experiment.add_figure(name, figure, step)  # type: ignore[union-attr]
+        logger.experiment.add_figure(name, figure, 0)  # type: ignore[union-attr]
     elif kind == "MLFlowLogger":
         run = logger.run_id  # type: ignore[union-attr]
         logger.experiment.log_figure(run, figure, f"{name}.png")  # type: ignore[union-attr]

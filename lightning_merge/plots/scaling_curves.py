@@ -59,7 +59,7 @@ def plot_magnitude(curves: Sequence[Curve], title: str = "") -> Figure:
     sizes = sorted({curve["pool_size"] for curve in curves})
     look = looks([{**curve, "method": curve["name"]} for curve in curves])
     with style():
-        figure, panels = _panels(len(sizes), (3.3, 2.7), sharey=True)
+        figure, panels = _panels(len(sizes), (3.3, 2.7))
         shown: list[float] = []
         for axes, size in zip(panels, sizes, strict=False):
             for name, one in look.items():
@@ -141,7 +141,7 @@ def plot_magnitude_scatter(curves: Sequence[Curve], title: str = "") -> Figure:
     margin = max(0.02, 0.05 * float(shown.max() - shown.min()))
     low, high = float(shown.min()) - margin, float(shown.max()) + margin
     with style():
-        figure, panels = _panels(len(chosen), (2.3, 2.15), sharey=True, sharex=True)
+        figure, panels = _panels(len(chosen), (2.3, 2.15), sharex=True)
         for axes, index in zip(panels, chosen, strict=False):
             x, y = (points[name][:, index].ravel() for name in (soup, ensemble))
             axes.axline((low, low), slope=1, color="black", lw=0.8)
@@ -190,13 +190,13 @@ def _factors(axes: Any, factor: Sequence[float]) -> None:
 
 
 def _panels(
-    count: int, size: tuple[float, float], sharex: bool = False, sharey: bool = False
+    count: int, size: tuple[float, float], sharex: bool = False
 ) -> tuple[Figure, list[Any]]:
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
     width, height = max(5.0, size[0] * columns), 1.1 + size[1] * rows
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=True).flat)
     for axes in panels[count:]:
         axes.set_axis_off()
     return figure, panels
