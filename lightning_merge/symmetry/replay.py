@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from lightning_merge.errors import AlignmentError
 from lightning_merge.trace.deadline import Deadline
-from lightning_merge.trace.exported import Exported, bind, describe, operator_name
+from lightning_merge.trace.exported import Exported, bind, describe, mutates, operator_name
 
 _UNCHANGED = 1e-11
 _SCALES = (1.0, 0.3, 0.1)
@@ -65,8 +65,7 @@ class Replay:
             names = [n.name for n in node.all_input_nodes]
             self.alias[node.name] = {n: latest[n] for n in names if n in latest}
             self.reads[node.name] = [latest.get(n, n) for n in names]
-            schema = getattr(node.target, "_schema", None)
-            if schema is not None and schema.is_mutable and isinstance(node.args[0], fx.Node):
+            if mutates(node):
                 target = node.args[0]
                 self.in_place.add(node.name)
                 latest[target.name] = node.name

@@ -109,6 +109,12 @@ def operator_name(target: Any) -> str:
     return name.rstrip("_") if not name.startswith("__") else name
 
 
+def mutates(node: fx.Node) -> bool:
+    """Whether a call changes the value of its first argument in place."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema and schema.is_mutable and node.args and isinstance(node.args[0], fx.Node))
+
+
 def bind(node: fx.Node) -> dict[str, Any]:
     """A call's arguments by name, defaults included."""
     schema = getattr(node.target, "_schema", None)

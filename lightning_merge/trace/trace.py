@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from lightning_merge.trace.deadline import Deadline
 from lightning_merge.trace.equivariance import limit_maps
-from lightning_merge.trace.exported import Exported, bind, operator_name
+from lightning_merge.trace.exported import Exported, bind, mutates, operator_name
 from lightning_merge.trace.folds import Folds, find_folds
 from lightning_merge.trace.layout import Atom, Label, Layout, atom, excuse, labelled, plain
 from lightning_merge.trace.rules import RULES, layouts_in
@@ -210,7 +210,7 @@ def _call(
             result = [replace(layout, is_data=True) for layout in result]
         else:
             result = replace(result, is_data=True)
-    if _in_place(node) and isinstance(result, Layout):
+    if mutates(node) and isinstance(result, Layout):
         # Later readers of the mutated value see the result.
         values[_first(node)] = result
     return result
@@ -219,11 +219,6 @@ def _call(
 def _first(node: fx.Node) -> str:
     """The name of the node that a call reads first."""
     return node.all_input_nodes[0].name
-
-
-def _in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema and schema.is_mutable and node.args and isinstance(node.args[0], fx.Node))
 
 
 def _fill(value: Any, values: dict[str, Any]) -> Any:
