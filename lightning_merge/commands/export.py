@@ -3,7 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
-from lightning_merge.commands.export_masks import export_masks
+from lightning_merge.aggregate import write_masked
+from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError
 from lightning_merge.hub import push_to_hub
@@ -47,9 +48,7 @@ def export(words: list[str]) -> None:
     chosen = parser.parse_args(words)
     if chosen.masks:
         _check_unused(chosen)
-        folder = export_masks(
-            chosen.checkpoint, chosen.masks, chosen.output, chosen.threshold, chosen.overwrite
-        )
+        folder = _export_masks(chosen)
     else:
         folder = export_checkpoint(
             chosen.checkpoint,
@@ -69,3 +68,19 @@ def _check_unused(chosen: Namespace) -> None:
     unused = [f"--{name}" for name in without if getattr(chosen, name)]
     if unused:
         raise ConfigError(f"--masks goes without {', '.join(unused)}: leave one of them out")
+
+
+def _export_masks(chosen: Namespace) -> Path:
+    """Writes what `load_task` reads; a task has the name of its file where it is given none."""
+    paths: dict[str, Path] = {}
+    for given in chosen.masks:
+        name, found, path = given.partition("=")
+        if not found or Path(given).exists():
+            # Lightning's own names have a sign of equality: epoch=1-step=40.ckpt.
+            name, path = Path(given).stem, given
+        if name in paths:
+            raise ConfigError(f"--masks: two tasks are called '{name}': write NAME=CHECKPOINT")
+        paths[name] = Path(path)
+    states = {name: read_checkpoint(path).state_dict for name, path in paths.items()}
+    start = read_checkpoint(chosen.checkpoint).state_dict
+    return write_masked(start, states, chosen.output, chosen.threshold, chosen.overwrite)
