@@ -11,14 +11,14 @@ from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.measurement import Measurement
 from lightning_merge.measure.recommendation import Recommendation, recommend
 from lightning_merge.plots.figure import Stored, figures
+from lightning_merge.report.against_fine_tuning import duels, duels_part
 from lightning_merge.report.comparison_page import comparison_page
 from lightning_merge.report.comparison_report import comparison_report
 from lightning_merge.report.confusion_matrices import confusion_matrices
 from lightning_merge.report.fitted_table import FittedTable
-from lightning_merge.report.paper_table import write_paper_table
+from lightning_merge.report.paper_table import paper_part, paper_table, write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
-from lightning_merge.report.study_parts import study_parts
 from lightning_merge.report.summary import (
     judged,
     metric_columns,
@@ -101,8 +101,9 @@ class Comparison(Results):
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.csv`, `results.json`, `report.md`, `report.html` and the figures."""
         rows, drawn = self._rows(), self.figures()
-        curves = self.swept.get("magnitudes", ())
-        parts = study_parts(self.details.get("config"), self.rows, self.summary, curves)
+        config = self.details.get("config") or {}
+        found = duels(self.rows, config.get("recipes") or [])
+        table = paper_table(config, self.summary, self.swept.get("magnitudes", ()))
         results = {
             **self.made_by,
             **self.details,
@@ -111,16 +112,19 @@ class Comparison(Results):
             "measurements": rows,
             "summary": self.summary,
             **self.swept,
-            **parts.results,
         }
+        if found:
+            results["against_fine_tuning"] = [one.plain() for one in found]
+        if table is not None:
+            results["paper_table"] = table.plain
         tables: dict[str, Sequence[Mapping[str, Any]]] = {"comparison": rows}
         if self.alphas:
             tables["alphas_by_layer"] = alpha_rows(self.alphas)
         told = self.title, results, self.recommendation, list(drawn)
         report, page = comparison_report(*told), comparison_page(*told)
-        report += parts.text
+        report += duels_part(found) + paper_part(table)
         written = publish(folder, rows, results, report, page, drawn, tables, self.loggers)
-        return written + write_paper_table(folder, parts.table)
+        return written + write_paper_table(folder, table)
 
     def _judgement(self) -> Plain:
         """What was chosen, and the confusion matrices, as in `results.json`."""

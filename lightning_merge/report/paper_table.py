@@ -176,6 +176,11 @@ def paper_table(
     return PaperTable(title, table, names, rows, list(config.get("differs") or []))
 
 
+def paper_part(table: PaperTable | None) -> str:
+    """The section of the report; empty without a table."""
+    return "" if table is None else f"\n## The paper's table\n\n{table.markdown}"
+
+
 def write_paper_table(folder: Path, table: PaperTable | None) -> list[Path]:
     """Writes a table as Markdown, CSV and LaTeX; removes an earlier one if there is none now."""
     if table is None:

@@ -10,7 +10,7 @@ from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.plots.figure import Stored
 from lightning_merge.plots.methods import methods
 from lightning_merge.report.fitted_table import FittedTable
-from lightning_merge.report.paper_table import paper_table, write_paper_table
+from lightning_merge.report.paper_table import paper_part, paper_table, write_paper_table
 from lightning_merge.report.publish import publish
 from lightning_merge.report.results import Merges, Results
 from lightning_merge.report.summary import judged, summarise
@@ -123,11 +123,10 @@ class TaskResults(Results):
         }
         logged = {name: tables[name] for name in ("tasks", "corruptions") if tables[name]}
         given = self.study, results, self.recommendation, self.heads, list(drawn)
-        report = task_report(*given)
         table = paper_table(vars(self.study), joined_tables(rows))
+        report = task_report(*given) + paper_part(table)
         if table is not None:
             results["paper_table"] = table.plain
-            report += f"\n## The paper's table\n\n{table.markdown}"
         page = task_page(*given)
         logged = {"measurements": rows, **logged}
         written = publish(folder, rows, results, report, page, drawn, logged, self.loggers)
