@@ -32,9 +32,8 @@ from lightning_merge.symmetry.verify import verify
 from lightning_merge.symmetry.verify_eager import verify_eager
 from lightning_merge.symmetry.verify_symmetries import verify_symmetries
 from lightning_merge.trace.deadline import Deadline
-from lightning_merge.trace.exported import export
+from lightning_merge.trace.exported import export, structure_hash
 from lightning_merge.trace.folds import Folds
-from lightning_merge.trace.structure_hash import structure_hash
 
 # Far more than any network of timm takes; a bound, so that nothing seems to hang for ever.
 TIME_LIMIT = 1800.0
