@@ -54,7 +54,7 @@ def inputs_in(batches: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def needed_arguments(model: torch.nn.Module) -> list[str]:
-    """What a network's `forward` cannot do without, `inputs_of` a batch being the first."""
+    """The arguments that a network's `forward` cannot do without, the first being its input."""
     arguments = inspect.signature(model.forward).parameters.values()
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [

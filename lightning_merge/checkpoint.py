@@ -70,7 +70,7 @@ class Checkpoint:
 
 
 def state_of(network: Mapping[str, Any] | nn.Module | str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The state dict of a network, of a file of weights, or the one that is given."""
+    """The state dict of a network, of a file of weights, or the one that is given, NumPy's too."""
     if isinstance(network, str | os.PathLike):
         return read_checkpoint(network).state_dict
     return in_memory(network)

@@ -78,9 +78,9 @@ def check_classes(path: object, value: Any, instead: str) -> None:
 
 @contextmanager
 def bounded(path: object, state: Mapping[str, Tensor], instead: str) -> Iterator[None]:
-    """Limits the size of a network that is built from a file's description to that of its tensors.
+    """Limits the size of a network that is built from a file's description.
 
-    `instead` is the advice in messages.
+    It may not become far larger than the file's tensors; `instead` is the advice in messages.
     """
     held = sum(value.numel() * value.element_size() for value in state.values())
     limit = _Limit(_TIMES * held + _SLACK, _TENSORS_TIMES * len(state) + _MORE_TENSORS)

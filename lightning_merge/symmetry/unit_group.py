@@ -96,7 +96,7 @@ def in_order(index: Tensor, length: int) -> bool:
 
 
 def other_positions(index: Tensor, size: int) -> Tensor:
-    """The positions, of so many, that are missing in an index."""
+    """Which of so many positions are not in an index."""
     rest = torch.ones(size, dtype=torch.bool)
     rest[index] = False
     return rest.nonzero()[:, 0]
