@@ -44,7 +44,6 @@ def bootstrap(values: Values, sizes: Sequence[int] = ()) -> tuple[float, float]:
 
     Args:
         values: `(N,)`.
-        seed: Of the generator, which is used for nothing else.
         sizes: How many of the values, in order, belong to each of several tasks: resamples are
             then drawn within each, and the mean is that of the tasks' means. Empty for one task.
     """

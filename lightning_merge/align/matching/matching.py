@@ -18,7 +18,12 @@ Score = Callable[[dict[str, Tensor]], float]
 
 @dataclass(frozen=True)
 class Aligned:
-    """The state dict of b, aligned to a, and what the matching chose, if anything, as in JSON."""
+    """The result of an alignment.
+
+    Attributes:
+        state: The state dict of b, aligned to a.
+        choice: What the matching chose on the way, as JSON can hold it; None if nothing.
+    """
 
     state: dict[str, Tensor]
     choice: dict[str, Any] | None = None
