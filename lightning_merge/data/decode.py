@@ -131,16 +131,33 @@ def _flat(opened: "Image", channels: int) -> "Image":
     """Upright, without transparency, in mode `L` or `RGB`."""
     from PIL import Image
 
+    _widen_transparent(opened)
     image = _upright(opened)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         tags = getattr(opened, "tag_v2", {})
-        image = Image.fromarray(_eight_bits(image, opened.format, tags))
+        levels = _eight_bits(image, opened.format, tags)
+        if image.has_transparency_data:
+            levels[np.asarray(image) == image.info["transparency"]] = 255
+        image = Image.fromarray(levels)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _widen_transparent(opened: "Image") -> None:
+    """Bring the value that a PNG calls transparent to the bits that Pillow brings pixels to."""
+    key = opened.info.get("transparency")
+    if opened.format != "PNG" or key is None:
+        return
+    # It is gone once the image is loaded.
+    raw = opened.tile[0].args  # type: ignore[attr-defined]
+    if raw in ("L;2", "L;4"):
+        opened.info["transparency"] = key * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B":
+        opened.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _upright(opened: "Image") -> "Image":

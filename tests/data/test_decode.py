@@ -49,21 +49,25 @@ def tiff(values, endian="<", bits=16, sample=1, photometric=1, orientation=None)
     return io.BytesIO(head + bytes(4) + raw)
 
 
-def png16(values):
-    """A 16-bit grey PNG, written chunk by chunk."""
+def png(rows, depth=16, kind=0, clear=None):
+    """A PNG of packed rows, written chunk by chunk; `kind` is 0 for grey, 2 for colour."""
 
     def chunk(name, content):
         checked = name + content
         return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    height, width = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    width = len(rows[0]) * 8 // (depth * (3 if kind == 2 else 1))
     return io.BytesIO(
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, kind, 0, 0, 0))
+        + (b"" if clear is None else chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)))
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
         + chunk(b"IEND", b"")
     )
+
+
+def png16(values):
+    return png([row.astype(">u2").tobytes() for row in values])
 
 
 DEEP = np.rint(RAMP * 65535).astype(np.uint16)
@@ -186,6 +190,23 @@ def test_what_is_transparent_lies_over_white():
         found = read(saved(Image.fromarray(grey), "PNG"), channels)
         expected = OVER_WHITE[..., 0] if channels == 1 else np.dstack([OVER_WHITE[..., 0]] * 3)
         assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("clear", [0, 1])
+def test_the_grey_that_a_png_calls_transparent_is_white_at_each_depth(depth, clear):
+    most = 2**depth - 1
+    values = [0, 1, most, most // 2] * 2
+    bits = "".join(f"{value:0{depth}b}" for value in values)
+    found = read(png([int(bits, 2).to_bytes(depth, "big")] * 8, depth, clear=[clear]))
+    expected = [255 if value == clear else round(value / most * 255) for value in values]
+    assert found.tolist() == [expected] * 8
+
+
+def test_the_colour_that_a_png_of_16_bits_calls_transparent_is_white():
+    row = np.array([[2571, 5000, 7710], [11, 136, 30]] * 4, ">u2").tobytes()
+    found = read(png([row] * 8, kind=2, clear=[2571, 5000, 7710]), 3)
+    assert found[0, :2].tolist() == [[255, 255, 255], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
