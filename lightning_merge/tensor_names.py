@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
-_COMPILED, _WRAPPED, _AVERAGES = "_orig_mod", "module", "n_averaged"
+_WRAPPED, _AVERAGES = "module", "n_averaged"
+# What torch.compile, FSDP and checkpointing of activations put before the names of a part.
+_MARKS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def is_batch_counter(name: str) -> bool:
@@ -11,13 +13,13 @@ def is_batch_counter(name: str) -> bool:
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """The names, by those without marks of `torch.compile`, data parallelism and `AveragedModel`.
+    """The names, by those without marks of compilation, FSDP, checkpointing and `AveragedModel`.
 
     `n_averaged` is left out where it is the counter of `AveragedModel`.
     """
     bare = {}
     for name in names:
-        parts = [part for part in name.split(".") if part != _COMPILED]
+        parts = [part for part in name.split(".") if part not in _MARKS]
         bare[".".join(parts)] = name
     while rest := [name for name in bare if name != _AVERAGES]:
         if not all(name.startswith(f"{_WRAPPED}.") for name in rest):

@@ -13,6 +13,8 @@ NET = ["net.0.weight", "net.0.bias", "net.1.running_mean", "net.1.num_batches_tr
         lambda n: "_orig_mod." + n,
         lambda n: "module._orig_mod." + n,
         lambda n: n.replace("net.", "net._orig_mod."),
+        lambda n: n.replace("net.0.", "net.0._checkpoint_wrapped_module."),
+        lambda n: "_fsdp_wrapped_module." + n.replace("0.", "0._fsdp_wrapped_module."),
         lambda n: n.removeprefix("net."),
         lambda n: "module." + n.removeprefix("net."),
         lambda n: n.replace("net.", "net.module."),
