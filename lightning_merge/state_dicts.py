@@ -18,7 +18,7 @@ from lightning_merge.tensor_table import (
     common_entries,
     must_agree,
     not_linear,
-    other_factor,
+    other_factors,
 )
 
 StateDict = dict[str, Tensor]
@@ -149,12 +149,12 @@ def check_alike(states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) ->
             for state, name in zip(states[1:], names[1:], strict=True):
                 if not _same(state[key], states[0][key]):
                     raise ArchitectureMismatchError(f"'{key}' of {name} {why}")
-        other = other_factor(key, merged)
-        if other is not None and not any(
-            all(_same(state[factor], states[0][factor]) for state in states[1:])
-            for factor in (key, other)
-        ):
-            raise not_linear(key, other)
+        for other in other_factors(key, merged):
+            if not any(
+                all(_same(state[factor], states[0][factor]) for state in states[1:])
+                for factor in (key, other)
+            ):
+                raise not_linear(key, other)
     return merged
 
 

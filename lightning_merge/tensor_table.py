@@ -158,38 +158,61 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
     return None
 
 
-# As loralib, peft (LoRA, LoHa, LoKr, VeRA, DoRA), torchtune, and diffusers name what is multiplied.
-_OTHERS = {
-    **{"lora_A": "lora_B", "lora_a": "lora_b", "lora_down": "lora_up"},
-    **{"lora_embedding_A": "lora_embedding_B", "lora_magnitude_vector": "lora_B"},
-    **{"hada_w1_a": "hada_w1_b", "hada_w2_a": "hada_w2_b"},
-    **{"lokr_w1": "lokr_w2", "lokr_w1_a": "lokr_w1_b", "lokr_w2_a": "lokr_w2_b"},
-    "vera_lambda_d": "vera_lambda_b",
+# As loralib, peft (LoRA, LoHa, LoKr, VeRA, DoRA), torchtune, diffusers and kohya name what is
+# multiplied. A magnitude and `alpha` are of a layer.
+_PRODUCTS = (
+    ("lora_magnitude_vector", "lora_A", "lora_B"),
+    ("lora_a", "lora_b"),
+    ("lora_embedding_A", "lora_embedding_B"),
+    ("lora_down", "lora_up", "alpha", "dora_scale"),
+    ("lora.down", "lora.up"),
+    ("lora_linear_layer.down", "lora_linear_layer.up"),
+    ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"),
+    ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha"),
+    ("vera_lambda_d", "vera_lambda_b"),
+)
+_LATER = {
+    word: product[position:]
+    for product in _PRODUCTS
+    for position, word in enumerate(product, start=1)
+    if word not in ("alpha", "dora_scale")
 }
-_FACTOR = re.compile(rf"(?<![a-z])({'|'.join(_OTHERS)})(?![a-z]|_[ab]\b)")
+_FACTOR = re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, _LATER))})(?![a-z]|_[ab]\b)")
 # By what numbers of eight bits are multiplied, as transformers and vLLM name it.
-_SCALES = ("_scale", "_scale_inv")
+_SCALES = ("{0}{1}_scale", "{0}{1}_scale_inv")
 
 
-def other_factor(name: str, names: Table) -> str | None:
-    """The tensor that another one is multiplied with; None where there is none.
+def _scale(name: str, names: Mapping[str, object]) -> str | None:
+    """The scale of a tensor of eight bits; None where there is none."""
+    within, dot, own = name.rpartition(".")
+    scales = (scale.format(within + dot, own) for scale in _SCALES)
+    return next((scale for scale in scales if scale in names), None)
+
+
+def other_factors(name: str, names: Table) -> list[str]:
+    """The tensors that another one is multiplied with, each pair of them once.
 
     Those of a low-rank adapter, and the scale of a weight in eight bits. The mean of the products
-    is the product of the means only where one factor is the same in all networks.
+    is the product of the means only where all factors but one are the same in all networks.
     """
     if name in names and names[name].code.startswith("F8"):
-        return next((name + end for end in _SCALES if name + end in names), None)
+        scale = _scale(name, names)
+        return [] if scale is None else [scale]
     found = _FACTOR.search(name)
     if found is None:
-        return None
-    other = name[: found.start()] + _OTHERS[found[0]] + name[found.end() :]
-    # A magnitude is a parameter of its own, and a matrix lies in a layer.
-    return next((one for one in (other, f"{other}.weight") if one in names), None)
+        return []
+    before, after = name[: found.start()], name[found.end() :]
+    others = []
+    for word in _LATER[found[0]]:
+        # A magnitude is a parameter of its own, and a matrix lies in a layer.
+        places = (before + word + after, f"{before}{word}{after}.weight", before + word)
+        others += [one for one in places if one in names][:1]
+    return others
 
 
 def not_linear(name: str, other: str) -> CheckpointError:
     """The error for two factors that both differ between networks."""
-    if other.startswith(name):
+    if _FACTOR.search(name) is None:
         return CheckpointError(
             f"'{name}' in eight bits is multiplied by '{other}', and the mean of such products is "
             "not the product of the means: dequantise the networks first"

@@ -21,7 +21,7 @@ from lightning_merge.tensor_table import (
     common_names,
     must_agree,
     not_linear,
-    other_factor,
+    other_factors,
 )
 
 
@@ -64,9 +64,9 @@ class FilesToAverage:
             for alike, file in zip(self._alike(name), self.names, strict=True):
                 if not alike:
                     raise ArchitectureMismatchError(f"'{name}' of {file} {why}")
-        other = other_factor(name, self.entries)
-        if other is not None and not (all(self._alike(name)) or all(self._alike(other))):
-            raise not_linear(name, other)
+        for other in other_factors(name, self.entries):
+            if not (all(self._alike(name)) or all(self._alike(other))):
+                raise not_linear(name, other)
 
     def _alike(self, name: str) -> list[bool]:
         """For every file that has the tensor, whether its numbers are those of the first."""

@@ -28,7 +28,7 @@ from lightning_merge.tensor_table import (
     common_names,
     must_agree,
     not_linear,
-    other_factor,
+    other_factors,
 )
 
 Source = State | Callable[[], Mapping[str, Tensor]]
@@ -228,7 +228,7 @@ class _RunningMean:
         self.factors = {
             (key, other): {key: first[key].clone(), other: first[other].clone()}
             for key in self.table
-            if (other := other_factor(key, self.table))
+            for other in other_factors(key, self.table)
         }
         for key, value in first.items():
             value = value.detach()

@@ -29,6 +29,8 @@ NAMES = [
     ("e.lora_embedding_A", "e.lora_embedding_B"),
     ("q.lora_a.weight", "q.lora_b.weight"),
     ("unet_q.lora_down.weight", "unet_q.lora_up.weight"),
+    ("processor.to_q_lora.down.weight", "processor.to_q_lora.up.weight"),
+    ("q.lora_linear_layer.down.weight", "q.lora_linear_layer.up.weight"),
 ]
 # LoHa, LoKr, VeRA and DoRA of peft, which multiply otherwise.
 OTHER_PRODUCTS = [
@@ -37,7 +39,12 @@ OTHER_PRODUCTS = [
     ("q.lokr_w1", "q.lokr_w2"),
     ("q.lokr_w2_a", "q.lokr_w2_b"),
     ("q.vera_lambda_d", "q.vera_lambda_b"),
+    ("q.hada_w1_a", "q.hada_w2_b"),
+    ("q.lokr_w1", "q.lokr_w2_b"),
+    ("unet_q.lora_up.weight", "unet_q.alpha"),
+    ("q.hada_w2_b", "q.alpha"),
     ("q.lora_magnitude_vector", "q.lora_B.weight"),
+    ("q.lora_magnitude_vector", "q.lora_A.weight"),
     ("q.lora_magnitude_vector.default.weight", "q.lora_B.default.weight"),
 ]
 
@@ -103,11 +110,21 @@ def packed(seed):
     return {"0.qweight": words, "0.scales": torch.full((3,), float(seed))}
 
 
-def scaled(seed, scale=None, end="_scale"):
+def scaled(seed, scale=None, name="0.weight_scale", kind=torch.float8_e4m3fn, shape=(3, 4)):
     """A weight of eight bits, to be multiplied by its scale."""
-    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+    weight = 50 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     scale = torch.tensor(float(scale or seed))
-    return {"0.weight": (weight / scale).to(torch.float8_e4m3fn), f"0.weight{end}": scale}
+    return {"0.weight": (weight / scale).to(kind), name: scale}
+
+
+def test_two_factors_may_not_differ_beside_a_third_that_does_not():
+    states = [adapter(NAMES[5], seed, {0}) for seed in (1, 2)]
+    for seed, state in enumerate(states, start=1):
+        state["unet_q.alpha"] = torch.tensor(float(seed))
+    with pytest.raises(CheckpointError, match="are the factors of one"):
+        average(states)
+    states[1]["unet_q.alpha"] = states[0]["unet_q.alpha"]
+    assert average(states)["unet_q.alpha"] == 1
 
 
 def test_weights_of_eight_bits_with_one_scale_have_a_mean():
@@ -124,7 +141,7 @@ def test_weights_of_eight_bits_with_one_scale_have_a_mean():
     [
         (packed, "'0.qweight' of .* holds other whole numbers"),
         (scaled, "'0.weight' in eight bits is multiplied by '0.weight_scale'"),
-        (lambda seed: scaled(seed, end="_scale_inv"), "by '0.weight_scale_inv'"),
+        (lambda seed: scaled(seed, name="0.weight_scale_inv"), "by '0.weight_scale_inv'"),
         (pruned, "'0.weight_mask' of .* is another pruning mask"),
         (lambda seed: adapter(NAMES[0], seed), "factors of one matrix"),
     ],
