@@ -153,7 +153,8 @@ def must_agree(name: str, entry: Entry, names: Mapping[str, object]) -> str | No
     if own == "zero_point" and f"{within}{dot}scale" in names:
         return "is of another quantisation: merge the networks before they are prepared for it"
     # Packed weights of four bits lie in numbers of 8 or 32.
-    if entry.code in ("I8", "U8", "I32", "U32") and len(entry.shape) > 1:
+    packed = entry.code in ("I8", "U8", "I32", "U32")
+    if packed and (len(entry.shape) > 1 or _scale(name, names) is not None):
         return "holds other whole numbers, which have no mean: dequantise the networks first"
     return None
 
@@ -178,8 +179,8 @@ _LATER = {
     if word not in ("alpha", "dora_scale")
 }
 _FACTOR = re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, _LATER))})(?![a-z]|_[ab]\b)")
-# By what numbers of eight bits are multiplied, as transformers and vLLM name it.
-_SCALES = ("{0}{1}_scale", "{0}{1}_scale_inv")
+# By what numbers of eight bits are multiplied, as transformers, vLLM and ComfyUI name it.
+_SCALES = ("{0}{1}_scale", "{0}{1}_scale_inv", "{0}{1}_scales", "{0}scale_{1}")
 
 
 def _scale(name: str, names: Mapping[str, object]) -> str | None:
