@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from lightning_merge.errors import printable
 
@@ -66,5 +67,5 @@ def _class_names(found: object) -> list[str] | None:
     """Names as they can be printed; None if they are none, or only numbers."""
     if not isinstance(found, Sequence) or isinstance(found, str):
         return None
-    names = [printable(str(one)) for one in found]
+    names = [printable(normalize("NFC", str(one))) for one in found]
     return None if all(name.isdecimal() for name in names) else names

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
+from unicodedata import normalize
 
 import torch
 
@@ -87,6 +88,15 @@ def class_folders(folder: Path) -> list[str]:
     )
 
 
+def folder_named(folder: Path, name: str) -> Path:
+    """The class folder of a name, however its accents are encoded: a Mac takes letters apart."""
+    if not (folder / name).is_dir():
+        for other in class_folders(folder):
+            if normalize("NFC", other) == normalize("NFC", name):
+                return folder / other
+    return folder / name
+
+
 def list_classes(
     folder: Path, class_names: Sequence[str], left_out: LeftOut | None = None
 ) -> ClassFiles:
@@ -97,17 +107,18 @@ def list_classes(
     """
     found = ClassFiles([], [], LeftOut() if left_out is None else left_out)
     for name in sorted(class_names):
-        if not (folder / name).is_dir():
+        own = folder_named(folder, name)
+        if not own.is_dir():
             raise DataError(
                 f"{printable(folder)} has no folder {printable(name)}: unpack the data set again, "
                 "or choose other classes (--data.init_args.classes)"
             )
-        paths = list(images_below(folder / name, found.left_out))
+        paths = list(images_below(own, found.left_out))
         if not paths:
-            others = [path for path in found.left_out.no_images if folder / name in path.parents]
+            others = [path for path in found.left_out.no_images if own in path.parents]
             only = f", only {_counted(others, folder, 'no image', 'no images')}" if others else ""
             raise DataError(
-                f"{printable(folder / name)} has no images{only}: put images of the class there, "
+                f"{printable(own)} has no images{only}: put images of the class there, "
                 "remove the folder, or choose other classes (--data.init_args.classes)"
             )
         found.paths += paths

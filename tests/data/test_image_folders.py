@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import warnings
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -219,3 +221,19 @@ def test_names_that_would_break_a_line_are_classes_all_the_same(tmp_path):
     shutil.rmtree(tmp_path / "test" / names[0])
     again = ImageFolderDataModule(str(tmp_path), image_size=8)
     assert refused(again.setup).isprintable()
+
+
+@pytest.mark.parametrize("classes", [None, ["\u00e9t\u00e9", "z"]])
+def test_accents_may_be_encoded_otherwise_in_each_split(tmp_path, classes):
+    made = {}
+    for split, form in (("train", "NFD"), ("val", "NFC"), ("test", "NFD")):
+        names = [normalize(form, "\u00e9t\u00e9"), "z"]
+        made |= write_class_folders(tmp_path, [split], names, count=1, shape=(8, 8, 3))
+    dm = ImageFolderDataModule(str(tmp_path), classes=classes, image_size=8, augment=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dm.setup()
+    for split, data in (("train", dm.train_set), ("val", dm.val_set), ("test", dm.test_set)):
+        own = {name for of, name, _ in made if of == split and name != "z"}.pop()
+        image = data[data.targets.tolist().index(0)][0]
+        torch.testing.assert_close(image, normalised(made[split, own, 0]), rtol=0, atol=1e-5)

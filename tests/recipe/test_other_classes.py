@@ -42,6 +42,8 @@ def said(tmp_path, first, second, data_names=None, heads=None):
 def test_the_same_classes_are_nothing_to_speak_of(tmp_path, names):
     assert said(tmp_path, ANIMALS, ANIMALS, names) == []
     assert said(tmp_path, NUMBERS, ANIMALS, names) == []
+    # An e with an accent as one character, and as two.
+    assert said(tmp_path, ["\u00e9", "z"], ["e\u0301", "z"]) == []
 
 
 def test_another_order_than_the_datas_is_named(tmp_path):

@@ -10,6 +10,7 @@ from lightning_merge.data.class_folders import (
     ClassFiles,
     LeftOut,
     class_folders,
+    folder_named,
     is_hidden,
     list_classes,
 )
@@ -118,10 +119,11 @@ class ImageFolderDataModule(ClassificationDataModule):
         return files.labelled(self._file_size, self._file_channels)
 
     def _list(self, folder: Path, left_out: LeftOut) -> ClassFiles:
+        wanted = {folder_named(folder, name).name for name in self.folders}
         for entry in sorted(folder.iterdir()):
             if is_hidden(entry.name):
                 left_out.hidden.append(entry)
-            elif entry.name not in self.folders and (self.classes is None or not entry.is_dir()):
+            elif entry.name not in wanted and (self.classes is None or not entry.is_dir()):
                 left_out.of_no_class.append(entry)
         return list_classes(folder, self.folders, left_out)
 
