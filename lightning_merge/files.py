@@ -62,7 +62,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         mode = stat.S_IMODE(there.st_mode)
     made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{os.getpid()}-{_machine()}-{next(_numbers)}.partial{place.suffix[:32]}"
+    name = f".{os.getpid()}-{_machine()}-{next(_numbers)}.partial{path.suffix[:32]}"
     partial = place.with_name(name)
     with written_together() as waiting:
         _writing.add(name)

@@ -68,6 +68,10 @@ def test_the_temporary_file_keeps_the_ending(tmp_path):
     write_whole(tmp_path / "figure.png", lambda partial: (seen.append(partial), partial.touch()))
     assert seen[0].suffix == ".png"
     assert seen[0].parent == tmp_path
+    # That of the name which it was asked for by, as what writes goes by it.
+    (tmp_path / "link.png").symlink_to(tmp_path / "stored")
+    write_whole(tmp_path / "link.png", lambda partial: (seen.append(partial), partial.touch()))
+    assert seen[1].suffix == ".png"
 
 
 def test_json_comes_back(tmp_path):
