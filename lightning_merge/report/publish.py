@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_merge.files import write_csv, write_json, write_text, written_together
+from lightning_merge.files import read_json, write_csv, write_json, write_text, written_together
 from lightning_merge.loggers import log_figure, log_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def publish(
     with written_together() as waiting:
         written = [
             write_csv(folder / "results.csv", rows),
-            write_json(folder / "results.json", results),
+            write_json(folder / "results.json", {**results, "figures": list(figures)}),
         ]
         svgs = {}
         for name, figure in figures.items():
@@ -62,13 +62,16 @@ def publish(
 
 
 def drawn_in(folder: Path) -> list[str]:
-    """The names of the figures of earlier results in a folder, according to its report."""
-    report = folder / "report.md"
-    if not report.is_file():
+    """The names of the figures of earlier results in a folder, according to its `results.json`.
+
+    The report may have been edited, and show pictures that nobody draws anew.
+    """
+    try:
+        names = list(read_json(folder / "results.json")["figures"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
-    # Somebody may have saved it in another encoding.
-    lines = report.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line[2:].partition("]")[0] for line in lines if line.startswith("![")]
+    # One that leads out of the folder is none of ours.
+    return [name for name in names if name and isinstance(name, str) and Path(name).name == name]
 
 
 def provenance_part(made_by: Mapping[str, Any], differing: Sequence[str]) -> str:

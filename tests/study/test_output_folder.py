@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from strangers import Stranger
 
 from lightning_merge.checkpoint import write_checkpoint
@@ -13,7 +14,8 @@ from lightning_merge.errors import CheckpointError, ConfigError, OutputExistsErr
 from lightning_merge.files import claim_folder, sweep, write_json, write_text, write_whole
 from lightning_merge.folder_lock import lock_folder
 from lightning_merge.model_folder import export
-from lightning_merge.report.publish import drawn_in
+from lightning_merge.report.page import Page
+from lightning_merge.report.publish import publish
 from lightning_merge.study.folder import StudyFolder
 from lightning_merge.study.store import Store
 
@@ -183,6 +185,29 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(tmp_path):
     ]
 
 
-def test_a_report_in_another_encoding_is_replaced(tmp_path):
-    (tmp_path / "report.md").write_bytes("# R\u00e9sultats\n![bars](bars.png)\n".encode("latin-1"))
-    assert drawn_in(tmp_path) == ["bars"]
+def published(folder, names):
+    page = Page("Report", {"command": "study", "versions": {}, "device": "cpu"})
+    publish(folder, [], {}, "# Report\n", page, {name: Figure() for name in names}, {})
+
+
+def test_figures_of_earlier_results_go_and_pictures_of_an_edited_report_stay(tmp_path):
+    folder = tmp_path / "out"
+    published(folder, ["bars", "curve"])
+    report = folder / "report.md"
+    report.write_text(report.read_text() + "![shot](shot.png)\n![../own](../own.png)\n")
+    for own in (folder / "shot.png", tmp_path / "own.png", tmp_path / "out.png"):
+        own.write_text("mine")
+    published(folder, ["curve"])
+    assert sorted(one.name for one in folder.glob("*.[ps][nv]g")) == [
+        "curve.png",
+        "curve.svg",
+        "shot.png",
+    ]
+    for names in (["../own", "", ".", 3, "shot/"], "own", None, 7):
+        write_json(folder / "results.json", {"figures": names})
+        published(folder, [])
+    (folder / "results.json").write_text("{")
+    published(folder, [])
+    assert (folder / "shot.png").exists()
+    assert (tmp_path / "own.png").exists()
+    assert (tmp_path / "out.png").exists()
