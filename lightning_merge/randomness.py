@@ -1,5 +1,6 @@
 """The states of random generators: kept while data are read, and stored with a run."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -52,6 +53,20 @@ def isolated_randomness(*loaders: Any) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.enter_context(kept_generators(*loaders))
         yield
+
+
+@contextmanager
+def randomness_of_caller() -> Iterator[None]:
+    """Also restores the seed that Lightning's `seed_everything` notes in the environment."""
+    noted = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    with isolated_randomness():
+        try:
+            yield
+        finally:
+            for name, value in noted.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 @contextmanager

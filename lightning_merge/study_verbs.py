@@ -10,6 +10,7 @@ from lightning_merge.loggers import log_config
 from lightning_merge.measure.outcome import check_names
 from lightning_merge.measure.sweep import sweeps
 from lightning_merge.quiet_trainers import quiet_trainers
+from lightning_merge.randomness import randomness_of_caller
 from lightning_merge.recipe.build import Plain, build_recipe, instantiate_trainer
 from lightning_merge.recipe.context import check_statistics_examples
 from lightning_merge.recipe.recipe import Recipe
@@ -242,6 +243,7 @@ def _recipes(study: Study | TaskStudy) -> list[Recipe]:
 
 
 @quiet_trainers()
+@randomness_of_caller()
 def _run(
     folder: StudyFolder,
     config: Plain,

@@ -28,6 +28,7 @@ from lightning_merge.measure.sweep import sweeps as sweep_kinds
 from lightning_merge.plots.alpha_histograms import alphas_of
 from lightning_merge.provenance import provenance
 from lightning_merge.quiet_trainers import quiet_trainers
+from lightning_merge.randomness import randomness_of_caller
 from lightning_merge.recipe.build import (
     Plain,
     build_recipe,
@@ -80,6 +81,7 @@ class Merge(Comparison):
 
 
 @quiet_trainers()
+@randomness_of_caller()
 @alone_in_output
 def merge(
     networks: Sequence[Network],
@@ -167,6 +169,7 @@ def merge(
 
 
 @quiet_trainers()
+@randomness_of_caller()
 @alone_in_output
 def compare(
     networks: Sequence[Network],

@@ -1,20 +1,33 @@
 """Studies as functions: on mappings, objects and files, in a folder where they go on."""
 
 import json
+import os
+import random
 import statistics
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_contexts import Learner, Points
+from tiny_contexts import Learner, Points, learners
 from torch import nn
 from torch.utils.data import DataLoader
 from unrendered import unrendered
 
-from lightning_merge import Study, TaskStudy, average, run_study, run_tasks
+from lightning_merge import (
+    Average,
+    Recipe,
+    Study,
+    TaskStudy,
+    average,
+    compare,
+    merge,
+    run_study,
+    run_tasks,
+)
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError, OutputExistsError
+from lightning_merge.randomness import random_state, set_random_state
 from lightning_merge.study_verbs import Watcher
 
 STUDY = {
@@ -133,6 +146,30 @@ def test_a_study_gives_rows_merges_and_files(study):
         torch.testing.assert_close(dict(merged), average(states))
     assert (folder / "methods.png").is_file()
     assert "<caption>Small</caption>" in result._repr_html_()
+
+
+VERBS = {
+    "merge": lambda of, _: merge(of, Recipe("Mean", Average()), Points(), progress=False),
+    "compare": lambda of, _: compare(of, [Recipe("Mean", Average())], Points(), progress=False),
+    "run_study": lambda _, folder: run_study({**STUDY, "seeds": [0]}, folder, progress=False),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_random_numbers_of_the_caller_go_on_as_they_were(verb, tmp_path, monkeypatch):
+    def drawn():
+        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    networks = learners(2)
+    state = random_state()
+    expected = drawn()
+    set_random_state(state)
+    VERBS[verb](networks, tmp_path / "out")
+    assert drawn() == expected
+    assert os.environ["PL_GLOBAL_SEED"] == "7"
+    assert "PL_SEED_WORKERS" not in os.environ
 
 
 def test_an_object_a_file_and_the_command_give_the_same(study, tmp_path, capsys):
