@@ -184,12 +184,17 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
     """
     fields: list[_Field] = []
     studies: dict[str, str] = {}
+    seen: set[str] = set()
     for folder in map(Path, folders):
         results = _results(folder)
         text = f"{results['config']}{results['measurements']}"
-        name = f"S{hashlib.sha256(text.encode()).hexdigest()[:4]}"
-        if name in studies:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if digest in seen:
             continue
+        seen.add(digest)
+        # As a rule four digits; more where another study has the same ones.
+        names = (f"S{digest[:length]}" for length in range(4, len(digest) + 1))
+        name = next(name for name in names if name not in studies)
         seeds = len({row["seed"] for row in results["measurements"]})
         title = results["config"].get("title", "a study")
         studies[name] = f"{title}, {seeds} seed{'s' if seeds > 1 else ''} ({folder})"

@@ -1,6 +1,7 @@
 """The leader table over studies, against ranks counted by hand."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -161,6 +162,28 @@ def test_ids_stay_when_studies_are_added(studies):
     for row in few.rows:
         assert ids[row.situation, row.recipe] == row.id
     assert few.studies.items() <= all_of_them.studies.items()
+
+
+def test_no_study_is_left_out_for_the_digits_of_another(tmp_path):
+    folders, numbers = [], {}
+    plain = json.loads(
+        (write(tmp_path / "a", {"Mean": [0.1], "NP": [0.5]}) / "results.json").read_text()
+    )
+    for number in range(10_000):
+        plain["config"]["title"] = f"study {number}"
+        text = f"{plain['config']}{plain['measurements']}"
+        digits = hashlib.sha256(text.encode()).hexdigest()[:4]
+        if digits in numbers:
+            break
+        numbers[digits] = number
+    for title in (numbers[digits], number, number):
+        plain["config"]["title"] = f"study {title}"
+        folders.append(tmp_path / f"study {len(folders)}")
+        folders[-1].mkdir()
+        (folders[-1] / "results.json").write_text(json.dumps(plain))
+    found = leader_table(folders)
+    assert [name[:5] for name in found.studies] == [f"S{digits}"] * 2
+    assert {row.fields for row in found.rows if row.situation == "all"} == {2}
 
 
 def test_the_command_writes_a_table_that_cites_rows_and_studies(studies, tmp_path, capsys):
