@@ -208,12 +208,13 @@ def _machine() -> str:
 def check_claim(folder: str | Path, results: Iterable[str], overwrite: bool) -> None:
     """Rejects an output folder that already contains results; nothing is created.
 
-    They are named by the files that would be written over, unless `overwrite` allows it.
+    They are named, by names or patterns such as `*.png`, by the files that would be written over,
+    unless `overwrite` allows it.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError(f"{folder} is a file: give --output a folder")
-    held = [name for name in results if (folder / name).exists()]
+    held = [path.name for name in results for path in sorted(folder.glob(name))]
     if held and not overwrite:
         raise OutputExistsError(
             f"{folder} already holds {held[0]}: choose another --output, or add --overwrite"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-WRITTEN = ("results.csv", "results.json", "report.md", "report.html", "merges")
+# Which figures there will be is known when all has been measured.
+WRITTEN = ("results.csv", "results.json", "report.md", "report.html", "merges", "*.png", "*.svg")
 
 
 def publish(

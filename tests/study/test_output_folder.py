@@ -15,7 +15,7 @@ from lightning_merge.files import claim_folder, sweep, write_json, write_text, w
 from lightning_merge.folder_lock import lock_folder
 from lightning_merge.model_folder import export
 from lightning_merge.report.page import Page
-from lightning_merge.report.publish import publish
+from lightning_merge.report.publish import WRITTEN, publish
 from lightning_merge.study.folder import StudyFolder
 from lightning_merge.study.store import Store
 
@@ -211,3 +211,13 @@ def test_figures_of_earlier_results_go_and_pictures_of_an_edited_report_stay(tmp
     assert (folder / "shot.png").exists()
     assert (tmp_path / "own.png").exists()
     assert (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_figure_of_the_users_own_is_not_drawn_over(tmp_path, ending):
+    own = tmp_path / f"cost.{ending}"
+    own.write_text("mine")
+    with pytest.raises(OutputExistsError, match=rf"holds cost\.{ending}.*--overwrite"):
+        claim_folder(tmp_path, WRITTEN, overwrite=False)
+    assert own.read_text() == "mine"
+    assert claim_folder(tmp_path, WRITTEN, overwrite=True) == tmp_path
