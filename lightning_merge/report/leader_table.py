@@ -180,11 +180,13 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
         folders: Output folders of `study`, each with a `results.json`.
 
     Raises:
-        ConfigError: If a folder has no results of a study, or none has two merges to compare.
+        ConfigError: If a folder has no results of a study, two hold the same merge, or none has two
+            merges to compare.
     """
     fields: list[_Field] = []
     studies: dict[str, str] = {}
     seen: set[str] = set()
+    taken: dict[str, Path] = {}
     for folder in map(Path, folders):
         results = _results(folder)
         text = f"{results['config']}{results['measurements']}"
@@ -192,6 +194,7 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
         if digest in seen:
             continue
         seen.add(digest)
+        _take(taken, folder, results)
         # As a rule four digits; more where another study has the same ones.
         names = (f"S{digest[:length]}" for length in range(4, len(digest) + 1))
         name = next(name for name in names if name not in studies)
@@ -206,6 +209,20 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
     for situation, within in _situations(fields).items():
         rows += _ranked(situation, within)
     return LeaderTable(rows, studies)
+
+
+def _take(taken: dict[str, Path], folder: Path, results: Plain) -> None:
+    """Notes the merges of a folder, `taken` by none before it: they would count twice."""
+    config = {name: results["config"].get(name) for name in ("model", "data", "training", "start")}
+    for row in results["measurements"]:
+        if row["kind"] != "merge":
+            continue
+        other = taken.setdefault(f"{config}{row}", folder)
+        if other is not folder:
+            raise ConfigError(
+                f"{other} and {folder} hold the same merge ('{row['method']}', seed {row['seed']}) "
+                "and would count it twice: give the larger one, or what `join` makes of them"
+            )
 
 
 def situation_of(

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import rankdata
 
 from lightning_merge.cli import main
+from lightning_merge.errors import ConfigError
 from lightning_merge.report.leader_table import leader_table
 
 RECIPES = [
@@ -170,14 +171,14 @@ def test_no_study_is_left_out_for_the_digits_of_another(tmp_path):
         (write(tmp_path / "a", {"Mean": [0.1], "NP": [0.5]}) / "results.json").read_text()
     )
     for number in range(10_000):
-        plain["config"]["title"] = f"study {number}"
+        plain["config"]["training"] = {"max_epochs": number}
         text = f"{plain['config']}{plain['measurements']}"
         digits = hashlib.sha256(text.encode()).hexdigest()[:4]
         if digits in numbers:
             break
         numbers[digits] = number
-    for title in (numbers[digits], number, number):
-        plain["config"]["title"] = f"study {title}"
+    for epochs in (numbers[digits], number, number):
+        plain["config"]["training"] = {"max_epochs": epochs}
         folders.append(tmp_path / f"study {len(folders)}")
         folders[-1].mkdir()
         (folders[-1] / "results.json").write_text(json.dumps(plain))
@@ -236,3 +237,15 @@ def test_as_many_right_answers_over_all_seeds_are_a_tie(tmp_path):
     overall = {row.recipe: row for row in table.rows if row.situation == "all"}
     places = {name: (overall[NAMES[name]].rank, overall[NAMES[name]].first) for name in right}
     assert places == {"Mean": (1.5, 1), "NP": (1.5, 1), "FT": (3, 0)}
+
+
+def test_merges_that_two_folders_share_are_not_counted_twice(tmp_path):
+    part = write(tmp_path / "part", {"Mean": [0.1], "NP": [0.5]})
+    whole = write(tmp_path / "whole", {"Mean": [0.1, 0.3], "NP": [0.5, 0.5]})
+    other = {"class_path": "x.D", "init_args": {"split": "80-20"}}
+    alike = write(tmp_path / "alike", {"Mean": [0.1], "NP": [0.5]}, data=other)
+    with pytest.raises(
+        ConfigError, match=r"part and .*whole hold the same merge \('Mean', seed 0\)"
+    ):
+        leader_table([part, whole])
+    assert leader_table([part, alike, part]).rows[0].fields == 2
