@@ -19,6 +19,7 @@ from lightning_merge.network_programs import check_installed, example_images, wr
 from lightning_merge.preprocessing import preprocessing_of
 from lightning_merge.safetensors_file import layout
 from lightning_merge.state_dicts import table_of
+from lightning_merge.tensor_names import unwrapped
 from lightning_merge.untrusted import bounded, check_arguments
 
 _INSTEAD = "export its state dict alone, saved with torch.save"
@@ -107,13 +108,12 @@ def _timm_network(read: Checkpoint) -> Any:
     with bounded(read.path, read.state_dict, _INSTEAD):
         network = timm.create_model(name, **arguments, **more)
     expected = network.state_dict()
-    state = read.state_dict
+    names = unwrapped(read.state_dict)
+    state = whole = {bare: read.state_dict[given] for bare, given in names.items()}
     # A loss with weights, or metrics, may lie beside the network.
-    for part in dict.fromkeys(key.partition(".")[0] + "." for key in read.state_dict):
+    for part in dict.fromkeys(key.partition(".")[0] + "." for key in whole):
         own: StateDict = {
-            key.removeprefix(part): value
-            for key, value in read.state_dict.items()
-            if key.startswith(part)
+            key.removeprefix(part): value for key, value in whole.items() if key.startswith(part)
         }
         if own.keys() == expected.keys():
             state = own

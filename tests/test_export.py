@@ -53,6 +53,20 @@ def test_timm_loads_it_and_computes_the_same(tmp_path, given):
     ]
 
 
+@pytest.mark.parametrize("mark", ["network._orig_mod.", "module.network."])
+def test_marks_of_wrappers_are_left_out(tmp_path, mark):
+    path = write_ingredient(tmp_path / "a.ckpt", 3)
+    read = read_checkpoint(path)
+    whole = {**read.content, "hyper_parameters": read.hyper_parameters}
+    whole["state_dict"] = {
+        name.replace("network.", mark, 1): value for name, value in read.state_dict.items()
+    }
+    write_checkpoint(tmp_path / "wrapped.ckpt", whole)
+    plain = export(path, tmp_path / "plain") / "model.safetensors"
+    wrapped = export(tmp_path / "wrapped.ckpt", tmp_path / "wrapped") / "model.safetensors"
+    assert wrapped.read_bytes() == plain.read_bytes()
+
+
 def test_the_card_says_what_it_is(tmp_path):
     paths = [write_ingredient(tmp_path / f"{k}.ckpt", k) for k in (1, 2)]
     states = [read_checkpoint(path).state_dict for path in paths]
