@@ -56,7 +56,12 @@ def test_an_interval_is_that_of_scipys_bootstrap():
         values = values.astype(float)
         low, high = bootstrap(values)
         wanted = scipy_bootstrap(
-            (values,), np.mean, method="percentile", n_resamples=20000, rng=0
+            (values,),
+            np.mean,
+            method="percentile",
+            n_resamples=20000,
+            # scipy 1.15 calls it `rng`, and takes the older name, too.
+            random_state=np.random.default_rng(0),
         ).confidence_interval
         # Quantiles lie on a grid of one example.
         assert (low, high) == pytest.approx(tuple(wanted), abs=1.5 / len(values))
