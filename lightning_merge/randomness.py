@@ -57,7 +57,10 @@ def isolated_randomness(*loaders: Any) -> Iterator[None]:
 
 @contextmanager
 def randomness_of_caller() -> Iterator[None]:
-    """Also restores the seed that Lightning's `seed_everything` notes in the environment."""
+    """Restores the random generators on exit, and the seed that Lightning keeps for workers.
+
+    That is what `seed_everything` sets: `PL_GLOBAL_SEED` and `PL_SEED_WORKERS`.
+    """
     noted = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     with isolated_randomness():
         try:

@@ -148,7 +148,7 @@ def _flat(opened: "Image", channels: int) -> "Image":
 
 
 def _widen_transparent(opened: "Image") -> None:
-    """Bring the value that a PNG calls transparent to the bits that Pillow brings pixels to."""
+    """Brings the value that a PNG calls transparent to the bits that Pillow brings pixels to."""
     key = opened.info.get("transparency")
     if opened.format != "PNG" or key is None:
         return

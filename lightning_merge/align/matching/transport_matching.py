@@ -210,7 +210,9 @@ class _Fusion:
             self._fitting(family, plans, True)
         )
         costs = {
-            group.name: torch.zeros(group.size, same_named(self.spec_b, group).size).double()
+            group.name: torch.zeros(
+                group.size, same_named(self.spec_b, group).size, dtype=torch.float64
+            )
             for group in family
         }
         for tensor, place in found + self._vectors(family):
