@@ -159,7 +159,7 @@ def test_study(name, tmp_path, request):
         request.getfixturevalue("drawn_only")
     output = tmp_path / "out"
     words = ["study", "-c", str(CONFIGS / name), *data_options(name, tmp_path, request), *FEW]
-    words += ["--training", "{max_epochs: 1}", "--seeds", "[0]"]
+    words += ["--training", "{max_epochs: 1}", "--seeds", "[0]", "--statistics_examples", "20"]
     written = yaml.safe_load((CONFIGS / name).read_text())
     fewer = {"ingredients": "[{}, {}]", "pool_sizes": "[2]", "magnitudes": "[1, 2]"}
     for option in ("pool_sizes" in written) * list(fewer):
@@ -168,7 +168,7 @@ def test_study(name, tmp_path, request):
         words += ["--model.init_args.model_kwargs", SMALLER[name]]
     if name == "studies/least_squares_start.yaml":
         # A tenth of the few images that were made is none.
-        words += ["--data.init_args.held_out", "0.5", "--statistics_examples", "8"]
+        words += ["--data.init_args.held_out", "0.5"]
     recipes = written["recipes"]
     learned = [one["align"] for one in recipes if "LearnedMatching" in str(one.get("align"))]
     for matching in learned:
