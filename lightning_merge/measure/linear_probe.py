@@ -25,7 +25,8 @@ def linear_probe(
 
     Logistic regression with scikit-learn's default penalty on standardised features; the
     standardisation, which needs no labels and is that of all training images, is then folded
-    into the weights, so that the layer takes plain features.
+    into the weights, so that the layer takes plain features. For a layer without a bias features
+    are scaled alone, and the regression has no intercept: the layer could not hold it.
 
     The body has a head of the task's shape whose weights do not matter. Of each class the labels of
     the first `per_class` examples are used, None for all. Given are the layer's weights by their
@@ -46,7 +47,12 @@ def linear_probe(
     labelled = torch.arange(len(targets))
     if per_class is not None:
         labelled = torch.cat([(targets == one).nonzero()[:per_class, 0] for one in range(classes)])
-    weight, bias = _regress(features.double().numpy(), targets.numpy(), labelled.sort()[0].numpy())
+    weight, bias = _regress(
+        features.double().numpy(),
+        targets.numpy(),
+        labelled.sort()[0].numpy(),
+        biased=layer.bias is not None,
+    )
     state: StateDict = {f"{name}.weight": torch.from_numpy(weight).to(layer.weight.dtype)}
     if layer.bias is not None:
         state[f"{name}.bias"] = torch.from_numpy(bias).to(layer.weight.dtype)
@@ -68,15 +74,19 @@ def _features(body: LightningModule, batches: Transferred) -> tuple[Tensor, Tens
 
 
 def _regress(
-    features: NDArray[np.float64], targets: NDArray[np.int64], labelled: NDArray[np.int64]
+    features: NDArray[np.float64],
+    targets: NDArray[np.int64],
+    labelled: NDArray[np.int64],
+    biased: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     from sklearn.linear_model import LogisticRegression
 
-    mean, deviation = features.mean(0), features.std(0)
+    mean, deviation = features.mean(0) * biased, features.std(0)
     # A unit that never fires carries no information.
     deviation[deviation == 0] = 1
     standardised = (features[labelled] - mean) / deviation
-    fitted = LogisticRegression(max_iter=1000).fit(standardised, targets[labelled])
+    regression = LogisticRegression(max_iter=1000, fit_intercept=biased)
+    fitted = regression.fit(standardised, targets[labelled])
     weight, bias = fitted.coef_ / deviation, fitted.intercept_
     bias = bias - weight @ mean
     if len(weight) == 1:

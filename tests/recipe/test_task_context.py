@@ -220,6 +220,23 @@ def test_the_head_is_found_and_fitted(bodies, per_class):
     assert two["net.6.weight"].shape == (2, 12)
 
 
+def test_a_head_without_a_bias_is_fitted_as_one():
+    module = network("b").eval()
+    module.net[-1] = nn.Linear(12, 5, bias=False)
+    head, _ = linear_probe(module, Points("b"), torch.device("cpu"))
+    assert head.keys() == {"net.6.weight"}
+    x, y = Points("b").train_dataloader().dataset.tensors
+    with torch.no_grad():
+        features = module.net[:-1](x).double()
+    scale = features.std(0, correction=0)
+    scale[scale == 0] = 1
+    # The penalised regression through the origin has this gradient of zero.
+    weight = (head["net.6.weight"] * scale).double().requires_grad_()
+    loss = nn.functional.cross_entropy(features / scale @ weight.T, y, reduction="sum")
+    (loss + weight.square().sum() / 2).backward()
+    assert float(weight.grad.abs().max()) < 0.02
+
+
 class Bytes(Points):
     """Gives bytes, which a hook makes numbers of on the device."""
 
