@@ -1,7 +1,11 @@
 """The network that the ingredients were fine-tuned from."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from lightning_merge.aggregate import LazyTaskVector
 from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
@@ -27,17 +31,32 @@ def pretrained_state(pretrained: str | None, context: Context, what: str) -> Sta
     """The pre-trained weights, with the names (and the shared heads) of the ingredients.
 
     Those of a checkpoint; None or `start` for the context's: that of its tasks, or the start of its
-    study. `what` needs it, for the message.
+    study. `what` needs it, for the message. They are as wide as the ingredients': merges have the
+    pre-trained network's types, and one of 16 bits would round what others were trained to.
     """
     check_pretrained(pretrained, context, what)
     if pretrained in (None, START):
         assert context.pretrained is not None
-        return context.pretrained
+        return _as_wide(context.pretrained, context.states)
     expected = context.module.state_dict()
     state = prefixed(read_checkpoint(pretrained).state_dict, expected)
     first = context.under_all_heads(context.states)[0]
     heads = {name: first[name] for name in context.heads}
-    return fit_names({**state, **heads}, expected, pretrained)
+    return _as_wide(fit_names({**state, **heads}, expected, pretrained), context.states)
+
+
+def _as_wide(start: StateDict, states: Sequence[StateDict]) -> StateDict:
+    def widest(value: Tensor, others: Iterable[Tensor]) -> Tensor:
+        if not value.is_floating_point() and not value.is_complex():
+            return value
+        return value.to(min((value.dtype, *(one.dtype for one in others)), key=_step))
+
+    return {name: widest(value, [one[name] for one in states]) for name, value in start.items()}
+
+
+def _step(dtype: torch.dtype) -> float:
+    """Between neighbours at 1; none of whole numbers is finer."""
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else math.inf
 
 
 def task_vectors(

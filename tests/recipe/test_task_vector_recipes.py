@@ -104,6 +104,19 @@ def test_each_is_its_function(start, pretrained, context):
     )
 
 
+def test_a_start_of_16_bits_rounds_no_merge(start, tmp_path, context):
+    narrow = {
+        name: value.bfloat16() if value.is_floating_point() else value
+        for name, value in start.state_dict().items()
+    }
+    torch.save(narrow, tmp_path / "narrow.pt")
+    # At a third of the sum of three vectors, where it started does not matter.
+    third = TaskArithmetic(str(tmp_path / "narrow.pt"), scale=1 / 3)
+    mean = average(context.states)
+    for name, value in third(context.states, context).module.named_parameters():
+        torch.testing.assert_close(value.detach(), mean[name])
+
+
 def test_fisher_of_several_labels_is_of_answers_of_yes_and_no(context):
     module = copy.deepcopy(context.module)
     module.task = "multilabel"
