@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_tasks import Points, made_bodies, made_context, without_head
+from tiny_tasks import Points, made_bodies, made_context, network, without_head
 
 from lightning_merge import DPP, Average, Recipe, TaskStudy, average, run_tasks
 from lightning_merge.errors import ConfigError
@@ -54,6 +54,9 @@ def test_networks_of_a_task_differ_in_their_training_and_are_all_merged(tmp_path
     assert torch.equal(state["a"]["net.6.weight"], state["a 2"]["net.6.weight"])
     mean = torch.stack([state[one][name] for one in ("a", "a 2", "a 3", "b")]).mean(0)
     torch.testing.assert_close(results.merged["Average, seed 0"].state_dict()[name], mean)
+    # Each task's own network, with as large a head as it has.
+    own = [one["parameters"] for one in results.methods if one["method"] == "Individual"]
+    assert own == [sum(p.numel() for name in "ab" for p in network(name).parameters())]
     # Tables have tasks, not networks.
     assert {row.task for row in results.rows} == set(results.heads) == {"a", "b"}
 

@@ -30,7 +30,9 @@ def test_baseline(work: Work, store: Store, session: Session) -> None:
 
     named = work.name, "baseline", work.seed, session.progress
     rows = measure_tasks(network, conditions, context.trainer, *named)
-    parameters = parameters_at_inference(context.module) * (len(bodies) if individual else 1)
+    # Heads of other tasks have other sizes.
+    used = [task.module for task in context.tasks if task.name in bodies]
+    parameters = sum(map(parameters_at_inference, used if individual else [context.module]))
     plain = [row.stored() for row in rows]
     store.put(work.key, {"rows": plain, "parameters": parameters, "settings": work.settings})
 
