@@ -69,7 +69,7 @@ def greedy_order(kernel: Numbers) -> list[int]:
         quality, and linear combinations of items before them. Of equals, the lower index is
         first.
     """
-    L = as_numbers(kernel)
+    L = _checked(kernel)
     return _pivots(L, lambda residual: int(residual.argmax()), len(L))
 
 
@@ -86,7 +86,7 @@ def exact_map(kernel: Numbers, size: int) -> list[int]:
     Raises:
         ConfigError: If there are more than 200,000 subsets, or all determinants are zero.
     """
-    L = as_numbers(kernel)
+    L = _checked(kernel)
     usable = len(greedy_order(L))
     _check_size(size, usable)
     subsets = math.comb(len(L), size)
@@ -114,7 +114,7 @@ def sample_kdpp(kernel: Numbers, size: int, generator: torch.Generator | None = 
     Raises:
         ConfigError: If every set of that size has the determinant zero.
     """
-    values, vectors = torch.linalg.eigh(as_numbers(kernel))
+    values, vectors = torch.linalg.eigh(_checked(kernel))
     values[values <= _RANK_TOLERANCE * values[-1]] = 0
     _check_size(size, int((values > 0).sum()))
     # Sets of one size have the same distribution at any scale; this one keeps their sum
@@ -126,6 +126,13 @@ def sample_kdpp(kernel: Numbers, size: int, generator: torch.Generator | None = 
         return int(torch.multinomial(residual, 1, generator=generator))
 
     return sorted(_pivots(V @ V.T, by_chance, size))
+
+
+def _checked(kernel: Numbers) -> Tensor:
+    L = as_numbers(kernel)
+    if L.dim() != 2 or L.shape[0] != L.shape[1] or not len(L):
+        raise ConfigError(f"DPP: the kernel has the shape {tuple(L.shape)}; give (N, N)")
+    return L
 
 
 def _draw_eigenvectors(

@@ -222,3 +222,10 @@ def test_what_is_refused():
         dpp_kernel([0, -1], torch.eye(2))
     with pytest.raises(ConfigError, match="too many"):
         exact_map(torch.eye(30), 10)
+
+
+@pytest.mark.parametrize("kernel", [[], torch.zeros(0, 0), [1.0], [[1.0, 0.0]]])
+def test_what_is_no_kernel_is_refused_in_a_line(kernel):
+    for search in (greedy_order, lambda L: exact_map(L, 1), lambda L: sample_kdpp(L, 1)):
+        with pytest.raises(ConfigError, match=r"DPP: the kernel has the shape .*; give \(N, N\)"):
+            search(kernel)
