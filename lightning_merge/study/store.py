@@ -44,8 +44,10 @@ class Store:
         try:
             found = int(read_json(self.folder / "schema.json")["schema"])
         except FileNotFoundError:
-            # It is written when the first piece is finished; the first format had no such file.
-            found = 1 if any(self.folder.glob(f"*/{_RESULT}")) else SCHEMA
+            # It is written when the first piece is finished; the first format had no such file,
+            # and its results list no files. One that got lost says nothing against the pieces.
+            results = list(self.folder.glob(f"*/{_RESULT}"))
+            found = 1 if results and not any(map(_lists_files, results)) else SCHEMA
         except _UNREADABLE as error:
             raise OutputExistsError(
                 f"{self.folder} holds work, and its schema.json cannot be read: {instead}"
@@ -177,6 +179,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _lists_files(path: Path) -> bool:
+    try:
+        return "files" in read_json(path)
+    except _UNREADABLE:
+        return False
 
 
 def _digest_of(*parts: Any) -> str:

@@ -218,6 +218,17 @@ def test_a_first_training_that_was_stopped_goes_on(tmp_path):
         store.check_schema()
 
 
+def test_a_schema_that_got_lost_says_nothing_against_the_pieces(folder):
+    (folder / "schema.json").unlink()
+    # Whatever else is damaged there is done again.
+    flip(folder / INGREDIENT.key / "result.json", 0)
+    store = Store(folder)
+    store.check_schema()
+    assert store.damage(MERGE.key) == ""
+    store.put("another", {"row": 1})
+    assert json.loads((folder / "schema.json").read_text()) == {"schema": SCHEMA}
+
+
 @pytest.mark.parametrize("schema", ["first", "older", "later", "damaged"])
 @pytest.mark.parametrize("command", ["study", "tasks"])
 def test_another_format_is_refused_in_one_line(schema, command, folder, tmp_path, capsys):
@@ -225,6 +236,8 @@ def test_another_format_is_refused_in_one_line(schema, command, folder, tmp_path
     says = "the format "
     if schema == "first":
         file.unlink()
+        for path in folder.glob("*/result.json"):
+            path.write_text(json.dumps(json.loads(path.read_text())["result"]))
     elif schema == "damaged":
         file.write_text("{")
         says = "schema.json cannot be read"
