@@ -164,5 +164,8 @@ def _counted(paths: Sequence[Path], root: Path, one: str, many: str) -> str:
         printable(path.relative_to(root) if root in path.parents else path) for path in paths[:2]
     )
     more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
-    files = f"1 file that is {one}" if len(paths) == 1 else f"{len(paths)} files that are {many}"
-    return f"{files} ({shown}{more})"
+    folders = sum(path.is_dir() for path in paths)
+    if len(paths) == 1:
+        return f"1 {'folder' if folders else 'file'} that is {one} ({shown}{more})"
+    both = "files and folders" if folders < len(paths) else "folders"
+    return f"{len(paths)} {both if folders else 'files'} that are {many} ({shown}{more})"

@@ -116,7 +116,7 @@ def test_folders_that_systems_make_are_no_classes(name, tmp_path):
         write_image(tmp_path / place / "0.png", pixels("x", shape=(8, 8, 3)))
     dm = ImageFolderDataModule(str(tmp_path), image_size=8, held_out=0)
     assert dm.class_names == ["a", "b"]
-    with pytest.warns(UserWarning, match="2 files that are hidden"):
+    with pytest.warns(UserWarning, match="2 folders that are hidden"):
         dm.setup("fit")
     assert len(dm.train_set) == 4
 
@@ -136,8 +136,9 @@ def test_what_is_no_image_of_a_class_is_left_out_and_counted_in_one_warning(tmp_
     assert (len(dm.train_set), len(dm.test_set)) == (4, 4)
     assert "\n" not in line
     assert "3 files that are no images (train/a/notes.txt, train/b/scan.dcm and 1 more)" in line
-    assert "3 files that are hidden (train/.git, train/a/.ipynb_checkpoints and 1 more)" in line
-    assert "2 files that are of no class (train/loose.png, test/c)" in line
+    hidden = "train/.git, train/a/.ipynb_checkpoints and 1 more"
+    assert f"3 files and folders that are hidden ({hidden})" in line
+    assert "2 files and folders that are of no class (train/loose.png, test/c)" in line
     chosen = ImageFolderDataModule(str(tmp_path), image_size=8, held_out=0, classes=["b"])
     with pytest.warns(UserWarning, match="1 file that is of no class"):
         chosen.setup("fit")
