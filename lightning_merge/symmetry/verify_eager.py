@@ -116,12 +116,13 @@ def _derangement(group: Group, generator: torch.Generator) -> Tensor:
 
 def _moved(tensor: Tensor, buffer: bool, generator: torch.Generator) -> Tensor:
     """A tensor plus half its own size of noise; buffers grow, as variances must stay positive."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
-    value = tensor.double()
-    size = value.square().mean().sqrt().clamp_min(0.1) if value.numel() else 1.0
-    noise = torch.randn(value.shape, generator=generator).to(value)
-    return value + 0.5 * size * (noise.abs() if buffer else noise)
+    value = tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
+    size = value.abs().square().mean().sqrt().clamp_min(0.1) if value.numel() else 1.0
+    noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value)
+    grows = buffer and not value.is_complex()
+    return value + 0.5 * size * (noise.abs() if grows else noise)
 
 
 def _tensors(value: Any) -> list[Tensor]:

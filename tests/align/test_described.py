@@ -198,3 +198,31 @@ def test_a_network_whose_output_is_random_cannot_be_verified() -> None:
 
     with pytest.raises(AlignmentError, match="another output each time"):
         PermutationSpec.from_groups(PERCEPTRON, Noisy(), torch.zeros(2, 5))
+
+
+class Complex(nn.Module):
+    """Complex weights, and real ones behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(5, 4, dtype=torch.complex64)
+        self.one, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.one(self.mix(x.to(self.mix.weight.dtype)).abs()).relu())
+
+
+def test_units_of_complex_weights_and_beside_them_are_verified() -> None:
+    groups = {
+        "mix": [("mix.weight", 0), ("mix.bias", 0), ("one.weight", 1)],
+        "one": [("one.weight", 0), ("one.bias", 0), ("out.weight", 1)],
+    }
+    model, x = Complex(), torch.randn(2, 5)
+    spec = quietly(groups, model, x)
+    assert [group.name for group in spec.groups] == ["mix", "one"]
+    before = model(x)
+    model.load_state_dict(spec.apply(model, spec.random(torch.Generator().manual_seed(1))))
+    torch.testing.assert_close(model(x), before)
+    wrong = {"mix": [*groups["mix"][:1], groups["mix"][2]]}
+    with pytest.warns(UserWarning, match="changes the output"):
+        assert not PermutationSpec.from_groups(wrong, model, x).groups
