@@ -51,6 +51,11 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
         module = module_for(study.model, data, None if path is None else read_checkpoint(path))
         check_images_for(module, data, one["name"])
         head = head_of(module, data, module.state_dict())
+        if len(head) == len(module.state_dict()):
+            raise ConfigError(
+                f"task '{one['name']}': the network is one layer, which is the task's head, and "
+                "has no body to merge: choose another model"
+            )
         if body is not None and path is None:
             fit_names({**body, **head}, module.state_dict(), "the pre-trained network")
         tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_tasks import Points, made_bodies, made_context, network, without_head
+from tiny_tasks import Classifier, Points, made_bodies, made_context, network, without_head
+from torch import nn
 
 from lightning_merge import DPP, Average, Recipe, TaskStudy, average, run_tasks
 from lightning_merge.errors import ConfigError
@@ -133,6 +134,21 @@ def test_a_dry_run_does_with_one_held_out_batch(tmp_path):
 def test_networks_that_cannot_be_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         check_tasks(study(**change))
+
+
+class OneLayer(Classifier):
+    """A classifier that is a head and nothing else."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__(num_classes)
+        self.net = nn.Sequential(nn.Linear(6, num_classes))
+
+
+def test_networks_without_a_body_are_refused_before_anything_is_trained(tmp_path):
+    alone = replace(study(), model=of_class(f"{__name__}.OneLayer"))
+    with pytest.raises(ConfigError, match="task 'a': the network is one layer"):
+        run_tasks(alone, tmp_path, progress=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_names_of_networks_are_not_those_of_tasks():
