@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint
+from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.task_conditions import Conditions
 from lightning_merge.measure.task_heads import check_images_for, check_prompts, module_for
+from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import trainer_of
 from lightning_merge.recipe.recalibration import keeps_statistics
 from lightning_merge.recipe.recipe import Recipe
@@ -48,7 +50,12 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
         check_prompts(study.model, one)
         data = set_up(study.data(one["data"], seed))
         path = one.get("checkpoint")
-        module = module_for(study.model, data, None if path is None else read_checkpoint(path))
+        read = None if path is None else read_checkpoint(path)
+        module = module_for(study.model, data, read)
+        if read is not None:
+            named = [one["name"]], [read.content], data
+            warn_of_other_divisions(*named)
+            warn_of_other_classes(*named)
         check_images_for(module, data, one["name"])
         head = head_of(module, data, module.state_dict())
         if len(head) == len(module.state_dict()):

@@ -1,5 +1,6 @@
 """Networks trained on another division of the images than the one that they are measured on."""
 
+import json
 import warnings
 
 import numpy as np
@@ -13,7 +14,9 @@ from lightning_merge import (
     ImageFolderDataModule,
     Study,
     compare,
+    run_tasks,
 )
+from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.data.splits import digest_of_examples
 from lightning_merge.study.checks import check_recipes
 
@@ -119,3 +122,36 @@ def test_ingredients_of_a_study_that_train_on_what_is_held_out_are_named():
     assert [one.split(" was trained")[0] for one in said] == ["Ingredient 2", "Ingredient 3"]
     assert "held_out 0.0 (now 0.1)" in said[0]
     assert "split_seed 7 (now 0)" in said[1]
+
+
+def test_checkpoints_of_tasks_are_held_against_the_data(tmp_path):
+    def tasks(checkpoints=(None, None), **data):
+        kept = {"class_path": "lightning_merge.DigitsDataModule", "init_args": {"split_seed": 0}}
+        kept["init_args"] |= {"examples_per_class": 2, **data}
+        kind = {"model": "resnet20_cifar", "in_chans": 1, "model_kwargs": {"depth": 1}}
+        return {
+            "tasks": [
+                {"name": name, "data": kept, "checkpoint": path}
+                for name, path in zip("ab", checkpoints, strict=True)
+            ],
+            "model": {"class_path": "lightning_merge.ImageClassifier", "init_args": kind},
+            "pretraining": {"data": kept, "trainer": {"max_steps": 1}},
+            "training": {"max_steps": 1},
+            "trainer": {"accelerator": "cpu", "limit_test_batches": 1},
+            "recipes": MEAN,
+        }
+
+    run_tasks(tasks(held_out=0.2), tmp_path / "made", progress=False)
+    results = json.loads((tmp_path / "made/results.json").read_text())
+    keys = {one["task"]: key for key, one in results["ingredients"].items()}
+    paths = [str(tmp_path / "made/runs" / keys[name] / "weights.ckpt") for name in "ab"]
+    for again in ({"held_out": 0.2}, {"held_out": 0.3}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run_tasks(tasks(paths, **again), tmp_path / str(again), progress=False)
+        said = [str(one.message) for one in caught if "another division" in str(one.message)]
+        assert len(said) == 2 * (again["held_out"] == 0.3)
+    assert said[0].startswith("a was trained")
+    assert "held_out 0.2 (now 0.3)" in said[0]
+    names = read_checkpoint(paths[0]).content["preprocessing"]["label_names"]
+    assert names == [str(digit) for digit in range(10)]

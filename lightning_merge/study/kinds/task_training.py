@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_merge.checkpoint import Checkpoint, StateDict, digest, prefixed, read_checkpoint
+from lightning_merge.division import records_of
 from lightning_merge.errors import CheckpointError
 from lightning_merge.measure.linear_probe import linear_probe
 from lightning_merge.measure.outcome import content_of
@@ -59,7 +60,7 @@ def pretrain(work: Work, store: Store, session: Session) -> None:
         "train_examples": fitted.examples,
         "accuracy": row.metrics["accuracy"],
     }
-    store.put(work.key, result, content_of(module, module))
+    store.put(work.key, result, {**content_of(module, module), **records_of(data)})
 
 
 @work_kinds.register("task")
@@ -68,10 +69,12 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
     start, settings = time.perf_counter(), work.settings
     data = set_up(settings["data"])
     result: dict[str, Any] = {"settings": settings}
+    learned_from: object = data
     if "file" in settings:
         checkpoint = _read_file(settings["file"])
         module = module_for(settings["model"], data, checkpoint)
         loaded(module, checkpoint.state_dict, str(checkpoint.path))
+        learned_from = checkpoint.content
         result |= {"head": "of its checkpoint", "seconds": None}
     else:
         module, head, described = _headed(work, store, session, data)
@@ -85,7 +88,7 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
         seconds = tuned.seconds + time.perf_counter() - start
         result |= {**described, "train_examples": examples, "seconds": seconds}
     result["split_hash"] = getattr(data, "split_hash", None)
-    content = content_of(module, module)
+    content = {**content_of(module, module), **records_of(learned_from)}
     result["digest"] = digest(content["state_dict"])
     store.put(work.key, result, content)
 
