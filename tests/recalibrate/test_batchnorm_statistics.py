@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strangers import image_batches, randomise, small_network
 from torch import nn
@@ -28,6 +28,7 @@ def close(found, wanted, **tolerance):
 
 @settings(deadline=None, max_examples=60)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), far=st.sampled_from([0, 1e4]))
+@example(sizes=[1, 1], far=0)
 def test_however_examples_are_divided_the_statistics_are_those_of_all(sizes, far):
     generator = torch.Generator().manual_seed(sum(sizes))
     data = torch.randn(sum(sizes), 3, generator=generator, dtype=torch.float64)

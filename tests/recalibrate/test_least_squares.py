@@ -12,6 +12,7 @@ from lightning_merge.aggregate import interpolate
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, DataError, NonFiniteError
 from lightning_merge.linear_layers import input_rows, output_rows
 from lightning_merge.recalibrate import LeastSquares, reset_batchnorm
+from lightning_merge.recalibrate.ridge import Sums, regressed
 
 
 class Convolutions(nn.Module):
@@ -187,6 +188,41 @@ def test_the_fitted_classifier_is_the_solution_of_another_solver(kind: str) -> N
     assert float((found - goal).double().square().sum()) == pytest.approx(least, rel=1e-2)
 
 
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("kind", ["little noise", "much noise", "dead inputs", "one example"])
+def test_regression_is_that_of_another_solver(kind: str, constant: bool) -> None:
+    x = torch.randn(2, 1 if kind == "one example" else 40, 6, dtype=torch.float64)
+    x *= torch.tensor([[[0.0 if kind == "dead inputs" else 1.0]], [[3.0]]])
+    if constant:
+        x[..., -1] = 1
+    start = torch.randn(2, 6, 3, dtype=torch.float64)
+    t = x @ (start + 0.3 * torch.randn_like(start)) + torch.randn(3)
+    t += {"much noise": 9.0}.get(kind, 0.3) * torch.randn_like(t)
+    # Every third example is not fitted, the first among them.
+    checked = torch.arange(x.shape[1]) % 3 == 0
+    penalised = np.array([1.0] * 5 + [0.0 if constant else 1.0])
+
+    def solved(rows: Tensor, goals: Tensor, ridge: float) -> np.ndarray:
+        found = []
+        for inputs, wanted, old in zip(rows.numpy(), goals.numpy(), start.numpy(), strict=True):
+            square = ((inputs**2).sum(0) * penalised).sum() / penalised.sum()
+            stacked = np.concatenate([inputs, np.diag((ridge * square) ** 0.5 * penalised)])
+            missing = np.concatenate([wanted - inputs @ old, np.zeros_like(old)])
+            found.append(old + np.linalg.lstsq(stacked, missing)[0])
+        return np.stack(found)
+
+    errors = []
+    for ridge in (ridges := (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)):
+        weights = solved(x[:, ~checked], t[:, ~checked], ridge)
+        errors.append(((x[:, checked].numpy() @ weights - t[:, checked].numpy()) ** 2).sum())
+    # From the weakest on, until a stronger one does worse.
+    worse = [k for k in range(5) if errors[k + 1] > errors[k] * (1 + 1e-9)]
+    chosen = ridges[worse[0] if worse else 5]
+    fit, check = (Sums.of(x[:, part], t[:, part]) for part in (~checked, checked))
+    found = regressed(fit, check, start, constant).numpy()
+    np.testing.assert_allclose(found, solved(x, t, chosen), rtol=1e-5, atol=1e-6)
+
+
 def test_a_residual_sum_makes_up_for_what_is_not_fitted() -> None:
     parent = network("tokens", 0)
     merged = copy.deepcopy(parent)
@@ -251,7 +287,9 @@ def test_blocks_are_run_alone_with_the_same_result(monkeypatch: pytest.MonkeyPat
     alone.register_forward_pre_hook(lambda *_: runs.append("alone"))
     whole.register_forward_pre_hook(lambda *_: runs.append("whole"))
     fit(alone)
-    monkeypatch.setattr("lightning_merge.recalibrate.least_squares.MEMORY", 0)
+    # A byte less than the inputs of a block, 4 batches of 50 in float32.
+    limit = 4 * 50 * 8 * 4 * 4 * 4 - 1
+    monkeypatch.setattr("lightning_merge.recalibrate.least_squares.MEMORY", limit)
     fit(whole)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name

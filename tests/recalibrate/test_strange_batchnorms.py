@@ -162,6 +162,20 @@ def test_other_precisions(kind):
     )
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, Written, nn.InstanceNorm2d])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_statistics_of_half_precision_are_kept_in_single(norm, kind):
+    layer = norm(3, track_running_stats=True)
+    given = [image.to(kind) for image in images()]
+    assert reset_batchnorm(layer, given) == 1
+    everything = torch.cat(given).double()
+    mean, variance = everything.mean((0, 2, 3)), everything.var((0, 2, 3))
+    if norm is nn.InstanceNorm2d:
+        variance = everything.var((2, 3)).mean(0)
+    torch.testing.assert_close(layer.running_mean, mean.float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(layer.running_var, variance.float(), rtol=1e-5, atol=0)
+
+
 def test_a_compiled_network_is_reset_like_any_other():
     plain = two_norms(nn.BatchNorm2d)
     compiled = torch.compile(copy.deepcopy(plain), backend="eager")
