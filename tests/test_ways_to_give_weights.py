@@ -62,7 +62,12 @@ def ways(tmp_path):
     torch.save({"state_dict": STATES[0]}, paths[0])
     save_file(STATES[1], paths[1])
     torch.save(STATES[2], paths[2])
-    return {"network": NETWORKS, "arrays": [arrays(one) for one in STATES], "file": paths}
+    return {
+        "network": NETWORKS,
+        "parameters": [dict(one.named_parameters()) for one in NETWORKS],
+        "arrays": [arrays(one) for one in STATES],
+        "file": paths,
+    }
 
 
 SPEC = PermutationSpec.from_model(NETWORKS[0], torch.zeros(2, 4), symmetries="all")
@@ -102,13 +107,14 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("way", ["network", "arrays", "file"])
+@pytest.mark.parametrize("way", ["network", "parameters", "arrays", "file"])
 def test_each_way_gives_what_state_dicts_give(name, way, ways):
     expected, found = FUNCTIONS[name](STATES), FUNCTIONS[name](ways[way])
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key].dtype == value.dtype
         assert torch.equal(found[key], value), key
+        assert not found[key].requires_grad
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])

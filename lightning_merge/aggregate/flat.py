@@ -48,7 +48,7 @@ class FlatLayout:
         """Copies named tensors into a new buffer `(size,)`; names without slot are passed over."""
         buffer = torch.empty(self.size, dtype=self.dtype, device=device)
         for slot, view in zip(self.slots, self.views(buffer), strict=True):
-            view.copy_(tensors[slot.name])
+            view.copy_(tensors[slot.name].detach())
         return buffer
 
     def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
