@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_merge.aggregate.inputs import State, checked, is_numeric, opened
+from lightning_merge.aggregate.inputs import State, checked, opened
 from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_start,
@@ -149,9 +149,5 @@ def _masks(
         total = None if is_running_statistic(name) else summed(vectors, name)
         if total is None:
             continue
-        masks = []
-        for vector in vectors:
-            value = vector[name].detach()
-            if is_numeric(value):
-                masks.append(tall_mask(value.to(total[0]), total[0], threshold))
-        yield name, total, masks
+        own = (vector[name].detach().to(total[0]) for vector in vectors)
+        yield name, total, [tall_mask(one, total[0], threshold) for one in own]

@@ -132,7 +132,7 @@ def _karcher(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor | None
     units = [
         (share, value / length)
         for share, value, length in zip(shares, values, lengths, strict=True)
-        if length and share
+        if length
     ]
     point = sum((share * unit for share, unit in units), torch.zeros_like(values[0]))
     if float(point.norm()) < _SMALL_ANGLE:

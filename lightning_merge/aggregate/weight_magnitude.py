@@ -36,7 +36,7 @@ def smallest_kept_magnitude(tensors: Callable[[], Iterable[Tensor]], density: fl
         for piece in _pieces(tensors()):
             head = piece.to(dtype).abs().view(pattern) >> shift
             digits = head & (_VALUES - 1)
-            if prefix or shift + _DIGIT < width:
+            if shift + _DIGIT < width:
                 digits = digits[head >> _DIGIT == prefix]
             counts += torch.bincount(digits, minlength=_VALUES).cpu()
         from_above = counts.flip(0).cumsum(0)

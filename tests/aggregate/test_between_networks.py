@@ -73,6 +73,13 @@ def test_the_karcher_mean_of_two_is_slerp_and_of_one_is_itself():
     torch.testing.assert_close(karcher_mean([a]), a)
 
 
+def test_zeros_have_no_direction_but_count_for_the_length():
+    a, b, zeros = state(1, 2, -3), state(4, 0, 1), state(0, 0, 0)
+    two = karcher_mean([a, b])["w"]
+    torch.testing.assert_close(karcher_mean([a, zeros, b])["w"], two * 2 / 3)
+    torch.testing.assert_close(karcher_mean([zeros, b], [3, 1])["w"], b["w"] / 4)
+
+
 def test_opposite_directions_have_the_plain_mean():
     assert karcher_mean([state(1, 1), state(-3, -3)])["w"].tolist() == [-1, -1]
 

@@ -132,6 +132,16 @@ def test_kernel_by_hand():
     assert torch.equal(kernel, kernel.T)
 
 
+def test_what_rounding_does_to_cosines_is_accepted():
+    # Two copies, whose cosines came out a little above 1, and a model unlike both.
+    similarity = torch.tensor([[1, 1 + 2e-7, 0], [1 + 1e-7, 1, 0], [0, 0, 1]]).double()
+    kernel = dpp_kernel([2, 2, 1], similarity)
+    assert torch.equal(kernel, kernel.T)
+    expected = torch.tensor([[4, 4, 0], [4, 4, 0], [0, 0, 1]]).double() / 9
+    torch.testing.assert_close(kernel, expected, rtol=1e-6, atol=0)
+    assert greedy_order(kernel) == [0, 2]
+
+
 def test_no_set_beats_the_empty_one():
     S = cosine_similarity_matrix(list(torch.randn(5, 8, 3)))
     kernel = dpp_kernel([1.0, 2.0, 0.5, 3.0, 1.0], S)
@@ -218,6 +228,8 @@ def test_what_is_refused():
         dpp_kernel([1, math.nan], torch.eye(2))
     with pytest.raises(ConfigError, match="N and"):
         dpp_kernel([1, 1], torch.eye(3))
+    with pytest.raises(ConfigError, match="N and"):
+        dpp_kernel([], [])
     with pytest.raises(ConfigError, match="no model is better"):
         dpp_kernel([0, -1], torch.eye(2))
     with pytest.raises(ConfigError, match="too many"):

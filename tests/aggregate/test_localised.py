@@ -23,9 +23,10 @@ def made(values):
     return zero, [{"w": one} for one in values]
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.5])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.5])
 def test_masks_are_their_definition(threshold):
-    values = torch.randn(3, 40, dtype=torch.float64)
+    # Whole numbers, of which some are exactly at the threshold.
+    values = torch.randint(-3, 4, (3, 40)).double()
     start, vectors = made(values)
     expected = masks_by_definition(values.tolist(), threshold)
     found = [mask["w"].tolist() for mask in tall_masks(start, vectors, threshold)]

@@ -42,6 +42,16 @@ def test_the_length_of_a_matrix_does_not_matter(length):
     torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("length", [1e-30, 1.0, 1e30])
+def test_no_entry_need_be_positive(length):
+    matrix = (-(torch.rand(60, 20) * (torch.rand(60, 20) > 0.3)) * length).float()
+    u, s, vh = svd(matrix.double() / length)
+    triples, (factor, values) = leading_triples(matrix, 5), polar(matrix)
+    torch.testing.assert_close(triples.values / length, s[:5], rtol=1e-5, atol=0)
+    torch.testing.assert_close(values.flip(0) / length, s, rtol=1e-4, atol=0, check_dtype=False)
+    torch.testing.assert_close(factor, u @ vh, rtol=0, atol=1e-5, check_dtype=False)
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 def test_polar_is_orthonormal_only_where_there_is_something(shape):
     left, right = rotation(shape[0], 2), rotation(shape[1], 2)
@@ -62,4 +72,7 @@ def test_polar_of_float32_has_five_digits_however_singular(shape, condition, pol
     factor, found = polar(matrix)
     assert float((factor - u @ vh).norm() / len(values) ** 0.5) < 1e-5
     torch.testing.assert_close(found.double().flip(0), s, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(polar(matrix * 2.0**-83)[0], factor)
+    for length in (2.0**-83, 2.0**83):
+        again, longer = polar(matrix * length)
+        torch.testing.assert_close(again, factor)
+        torch.testing.assert_close(longer / length, found)

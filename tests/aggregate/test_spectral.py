@@ -20,7 +20,7 @@ from lightning_merge.aggregate.matrix_merges import is_matrix
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError, NonFiniteError
 from lightning_merge.state_dicts import entry_of
 
-SHAPES = [(12, 9), (9, 14), (10, 10)]
+SHAPES = [(12, 9), (9, 14), (10, 10), (11, 13)]
 TASKS = 3
 
 
@@ -45,8 +45,9 @@ def iso_c_by_formula(matrices):
 
 def iso_cts_by_formula(matrices, common):
     rank, count = min(matrices[0].shape), len(matrices)
-    own = round((rank - int(rank * common)) / count)
-    c = rank - own * count
+    # The nearest number of common directions that leaves each task as many.
+    c = min(range(rank % count, rank + 1, count), key=lambda c: abs(c - int(rank * common)))
+    own = (rank - c) // count
     u, s, vh = svd(sum(matrices))
     us, ss, vs = [u[:, :c]], [s[:c]], [vh[:c].T]
     for matrix in matrices:
@@ -97,6 +98,10 @@ def merged_matrix(merge, matrices, **options):
             lambda start, vectors: iso_cts(start, vectors, common=0.3),
             lambda matrices: iso_cts_by_formula(matrices, 0.3),
         ),
+        (
+            lambda start, vectors: iso_cts(start, vectors, common=0.0),
+            lambda matrices: iso_cts_by_formula(matrices, 0.0),
+        ),
     ],
 )
 def test_each_is_its_formula_in_any_order_of_the_tasks(shape, merge, formula):
@@ -109,10 +114,13 @@ def test_each_is_its_formula_in_any_order_of_the_tasks(shape, merge, formula):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [0.08, 0.4, 1.0])
-def test_cart_is_its_formula_in_any_order(shape, rank):
+@pytest.mark.parametrize("single", [0, 1])
+def test_cart_is_its_formula_in_any_order(shape, rank, single):
     weights = tasks(shape)
-    expected = cart_by_formula(weights, 1.7, rank)
-    states = [{"w": weight} for weight in weights]
+    # One network in float32 leaves the others their digits.
+    rounded = [weight.float() for weight in weights[:single]] + weights[single:]
+    expected = cart_by_formula([weight.double() for weight in rounded], 1.7, rank)
+    states = [{"w": weight} for weight in rounded]
     for order in (states, states[::-1]):
         torch.testing.assert_close(cart(order, 1.7, rank)["w"], expected, rtol=1e-9, atol=1e-9)
 
