@@ -100,14 +100,17 @@ def test_correlations_are_those_of_numpy_and_dead_units_have_none() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (100 + torch.randn(500, 4, generator=generator) for _ in range(2))
     a[:, 2] = 7.25
+    # As another order of summation makes of a constant.
+    b[:, 1] = 7.25 * (1 + 2.0**-23 * torch.randint(-1, 2, (500,), generator=generator))
     moments = Moments()
     for part in range(0, 500, 130):
         moments.update(a[part : part + 130].T[None], b[part : part + 130].T[None])
     found = moments.correlation()
     assert torch.isfinite(found).all()
     assert (found[2] == 0).all()
+    assert (found[:, 1] == 0).all()
     expected = torch.corrcoef(torch.cat([a, b], 1).T.double())[:4, 4:]
-    live = [0, 1, 3]
+    live = torch.tensor([0, 1, 3])[:, None], torch.tensor([0, 2, 3])
     torch.testing.assert_close(found[live], expected[live], atol=1e-5, rtol=0)
 
 
@@ -304,12 +307,13 @@ def test_a_tensor_that_changes_between_two_readers_is_observed_twice() -> None:
 
 
 @pytest.mark.parametrize("units_last", [True, False])
-def test_moments_of_large_batches_are_those_of_float64(units_last: bool) -> None:
+@pytest.mark.parametrize("mean", [3, 50])
+def test_moments_of_large_batches_are_those_of_float64(units_last: bool, mean: float) -> None:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(6, 6, generator=generator)
-    a = 3 + torch.randn(4, 1500, 6, generator=generator) @ mixing
+    a = mean + torch.randn(4, 1500, 6, generator=generator) @ mixing
     b = a + torch.randn(4, 1500, 6, generator=generator)
-    moments = Moments()
+    moments = Moments(own=True)
     for left, right in ((a[:2], b[:2]), (a[2:], b[2:])):
         if units_last:
             moments.update(left.reshape(-1, 6).T[None], right.reshape(-1, 6).T[None])
@@ -318,8 +322,12 @@ def test_moments_of_large_batches_are_those_of_float64(units_last: bool) -> None
     both = torch.cat([a.reshape(-1, 6), b.reshape(-1, 6)], 1).double().T
     expected = torch.corrcoef(both)[:6, 6:]
     torch.testing.assert_close(moments.correlation(), expected, atol=1e-5, rtol=0)
-    expected = torch.cov(both, correction=0)[:6, 6:]
-    torch.testing.assert_close(moments.covariance(), expected, atol=1e-4, rtol=0)
+    expected = torch.cov(both, correction=0)
+    parts = (expected[:6, :6], expected[:6, 6:], expected[6:, 6:])
+    for found, wanted in zip(moments.covariances(), parts, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    expected = (both @ both.T / both.shape[1])[:6, 6:]
+    torch.testing.assert_close(moments.products(), expected, atol=1e-4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -48,6 +48,14 @@ def test_exact_plans_cost_what_a_linear_programme_finds(n: int, m: int) -> None:
     assert soft[2] == pytest.approx(best, rel=0.02)
 
 
+def test_an_exact_plan_of_too_many_shares_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_merge.align.matching.transport_plan._COPIES", 4)
+    with pytest.raises(AlignmentError, match="takes 21 shares: choose epsilon > 0"):
+        transport_plan(costs(3, 7), 0.0)
+    # Of equal sizes it is an assignment, which takes none.
+    assert transport_plan(costs(5, 5), 0.0).count_nonzero() == 5
+
+
 @pytest.mark.parametrize("epsilon", [1.0, 0.1])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 6), (7, 2)])
 def test_soft_plans_are_optimal_by_their_dual_problem(n: int, m: int, epsilon: float) -> None:
