@@ -14,7 +14,7 @@ PRETRAINED = "Pre-trained"
 INDIVIDUAL = "Individual"
 
 # What the tables' other columns are called.
-_COLUMNS = ("seen", "unseen", "all", "average", "method")
+_COLUMNS = ("seen", "unseen", "all", "average", "method", "95%", "held out", "seeds")
 _STATISTICS = ("task_statistics", "statistics_examples")
 _TASK = ("name", "data", "checkpoint", "unseen", "training", "prompts", "networks")
 
@@ -95,7 +95,7 @@ def check_tasks(study: TaskStudy) -> None:
     names = [task.get("name") for task in study.tasks]
     if any(not name or not isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ConfigError("each of the tasks needs a `name` of its own")
-    taken = [name for name in names if name in _COLUMNS]
+    taken = [name for name in names if name in _COLUMNS or str(name).endswith("_sd")]
     if taken:
         raise ConfigError(
             f"task '{taken[0]}': a column of the tables has that name; choose another"

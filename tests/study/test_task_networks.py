@@ -129,6 +129,8 @@ def test_a_dry_run_does_with_one_held_out_batch(tmp_path):
         ({"networks": [{}], "unseen": True}, "under the task's one head"),
         ({"networks": [{}], "checkpoint": "a.ckpt"}, "under the task's one head"),
         ({"name": "b 2", "networks": [], "train": 1}, "`train` is unknown"),
+        ({"name": "a_sd"}, "a column of the tables has that name"),
+        ({"name": "held out"}, "a column of the tables has that name"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(change, said):
