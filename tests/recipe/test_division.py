@@ -13,12 +13,14 @@ from lightning_merge import (
     ImageClassifier,
     ImageFolderDataModule,
     Study,
+    TaskStudy,
     compare,
     run_tasks,
 )
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.data.splits import digest_of_examples
 from lightning_merge.study.checks import check_recipes
+from lightning_merge.study.task_checks import check_work
 
 MEAN = [{"name": "Mean", "aggregate": "Average"}]
 
@@ -148,7 +150,7 @@ def test_checkpoints_of_tasks_are_held_against_the_data(tmp_path):
     for again in ({"held_out": 0.2}, {"held_out": 0.3}):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            run_tasks(tasks(paths, **again), tmp_path / str(again), progress=False)
+            check_work(TaskStudy(**tasks(paths, **again)), [])
         said = [str(one.message) for one in caught if "another division" in str(one.message)]
         assert len(said) == 2 * (again["held_out"] == 0.3)
     assert said[0].startswith("a was trained")
