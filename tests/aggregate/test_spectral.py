@@ -1,5 +1,7 @@
 """Spectral merges against their formulas, written out in float64 with full decompositions."""
 
+from functools import partial
+
 import pytest
 import torch
 from known_values import rotation, svd, with_values
@@ -93,14 +95,10 @@ def merged_matrix(merge, matrices, **options):
     [
         (tsv_merge, tsv_by_formula),
         (iso_c, iso_c_by_formula),
-        (iso_cts, lambda matrices: iso_cts_by_formula(matrices, 0.8)),
-        (
-            lambda start, vectors: iso_cts(start, vectors, common=0.3),
-            lambda matrices: iso_cts_by_formula(matrices, 0.3),
-        ),
-        (
-            lambda start, vectors: iso_cts(start, vectors, common=0.0),
-            lambda matrices: iso_cts_by_formula(matrices, 0.0),
+        (iso_cts, partial(iso_cts_by_formula, common=0.8)),
+        *(
+            (partial(iso_cts, common=common), partial(iso_cts_by_formula, common=common))
+            for common in (0.3, 0.0)
         ),
     ],
 )
