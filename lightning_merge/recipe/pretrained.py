@@ -1,6 +1,5 @@
 """The network that the ingredients were fine-tuned from."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.aggregate import LazyTaskVector
+from lightning_merge.aggregate.inputs import is_numeric
 from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
 from lightning_merge.errors import ConfigError
 from lightning_merge.recipe.context import Context
@@ -46,17 +46,13 @@ def pretrained_state(pretrained: str | None, context: Context, what: str) -> Sta
 
 
 def _as_wide(start: StateDict, states: Sequence[StateDict]) -> StateDict:
-    def widest(value: Tensor, others: Iterable[Tensor]) -> Tensor:
-        if not value.is_floating_point() and not value.is_complex():
+    def widened(name: str, value: Tensor) -> Tensor:
+        if not is_numeric(value):
             return value
-        return value.to(min((value.dtype, *(one.dtype for one in others)), key=_step))
+        own = [one[name] for one in states if is_numeric(one[name])]
+        return value.to(min((one.dtype for one in (value, *own)), key=lambda k: torch.finfo(k).eps))
 
-    return {name: widest(value, [one[name] for one in states]) for name, value in start.items()}
-
-
-def _step(dtype: torch.dtype) -> float:
-    """Between neighbours at 1; none of whole numbers is finer."""
-    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else math.inf
+    return {name: widened(name, value) for name, value in start.items()}
 
 
 def task_vectors(
