@@ -151,7 +151,7 @@ def _module(read: Checkpoint, model: LightningModule | Mapping[str, Any] | None)
 def _output(module: LightningModule, images: Tensor, name: object) -> Tensor:
     try:
         made: Any = module(images)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         first = printable(str(error).partition("\n")[0][:200])
         raise ConfigError(
             f"{name}: its network does not take images {tuple(images.shape[1:])} ({first}): give "

@@ -56,7 +56,7 @@ class EnsembleModule(LightningModule):
                 if self._stacked is None:
                     self._stacked = BatchedNetworks([self, *self.others])
                 return self._stacked(*args, **kwargs).mean(dim=0)
-            except (RuntimeError, ValueError, NotImplementedError):
+            except (RuntimeError, ValueError):
                 # Not every network can be batched: one may look at its values, for example.
                 if self._must_batch:
                     raise
