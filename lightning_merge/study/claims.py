@@ -60,7 +60,9 @@ class Claims:
         finally:
             ended.set()
             heart.join()
-            for past in range(turn + 1):
+            # The dead one's, which nobody else may remove, and ours last: whoever is beaten to a
+            # piece withdraws what it made itself, and must find it there.
+            for past in range(max(turn - 1, 0), turn + 1):
                 self._path(key, past).unlink(missing_ok=True)
 
     def held(self, key: str) -> bool:
@@ -77,10 +79,9 @@ class Claims:
         """Removes the claims, on any piece, of processes on this machine that have ended."""
         named = (_NAME.match(path.name) for path in self.folder.glob("*.claim"))
         for key in {match["key"] for match in named if match}:
-            found = self._look(key)
-            if found is not None and self._is_dead(found):
-                for turn in range(found.turn + 1):
-                    self._path(key, turn).unlink(missing_ok=True)
+            while (found := self._look(key)) is not None and self._is_dead(found):
+                with self.claimed(key):
+                    pass
 
     def _take(self, key: str) -> int | None:
         """The turn that is ours now; None if another process has the piece."""
@@ -99,10 +100,10 @@ class Claims:
             self._path(key, turn).unlink(missing_ok=True)
             error.filename = str(self._path(key, turn))
             raise
-        # Meanwhile the dead one's successor may have ended, and another have begun anew.
+        # Meanwhile the dead one's successor may have ended, and another have begun anew: only while
+        # the dead one's claim is there does the next turn's exclude everybody else.
         later = any(other > turn for other in self._turns(key))
-        before = None if found is None else self._owner(key, found.turn)
-        if later or (found is not None and before not in (None, found.owner)):
+        if later or (found is not None and self._owner(key, found.turn) != found.owner):
             self._path(key, turn).unlink(missing_ok=True)
             return None
         return turn

@@ -105,6 +105,18 @@ def test_a_successor_of_the_dead_one_that_has_begun_is_left_alone(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["a.0.claim"]
 
 
+def test_a_claim_on_what_a_dead_one_no_longer_holds_is_withdrawn(tmp_path):
+    """A third may be making the first turn's at this moment, and would not see the second's."""
+    claims = Claims(tmp_path)
+    claim_of(tmp_path, 10**9)
+    found = claims._look("a")
+    # Meanwhile another took over, and ended.
+    (tmp_path / "a.0.claim").unlink()
+    claims._look = lambda key: found
+    assert not ours(claims)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_many_one_takes_over(tmp_path):
     """Threads of one process, each with claims of its own, fight for a dead one's piece."""
     for _ in range(30):
