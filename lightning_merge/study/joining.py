@@ -9,6 +9,7 @@ from lightning_merge.checkpoint import digest
 from lightning_merge.errors import ConfigError, OutputExistsError
 from lightning_merge.recipe.build import Plain
 from lightning_merge.study.folder import StudyFolder, unite
+from lightning_merge.study.same_data import take_notes
 from lightning_merge.study.store import Store
 
 
@@ -64,10 +65,14 @@ def gather(sources: Sequence[Store], target: Store) -> int:
 
     What does not match its digest is left out, with a warning. Where two folders have a piece with
     different results the first one's stays, and a warning names it.
+
+    Raises:
+        DataError: If the data of two folders differ.
     """
     copied = 0
     for source in sources:
         source.check_schema()
+        take_notes(source, target)
         for path in sorted(source.folder.glob("*/result.json")):
             key = path.parent.name
             damage = source.damage(key)

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningDataModule, seed_everything
 
 from lightning_merge.checkpoint import StateDict
-from lightning_merge.recipe.build import Plain, build_data
+from lightning_merge.recipe.build import Plain
 from lightning_merge.recipe.cache import Cache
 from lightning_merge.registry import Registry
 from lightning_merge.study.claims import Claims
+from lightning_merge.study.same_data import data_of
 from lightning_merge.study.store import SCHEMA, Store
 
 T = TypeVar("T")
@@ -65,9 +66,9 @@ class Session:
         """What `make` gave for this key in the present repetition."""
         return self.cache.get(key, make).value
 
-    def data(self, config: Plain) -> LightningDataModule:
+    def data(self, config: Plain, store: Store) -> LightningDataModule:
         """The data module of a configuration, which reads its files once."""
-        return self.recall(("data", _text(config)), lambda: build_data(config))
+        return self.recall(("data", _text(config)), lambda: data_of(config, store))
 
     def state(self, store: Store, key: str) -> StateDict:
         """The state dict that a piece of work has stored."""

@@ -43,7 +43,7 @@ def _context(work: Work, store: Store, session: Session) -> Context:
         module=build_module(settings["model"]),
         states=[session.state(store, key) for key in needs[: len(names)]],
         names=names,
-        data=session.data(settings["data"]),
+        data=session.data(settings["data"], store),
         trainer=trainer_of(settings["trainer"], session.progress),
         seed=work.seed,
         progress=session.progress,

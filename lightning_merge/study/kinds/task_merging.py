@@ -82,7 +82,7 @@ def _prepare(work: Work, store: Store, session: Session) -> _Prepared:
     settings = work.settings
     tasks, bodies, further = [], {}, {}
     for task in settings["tasks"]:
-        data = session.data(task["data"])
+        data = session.data(task["data"], store)
         module = module_for(settings["model"], data, read_checkpoint(store.weights(task["key"])))
         state = fit_names(store.state(task["key"]), module.state_dict(), task["name"])
         head = head_of(module, data, state)

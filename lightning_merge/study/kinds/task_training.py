@@ -22,6 +22,7 @@ from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
 from lightning_merge.recipe.fitting import Fitted, fit_resumably
 from lightning_merge.recipe.task_context import TaskData, head_of, loaded
+from lightning_merge.study.same_data import data_of
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
@@ -47,7 +48,7 @@ def take_own_weights(work: Work, store: Store, session: Session) -> None:
 def pretrain(work: Work, store: Store, session: Session) -> None:
     """Trains the pre-trained network."""
     start, settings = time.perf_counter(), work.settings
-    data = set_up(settings["data"])
+    data = set_up(settings["data"], store)
     module = module_to_train(settings["model"], data)
     trainer = trainer_of(settings["trainer"], session.progress)
     fitted = fit_resumably(module, data, trainer(), store.training(work.key))
@@ -67,7 +68,7 @@ def pretrain(work: Work, store: Store, session: Session) -> None:
 def fine_tune(work: Work, store: Store, session: Session) -> None:
     """Fine-tunes the pre-trained body on one task, or takes the task's network from a file."""
     start, settings = time.perf_counter(), work.settings
-    data = set_up(settings["data"])
+    data = set_up(settings["data"], store)
     result: dict[str, Any] = {"settings": settings}
     learned_from: object = data
     if "file" in settings:
@@ -93,9 +94,9 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
     store.put(work.key, result, content)
 
 
-def set_up(config: Plain) -> LightningDataModule:
-    """A data module that has read its files."""
-    data = build_data(config)
+def set_up(config: Plain, store: Store | None = None) -> LightningDataModule:
+    """A data module that has read its files, which are to be those of the store's other pieces."""
+    data = build_data(config) if store is None else data_of(config, store)
     data.prepare_data()
     data.setup("fit")
     return data

@@ -6,8 +6,9 @@ from lightning.pytorch import seed_everything
 
 from lightning_merge.checkpoint import digest
 from lightning_merge.measure.measurement import measure
-from lightning_merge.recipe.build import Plain, build_data, build_module, trainer_of
+from lightning_merge.recipe.build import Plain, build_module, trainer_of
 from lightning_merge.recipe.fitting import fit_resumably
+from lightning_merge.study.same_data import data_of
 from lightning_merge.study.store import Store
 from lightning_merge.study.work import Session, Work, work_kinds
 
@@ -21,8 +22,8 @@ def train(work: Work, store: Store, session: Session) -> None:
     module = build_module(settings["model"])
     if work.needs:
         module.load_state_dict(store.state(work.needs[0]))
-    data = build_data(settings["data"])
     start = time.perf_counter()
+    data = data_of(settings["data"], store)
     trainer = trainer_of(settings["trainer"], session.progress)
     fitting = trainer()
     fitted = fit_resumably(module, data, fitting, store.training(work.key))
