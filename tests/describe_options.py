@@ -77,7 +77,9 @@ def described():
 def command(words):
     parser = parser_of(words)
     shown = [action for action in parser._actions if is_shown(action)]
-    options = [option(action) for action in shown]
+    # Those of classes, which jsonargparse keeps beside its actions.
+    required = getattr(parser, "_extra_required_keys", ())
+    options = [option(action, required) for action in shown]
     if words[0] in LIGHTNING:
         options = [one | {"help": LIGHTNINGS.get(one["dest"], one["help"])} for one in options]
     if any(action.dest.startswith("trainer.") for action in parser._actions):
@@ -89,13 +91,13 @@ def is_shown(action):
     return action.dest not in ("help", "trainer") and not action.dest.startswith("trainer.")
 
 
-def option(action):
+def option(action, required):
     flags = [flag for flag in action.option_strings if not flag.endswith("+")]
     found = {
         "flags": flags,
         "dest": action.dest,
         "help": " ".join((action.help or "").split()),
-        "required": action.required,
+        "required": action.required or action.dest in required,
         "default": None if action.default == "==SUPPRESS==" else action.default,
         "nargs": action.nargs,
         "choices": None if action.choices is None else [*action.choices],
