@@ -22,10 +22,50 @@ _CPU_BLOCK, _GPU_BLOCK = 1 << 18, 1 << 21
 _LARGE = 1 << 14
 
 
-def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tensor:
+class GradientBuffer:
+    """Memory for the gradient of the logits, the same step after step.
+
+    From a merge to its gradient it holds the slopes, by which the weights' gradient is then
+    multiplied where they lie: written while all that they are made of is in the cache, they spare
+    the backward pass most of what it would read.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.memory = torch.empty_like(logits, requires_grad=False)
+        self._slopes_of: object = None
+
+    def for_slopes(self, of: object) -> Tensor | None:
+        """Where the slopes of a merge are to lie; None while somebody holds an earlier gradient."""
+        if self._is_held():
+            return None
+        self._slopes_of = of
+        return self.memory
+
+    def taken(self, of: object) -> Tensor | None:
+        """The slopes of a merge, which the caller writes over; None if they are not here."""
+        if self._slopes_of is not of:
+            return None
+        self._slopes_of = None
+        return self.memory
+
+    def for_gradient(self) -> Tensor | None:
+        """Memory to write a gradient into; None while it holds slopes, or somebody a gradient."""
+        return None if self._slopes_of is not None or self._is_held() else self.memory
+
+    def _is_held(self) -> bool:
+        # By `logits.grad` while it is being accumulated, or by whoever asked for a gradient. One
+        # use is ours, and one that of the storage's object here.
+        storage = self.memory.untyped_storage()
+        return torch._C._storage_Use_Count(storage._cdata) > 2
+
+
+def interpolate_flat_(
+    out: Tensor, logits: Tensor, a: Tensor, b: Tensor, slopes: Tensor | None = None
+) -> Tensor:
     """Writes `sigmoid(logits) * a + (1 - sigmoid(logits)) * b` into `out`, and returns it.
 
-    All are of shape `(n,)`. Where the logits are 0 it is exactly the mean, rounded once.
+    All are of shape `(n,)`. Where the logits are 0 it is exactly the mean, rounded once. The
+    derivatives by the logits go into `slopes`, where that is given; all types are then the same.
     """
     blocks = _blocks(out)
     dtype = torch.promote_types(out.dtype, torch.float32)
@@ -34,6 +74,8 @@ def interpolate_flat_(out: Tensor, logits: Tensor, a: Tensor, b: Tensor) -> Tens
         block = out[part]
         other = scratch[: len(block)]
         torch.sigmoid(logits[part], out=block)
+        if slopes is not None:
+            _slopes_(slopes[part], block, a[part], b[part], other)
         # Both products: the difference of the ingredients, as in lerp, would be rounded.
         second = b[part].to(dtype)
         torch.addcmul(second, block.to(dtype), second, value=-1, out=other)
@@ -67,15 +109,19 @@ def logits_gradient_(out: Tensor, grad: Tensor, logits: Tensor, a: Tensor, b: Te
     """
     blocks = _blocks(out)
     # Memory that is new costs more than what is computed in it: the same for all blocks.
-    scratch = out.new_empty(blocks[0].stop if blocks else 0)
+    scratch = out.new_empty(2, blocks[0].stop if blocks else 0)
     for part in blocks:
         block = out[part]
-        other = scratch[: len(block)]
-        torch.sigmoid(logits[part], out=other)
-        torch.ops.aten.sigmoid_backward.grad_input(grad[part], other, grad_input=block)
-        torch.sub(a[part], b[part], out=other)
-        block.mul_(other)
+        alpha, slopes = scratch[:, : len(block)]
+        torch.sigmoid(logits[part], out=alpha)
+        _slopes_(slopes, alpha, a[part], b[part], slopes)
+        torch.mul(grad[part], slopes, out=block)
     return out
+
+
+def _slopes_(out: Tensor, alpha: Tensor, a: Tensor, b: Tensor, scratch: Tensor) -> None:
+    torch.sub(a, b, out=scratch)
+    torch.ops.aten.sigmoid_backward.grad_input(scratch, alpha, grad_input=out)
 
 
 def joint_logits_gradient_(
@@ -93,10 +139,13 @@ def joint_logits_gradient_(
     return out
 
 
-def merge_flat_(out: Tensor, logits: Tensor, ingredients: Sequence[Tensor]) -> Tensor:
+def merge_flat_(
+    out: Tensor, logits: Tensor, ingredients: Sequence[Tensor], slopes: Tensor | None = None
+) -> Tensor:
     """`interpolate_flat_` of two ingredients for logits `(n,)`, `combine_flat_` for `(K, n)`."""
     if logits.dim() == 1:
-        return interpolate_flat_(out, logits, *ingredients)
+        a, b = ingredients
+        return interpolate_flat_(out, logits, a, b, slopes)
     return combine_flat_(out, logits, ingredients)
 
 
@@ -105,7 +154,7 @@ def merged_weights(
     ingredients: Sequence[Tensor],
     out: Tensor,
     layout: FlatLayout,
-    gradient: Tensor | None = None,
+    gradient: GradientBuffer | None = None,
 ) -> tuple[Tensor, ...]:
     """The merged weights as views of `out`, through which gradients reach `logits`.
 
@@ -115,8 +164,8 @@ def merged_weights(
         ingredients: Their weights, of shape `(n,)` each; constants.
         out: The buffer that holds the result, of shape `(n,)`; written over.
         layout: The tensors inside the buffers.
-        gradient: Where the gradient of the logits is to lie, of their shape, step after step;
-            new memory where it is not given, and while `logits.grad` is being accumulated.
+        gradient: Where the gradient of the logits is to lie; new memory where it is not given,
+            and while somebody holds an earlier gradient in it.
     """
     buffers = (list(ingredients), out, gradient)
     weights: tuple[Tensor, ...] = _MergedWeights.apply(logits, buffers, layout)
@@ -128,7 +177,7 @@ class _MergedWeights(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: Tensor,
-        buffers: tuple[list[Tensor], Tensor, Tensor | None],
+        buffers: tuple[list[Tensor], Tensor, GradientBuffer | None],
         layout: FlatLayout,
     ) -> tuple[Tensor, ...]:
         # The buffers come in a tuple, out of autograd's sight: as arguments, the views
@@ -139,17 +188,24 @@ class _MergedWeights(torch.autograd.Function):
         ctx.gradient = gradient
         ctx.layout = layout
         ctx.set_materialize_grads(False)
-        merge_flat_(out, logits.detach(), ingredients)
+        # Not the context itself, which cannot be copied with a module that holds the buffer.
+        ctx.token, slopes = object(), None
+        if gradient is not None and logits.dim() == 1 and logits.dtype == out.dtype:
+            slopes = gradient.for_slopes(ctx.token)
+        merge_flat_(out, logits.detach(), ingredients, slopes)
         return layout.untracked(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
-        if ctx.gradient is None or (logits.is_leaf and logits.grad is not None):
-            result = torch.empty_like(logits)
-        else:
+        buffer = ctx.gradient
+        if buffer is not None and (slopes := buffer.taken(ctx.token)) is not None:
+            for view, grad in zip(ctx.layout.views(slopes), grads, strict=True):
+                view.zero_() if grad is None else view.mul_(grad)
             # A tensor of its own: autograd copies one that somebody else holds.
-            result = ctx.gradient.view_as(logits)
+            return slopes.view_as(logits), None, None
+        result = None if buffer is None else buffer.for_gradient()
+        result = torch.empty_like(logits) if result is None else result.view_as(logits)
         joint = logits.dim() == 2
         for start, stop, grad in _runs(ctx.layout, grads, result[0] if joint else result):
             part = slice(start, stop)

@@ -1,9 +1,15 @@
+import copy
+
 import pytest
 import torch
 
 from lightning_merge.aggregate import learned_soup
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import interpolate_flat_, merged_weights
+from lightning_merge.aggregate.learned_soup import (
+    GradientBuffer,
+    interpolate_flat_,
+    merged_weights,
+)
 from lightning_merge.errors import ConfigError
 
 
@@ -63,8 +69,9 @@ def test_an_unknown_granularity_is_refused():
         FlatLayout(tensors(0)).segments("row")
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("block", [1 << 18, 16, 7])
-def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
+def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block, kept):
     monkeypatch.setattr(learned_soup, "_CPU_BLOCK", block)
     layout = FlatLayout(tensors(0, torch.float64))
     a, b = (layout.flatten(tensors(seed, torch.float64)) for seed in (1, 2))
@@ -74,8 +81,10 @@ def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
         conv, linear, _, scale = weights
         return (conv**3).sum() * scale + linear.sin().sum()
 
-    ours = merged_weights(logits, [a, b], torch.empty_like(a), layout)
+    buffer = GradientBuffer(logits) if kept else None
+    ours = merged_weights(logits, [a, b], torch.empty_like(a), layout, buffer)
     (ours_grad,) = torch.autograd.grad(loss(ours), logits)
+    assert (ours_grad.data_ptr() == buffer.memory.data_ptr()) if kept else True
     alpha = torch.sigmoid(logits)
     theirs = layout.views(alpha * a + (1 - alpha) * b)
     (theirs_grad,) = torch.autograd.grad(loss(theirs), logits)
@@ -84,6 +93,40 @@ def test_weights_and_gradients_are_those_of_plain_autograd(monkeypatch, block):
     assert torch.allclose(ours_grad, theirs_grad, rtol=1e-10, atol=1e-12)
     # The bias takes no part in the loss.
     assert layout.named_views(ours_grad)["bias"].abs().max() == 0
+
+
+def test_a_kept_buffer_gives_the_same_bits_and_takes_nothing_from_its_owner():
+    layout = FlatLayout(tensors(0))
+    a, b = (layout.flatten(tensors(seed)) for seed in (1, 2))
+    logits = torch.randn(layout.size, requires_grad=True)
+    buffer = GradientBuffer(logits)
+
+    def loss(factor, kept=buffer):
+        weights = merged_weights(logits, [a, b], torch.empty_like(a), layout, kept)
+        return factor * sum((weight**3).sum() for weight in weights)
+
+    def plain(factor):
+        return torch.autograd.grad(loss(factor, None), logits)[0]
+
+    # A gradient that somebody has stays what it is, whatever comes next.
+    found = [torch.autograd.grad(loss(factor), logits)[0] for factor in (1.0, 2.0, 3.0)]
+    for factor, gradient in zip((1.0, 2.0, 3.0), found, strict=True):
+        assert torch.equal(gradient, plain(factor))
+    del found, gradient
+    # Two merges before their gradients, one of them twice; one that is never asked for.
+    loss(7.0)
+    first, second = loss(1.0), loss(2.0)
+    for one, factor in ((first, 1.0), (second, 2.0), (first, 1.0)):
+        (gradient,) = torch.autograd.grad(one, logits, retain_graph=True)
+        assert torch.equal(gradient, plain(factor))
+    del gradient
+    # Accumulated: the sum is not written over by the next merge, which comes before it is used.
+    loss(1.0).backward()
+    assert logits.grad.data_ptr() == buffer.memory.data_ptr()
+    loss(2.0).backward()
+    loss(4.0)
+    assert torch.equal(logits.grad, plain(1.0) + plain(2.0))
+    assert torch.equal(copy.deepcopy(buffer).memory, buffer.memory)
 
 
 def test_the_ends_give_the_ingredients_themselves():

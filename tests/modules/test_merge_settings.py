@@ -293,3 +293,25 @@ def test_a_callback_sees_the_weights_after_every_step(count):
         module = trained(steps)
         assert all(torch.equal(seen[n], v) for n, v in module.net.named_parameters())
     assert not torch.equal(recorder.seen[0]["0.weight"], recorder.seen[1]["0.weight"])
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_before_zero_grad"])
+def test_a_callback_sees_the_gradient_of_the_last_step(hook):
+    seen = []
+
+    def look(self, trainer, module, *_):
+        gradient = module.alpha_logits.grad
+        seen.append(
+            (module.alpha_logits.detach().clone(), None if gradient is None else gradient.clone())
+        )
+
+    callback = type("Looks", (Callback,), {hook: look})()
+    start = MergeModule(Stranger(), states(), optimizer=partial(torch.optim.SGD, lr=1.0))
+    seen.append((start.alpha_logits.detach().clone(), None))
+    quiet_trainer(max_steps=3, callbacks=[callback]).fit(start, image_batches())
+    steps = [one for one in seen if one[1] is not None]
+    before = [seen[0][0], *(logits for logits, _ in steps)]
+    assert len(steps) >= 2
+    for (logits, gradient), earlier in zip(steps, before, strict=False):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(earlier - logits, gradient, rtol=1e-3, atol=1e-6)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.aggregate.flat import FlatLayout
-from lightning_merge.aggregate.learned_soup import merge_flat_, merged_weights
+from lightning_merge.aggregate.learned_soup import GradientBuffer, merge_flat_, merged_weights
 from lightning_merge.checkpoint import StateDict
 
 
@@ -28,7 +28,7 @@ class FlatIngredients:
         self._segments = (
             None if granularity == "parameter" else torch.tensor(self.layout.segments(granularity))
         )
-        self._gradient: Tensor | None = None
+        self._gradient: GradientBuffer | None = None
 
     def initial_logits(self, alpha: float | None) -> Tensor:
         """Logits that give the first ingredient a share of `alpha`, the others the rest.
@@ -50,7 +50,7 @@ class FlatIngredients:
         flat = self._flat(logits)
         # A GPU's allocator has memory at hand; the system's hands out pages one by one.
         if self._gradient is None and flat.is_cpu:
-            self._gradient = torch.empty_like(flat, requires_grad=False)
+            self._gradient = GradientBuffer(flat)
         return merged_weights(flat, self.buffers, self.merged, self.layout, self._gradient)
 
     def refresh(self, logits: Tensor) -> None:

@@ -184,6 +184,9 @@ class LearnedWeights(LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self._learned.watched:
             self.refresh()
+        else:
+            # Lightning drops it after the next merge only, which has a use for its memory.
+            self.alpha_logits.grad = None
 
     def on_train_epoch_start(self) -> None:
         """The module's own hook, then notes what the epoch's order is drawn from."""
@@ -324,7 +327,7 @@ class LearnedWeights(LightningModule):
         return any(
             getattr(own, hook).__func__ is not getattr(LightningModule, hook)
             or any(is_overridden(hook, one, Callback) for one in found)
-            for hook in ("on_train_batch_end", "on_train_epoch_end")
+            for hook in ("on_train_batch_end", "on_train_epoch_end", "on_before_zero_grad")
         )
 
     def _refuse_writes(self, before: Tensor) -> None:
