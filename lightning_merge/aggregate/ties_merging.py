@@ -177,7 +177,8 @@ def _elect_and_merge(
     flat = [tensor.to(first.device).reshape(-1) for tensor in tensors]
     limits = torch.tensor(thresholds, dtype=torch.float64, device=first.device)[:, None]
     shares = torch.tensor(weights, dtype=torch.float64, device=first.device)[:, None]
-    equal = len(set(weights)) == 1
+    # Equal ones cancel in a mean; what is multiplied by 0 has no sign.
+    equal = len(set(weights)) == 1 and weights[0] > 0
     # In pieces, because the sums in float64 of a large layer would outweigh the network.
     length = _CPU_BLOCK if first.device.type == "cpu" else _DEVICE_BLOCK
     for start in range(0, first.numel(), length):

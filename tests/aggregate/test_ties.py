@@ -52,6 +52,21 @@ def test_zeros_are_not_counted_in_the_mean():
     assert ties_vector(vectors, 1.0).vector["w"].item() == 3.0
 
 
+@pytest.mark.parametrize("merge", ["mean", "sum"])
+def test_weights_are_multiplied_in_before_signs_are_elected_and_zeros_leave_nothing(merge):
+    rows = torch.tensor([[4.0, -1, 3, 2], [2, 5, -3, -6], [-8, 1, 0.5, 3]])
+    vectors = [{name: row.clone() for name in "abc"} for row in rows]
+    weights = {"a": [0.5, 2, 1], "b": [2, 0, 0], "c": [0, 0, 0]}
+    merged = ties_vector(vectors, 1.0, merge, weights).vector
+    for name, shares in weights.items():
+        weighted = rows * torch.tensor(shares)[:, None]
+        agrees = weighted * weighted.sum(0) > 0
+        expected = (weighted * agrees).sum(0)
+        if merge == "mean":
+            expected /= (torch.tensor(shares)[:, None] * agrees).sum(0).clamp_min(1e-30)
+        torch.testing.assert_close(merged[name], expected)
+
+
 def test_the_whole_vector_is_trimmed_not_each_tensor():
     vector = {"large": torch.tensor([10.0, 9.0]), "small": torch.tensor([1.0, 2.0])}
     trimmed = ties_vector([vector], 0.5).vector
