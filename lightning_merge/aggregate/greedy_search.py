@@ -259,8 +259,10 @@ class _RunningMean:
             if not same:
                 raise not_linear(*pair)
         for key, value in renamed.items():
-            others = [self.masks[key].to(value)] if key in self.masks else []
+            others = [self.masks[key].to(value.device)] if key in self.masks else []
             check_finite(f"{name}: '{key}'", value, others)
+            for mask in others:
+                check_finite(f"{self.name}: '{key}'", mask, [value])
         return renamed
 
     def with_another(self, state: Mapping[str, Tensor]) -> StateDict:

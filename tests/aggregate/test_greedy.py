@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_merge.aggregate import average, greedy_soup, greedy_soup_by_counts
 from lightning_merge.aggregate.greedy_search import hardest_first
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, NonFiniteError
 
 
 def numbers(*values):
@@ -229,6 +229,19 @@ def test_nan_is_never_better():
     assert soup["w"].item() == 2
     assert [trial.candidate for trial in trace] == [1, 0]
     assert not trace[1].kept
+
+
+@pytest.mark.parametrize("rows", list(itertools.product([0.0, -math.inf, math.inf], repeat=3)))
+def test_infinities_are_kept_or_refused_as_in_an_average(rows):
+    states = [{"w": torch.tensor([row, float(k)])} for k, row in enumerate(rows)]
+    try:
+        expected = average(states)["w"]
+    except NonFiniteError:
+        with pytest.raises(NonFiniteError, match="'w' holds NaN or infinity"):
+            greedy_soup(states, lambda state: state["w"][1].item(), [-1, -2, -3])
+    else:
+        soup, _ = greedy_soup(states, lambda state: state["w"][1].item(), [-1, -2, -3])
+        assert torch.equal(soup["w"], expected)
 
 
 def test_what_is_refused():
