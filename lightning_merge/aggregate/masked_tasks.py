@@ -84,10 +84,13 @@ def write_masked(
         # A mask's infinities do not move.
         steps = [torch.where(end == origin, 0, end.to(base) - base) for end in ends]
         total = torch.stack(steps).sum(dim=0)
-        merged[key] = checked(key, (base + total).to(origin.dtype), origin)
-        for name, step in zip(networks, steps, strict=True):
+        both = (base + total).to(origin.dtype)
+        for name, end, step in zip(networks, ends, steps, strict=True):
+            # What one task alone moved is its own, which the sum would round.
+            both = torch.where(step == total, end, both)
             bits = np.packbits(tall_mask(step, total, threshold).flatten().cpu().numpy())
             masks[f"{name}/{key}"] = torch.from_numpy(bits)
+        merged[key] = checked(key, both, origin)
     made = claim_folder(folder, _FILES, overwrite)
     with written_together():
         write_safetensors(made / _MERGED, merged)

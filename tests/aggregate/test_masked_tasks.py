@@ -40,6 +40,18 @@ def test_tasks_that_move_their_own_entries_are_given_back(start, tmp_path, thres
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_they_are_given_back_bit_by_bit_in_every_type_and_far_from_the_start(dtype, tmp_path):
+    drawn = torch.Generator().manual_seed(0)
+    start = torch.randn(300, generator=drawn).mul(1e12).to(dtype)
+    tasks = {name: start.clone() for name in ("first", "second")}
+    tasks["first"][:100] = torch.randn(100, generator=drawn, dtype=torch.float64).to(dtype)
+    tasks["second"][200:] = torch.rand(100, generator=drawn, dtype=torch.float64).to(dtype)
+    folder = write_masked({"w": start}, {k: {"w": v} for k, v in tasks.items()}, tmp_path / "m")
+    for name, tuned in tasks.items():
+        assert torch.equal(load_task(folder, name)["w"], tuned)
+
+
 def test_heads_that_the_pretrained_network_lacks_and_bodies_without_statistics(tmp_path):
     start = {"body": torch.arange(3.0)}
     tasks = {
