@@ -122,14 +122,15 @@ def layers_to_repair(model: nn.Module, x: Tensor, which: Which | None = "hidden"
     for name, layer in model.named_modules():
         if not isinstance(layer, _LAYERS):
             continue
-        own = layer._parameters.get(scale_of(layer) or "")
+        own, bias = (layer._parameters.get(key) for key in (scale_of(layer) or "", "bias"))
+        most = max(uses[id(own)], uses[id(bias)])
 
         def hook(
             _module: nn.Module,
             _inputs: Any,
             output: Tensor,
             name: str = name,
-            plain: bool = own is not None and uses[id(own)] == 1,
+            plain: bool = own is not None and most == 1 and getattr(layer, "bias", None) is bias,
             axes: int = 0 if own is None else own.ndim,
         ) -> None:
             kept.append(output)

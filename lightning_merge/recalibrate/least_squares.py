@@ -43,9 +43,9 @@ class LeastSquares:
     fitted. No labels are read.
 
     Linear layers and 2-d convolutions are fitted, the classifier too, except those that run
-    more than once, that share their weight with another layer, or that compute with
-    something other than their own `weight`. Names and shapes stay as they are: a layer without
-    bias gets none.
+    more than once, that share their weight or bias with another layer, or that compute with
+    something other than their own `weight` and `bias`. Names and shapes stay as they are: a layer
+    without bias gets none.
 
     It takes a run of the merge up to each layer, and a few of each parent. All inputs are kept in
     memory meanwhile: a few thousand examples are plenty.

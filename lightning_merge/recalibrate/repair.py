@@ -80,10 +80,10 @@ class Repair:
 
     Convolutions and linear layers are corrected, except those that make the network's
     output (the classifier; the layer that runs last, where the output is computed from it), that
-    run more than once, that share their weight with another layer, that are given one vector or
-    one image instead of a batch, or that compute with something other than their own `weight`
-    (parametrisations; weight standardisation but for timm's with a `gain`, by which they are
-    scaled). A warning counts those of them that make hidden units.
+    run more than once, that share their weight or bias with another layer, that are given one
+    vector or one image instead of a batch, or that compute with something other than their own
+    `weight` and `bias` (parametrisations; weight standardisation but for timm's with a `gain`, by
+    which they are scaled). A warning counts those of them that make hidden units.
     A layer without a bias gets one: a new parameter `bias`, which its state dict then holds
     and which a network into which it is to be loaded must have (`without_bias` names them
     beforehand). A channel that never varies in the merged network is only shifted.

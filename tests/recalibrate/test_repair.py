@@ -241,6 +241,46 @@ def test_layers_that_a_scale_would_not_reach_are_left_alone() -> None:
     assert all(torch.equal(merged.state_dict()[name], before[name]) for name in before)
 
 
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class OddBiases(nn.Module):
+    """Two layers with one bias, a layer whose bias is computed, and one with its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.four = (nn.Linear(4, 4) for _ in range(4))
+        self.out = nn.Linear(4, 2)
+        self.two.bias = self.one.bias
+        nn.utils.parametrize.register_parametrization(self.three, "bias", Doubled())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.one, self.two, self.three, self.four):
+            x = layer(x).relu()
+        return self.out(x)
+
+
+def test_biases_that_are_shared_or_computed_are_left_alone() -> None:
+    torch.manual_seed(0)
+    a, b, merged = (OddBiases() for _ in range(3))
+    for one, other, mean in zip(*(n.parameters() for n in (a, b, merged)), strict=True):
+        mean.data = (one.data + other.data) / 2
+    before, x = copy.deepcopy(merged.state_dict()), torch.randn(60, 4)
+    fitted = LeastSquares([a, b], [x])
+    assert [step.name for step in fitted.steps] == ["four", "out"]
+    with pytest.warns(UserWarning, match="corrects 1 hidden layers and leaves 3 .* 'one' first"):
+        assert repair(merged, a, b, [x]) == 1
+    of_a, of_b, found = (statistics(model, x)["four"] for model in (a, b, merged))
+    for k in (0, 1):
+        torch.testing.assert_close(found[k], (of_a[k] + of_b[k]) / 2, rtol=1e-4, atol=1e-5)
+    changed = {n for n, v in merged.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {"four.weight", "four.bias"}
+
+
 @pytest.mark.parametrize("conv", [ScaledStdConv2d, ScaledStdConv2dSame, Conv2dSame])
 def test_timms_own_convolutions_have_the_statistics_of_their_goal(conv: type[nn.Conv2d]) -> None:
     def network(seed: int) -> nn.Sequential:
