@@ -58,7 +58,7 @@ def model_stock(pretrained: State, states: Sequence[State]) -> StateDict:
             ratio, mean_step = _ratio_and_step(start, ends)
             end = start.to(wide(start)).add(mean_step, alpha=ratio)
             merged[name] = checked(name, end.to(start.dtype), start)
-            if bool(mean_step.any()):
+            if any(bool((end != start).any()) for end in ends):
                 weighted += ratio * start.numel()
                 size += start.numel()
     overall = weighted / size if size else 1.0

@@ -270,6 +270,35 @@ def test_model_stock_of_many_against_all_pairs():
     torch.testing.assert_close(merged["w"], start.lerp(sum(ends) / 4, ratio))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "ratio"),
+    [
+        ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), 1),
+        ((0, 0, 0, 1, 0), (0, 0, 0, 0, 0), 0),
+        ((0, 0, 0, 1, 2), (0, 0, 0, -1, -2), 0),
+        ((1, 1, 1, 0, 0), (1, 1, 1, 0, 0), 1),
+        ((1, 1, 1, 1, 0), (1, 1, 1, 0, 2), 3 / 5),
+        ((1, 1, 1, 1, 2), (1, 1, 1, -1, -2), 3 / 5),
+        ((4, 0, 0, 1, 0), (0, 3, 0, 1, 1), 2 / 5 * 2 * 2**-0.5 / (1 + 2**-0.5)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_statistics_of_model_stock_go_as_far_as_the_parameters_that_moved(
+    first, second, ratio, dtype
+):
+    start, mean = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([8.0, 0.25])
+    states = [
+        {"a": end[:3].to(dtype), "bn.running_mean": statistics.to(dtype), "b": end[3:].to(dtype)}
+        for end, statistics in (
+            (start, mean),
+            (start + torch.tensor(first), mean + 2),
+            (start + torch.tensor(second), mean - 5),
+        )
+    ]
+    merged = model_stock(states[0], states[1:])["bn.running_mean"]
+    assert torch.equal(merged, (mean.double() - 1.5 * ratio).to(dtype))
+
+
 def test_model_stock_of_equal_networks_is_that_network_and_batchnorm_works():
     pretrained, finetuned = network(0), network(1)
     merged = model_stock(pretrained, [finetuned, finetuned])
