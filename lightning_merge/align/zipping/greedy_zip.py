@@ -48,9 +48,10 @@ def zip_units(correlation: Tensor, alpha: float = 0.3, beta: float = 0.125) -> Z
         alpha: By what a correlation is multiplied where one of the two has been merged already
             (its correlations are then the smallest ones of its units); 0 leaves it alone after
             that, so that all units become pairs.
-        beta: The share of a network's merges that may be within it: `beta n / 2` of them. Once
-            they are spent, units of one network no longer come into one cluster; with 0 the
-            result is a permutation.
+        beta: The share of a network's merges that may be within it: `beta n / 2` of them. As in
+            the authors' code, a merged unit counts as one of a's if it holds one of a's, whatever
+            it holds of b's. Once they are spent, units that count as one network's are no longer
+            merged with each other; with 0 the result is a permutation.
     """
     size = len(correlation) // 2
     similar = _Similarities(correlation.detach().cpu().double().numpy(), alpha)
