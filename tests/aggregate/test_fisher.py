@@ -1,9 +1,12 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lightning_merge.aggregate import average, diagonal_fisher, fisher_average
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import ConfigError, NonFiniteError
 
 
 def convolutional(seed=0):
@@ -146,6 +149,41 @@ def test_by_default_the_scale_of_a_networks_information_does_not_count():
     assert without == pytest.approx(4 * 600 / 603)
 
 
+def test_information_is_divided_by_its_norm_over_tensors_of_all_sizes():
+    drawn = np.random.default_rng(0)
+    shapes = {"a": (2, 3), "b": (), "c": (50,), "none": (0, 2)}
+    states = [{name: drawn.random(shape) for name, shape in shapes.items()} for _ in range(3)]
+    # The third network is sure of everything, and has no part.
+    fishers = [
+        {name: drawn.random(shape) * size for name, shape in shapes.items()}
+        for size in (1e-3, 1.0, 0.0)
+    ]
+    merged = fisher_average(
+        *(
+            [{k: torch.tensor(v) for k, v in one.items()} for one in some]
+            for some in (states, fishers)
+        )
+    )
+    for one in fishers[:2]:
+        norm = np.linalg.norm(np.concatenate([value.ravel() for value in one.values()]))
+        one.update({name: value / norm for name, value in one.items()})
+    for name, found in merged.items():
+        values, weights = (np.stack([one[name] for one in some]) for some in (states, fishers))
+        expected = (values * weights).sum(0) / weights.sum(0)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squares_of_small_gradients_are_not_lost_in_half_precision(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).to(dtype)
+    x = (1e-3 * torch.randn(20, 3)).to(dtype)
+    expected = diagonal_fisher(copy.deepcopy(model).double(), [x.double()])
+    found = diagonal_fisher(model, [x])
+    assert found["weight"].max() < 1e-6
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
 def test_the_average_minimises_the_weighted_quadratic():
     states = [{"w": torch.randn(9, dtype=torch.float64)} for _ in range(3)]
     fishers = [{"w": torch.rand(9, dtype=torch.float64)} for _ in range(3)]
@@ -179,10 +217,14 @@ def test_what_is_refused():
     with pytest.raises(ConfigError, match="'v'"):
         fisher_average([one, one], [one, {**one, "v": torch.ones(1)}])
     with pytest.raises(ConfigError, match="negative information"):
-        fisher_average([one], [{"w": -torch.ones(2)}])
+        fisher_average([one], [{"w": torch.tensor([1.0, -1.0])}])
+    with pytest.raises(ConfigError, match=r"'w' is \(3,\) and the tensor \(2,\)"):
+        fisher_average([one], [{"w": torch.ones(3)}])
     with pytest.raises(ConfigError, match="weights"):
-        fisher_average([one, one], [one, one], [1, -1])
+        fisher_average([one, one], [one, one], [2, -1])
     with pytest.raises(ConfigError, match="no examples"):
         diagonal_fisher(nn.Linear(2, 2), [])
+    with pytest.raises(NonFiniteError, match="that of 'weight' is NaN"):
+        diagonal_fisher(nn.Linear(2, 2), [torch.full((1, 2), torch.nan)])
     with pytest.raises(ConfigError, match=r"\(B, C\)"):
         diagonal_fisher(nn.Conv2d(1, 1, 1), [torch.ones(1, 1, 2, 2)])
