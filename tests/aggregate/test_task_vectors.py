@@ -18,7 +18,12 @@ from lightning_merge.aggregate import (
     ties,
     ties_vector,
 )
-from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
+from lightning_merge.errors import (
+    ArchitectureMismatchError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+)
 
 
 def network(seed, steps=3):
@@ -123,6 +128,31 @@ def test_no_variance_is_ever_negative(variances, start, scale):
         assert merged["running_var"].item() >= 0
 
 
+def test_a_variance_is_not_below_zero_where_its_step_was_rounded():
+    start, step = torch.tensor([0.1], dtype=torch.float64), torch.tensor([-0.1])
+    assert start + step < 0
+    merged = MergedVector({"running_var": step}).at({"running_var": start}, 2.0)
+    assert merged["running_var"].item() == 0
+
+
+def test_weights_scale_parameters_and_are_shares_of_statistics():
+    vectors = [{"w": torch.tensor([x]), "running_mean": torch.tensor([x])} for x in (3.0, 6.0)]
+    found = sum_vectors(vectors, [1, -2]).vector
+    assert found == {"w": torch.tensor([-9.0]), "running_mean": torch.tensor([(3 + 12) / 3])}
+    found = sum_vectors(vectors, {"running": [0, 0], "w": [0.5, 0]}).vector
+    assert found == {"w": torch.tensor([1.5]), "running_mean": torch.tensor([0.0])}
+
+
+def test_sums_of_half_precision_are_beyond_its_range_in_the_network_only():
+    vectors = [{"w": torch.tensor([40_000.0], dtype=torch.float16)}] * 2
+    direction = sum_vectors(vectors)
+    assert direction.vector["w"].dtype == torch.float32
+    assert direction.vector["w"].item() == 80_000
+    assert direction.at(vectors[0], -1.0)["w"].item() == -40_000
+    with pytest.raises(NonFiniteError, match="beyond the range"):
+        direction.at(vectors[0], 1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_types(dtype):
     pretrained = {"w": torch.tensor([1.0, 2.0], dtype=dtype)}
@@ -210,6 +240,8 @@ def test_what_is_refused(tmp_path):
         task_vector({"a": torch.ones(2)}, {"a": torch.ones(1)})
     with pytest.raises(ArchitectureMismatchError, match="'a'"):
         MergedVector({"a": torch.ones(1)}).at({"b": torch.ones(1)}, 1.0)
+    with pytest.raises(ArchitectureMismatchError, match="'a' is complex in the task vectors"):
+        MergedVector({"a": torch.ones(1) * 1j}).at({"a": torch.ones(1)}, 1.0)
     with pytest.raises(CheckpointError, match=r"absent\.safetensors"):
         SafetensorsState(tmp_path / "absent.safetensors")
 
