@@ -17,7 +17,7 @@ from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.files import claim_folder, read_json, write_json, written_together
-from lightning_merge.number_types import is_complex, is_fraction
+from lightning_merge.number_types import is_fraction
 from lightning_merge.safetensors_file import SafetensorsFile
 from lightning_merge.state_dicts import StateDict, prefixed, table_of, tensor_of
 
@@ -170,5 +170,4 @@ def _is_masked(
         state[key].shape == start[key].shape and state[key].dtype == start[key].dtype
         for state in networks.values()
     )
-    signed = is_fraction(entry.code) and not is_complex(entry.code)
-    return alike and signed and not is_running_statistic(key)
+    return alike and is_fraction(entry.code) and not is_running_statistic(key)

@@ -40,7 +40,7 @@ def test_tasks_that_move_their_own_entries_are_given_back(start, tmp_path, thres
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
 def test_they_are_given_back_bit_by_bit_in_every_type_and_far_from_the_start(dtype, tmp_path):
     drawn = torch.Generator().manual_seed(0)
     start = torch.randn(300, generator=drawn).mul(1e12).to(dtype)
@@ -50,6 +50,22 @@ def test_they_are_given_back_bit_by_bit_in_every_type_and_far_from_the_start(dty
     folder = write_masked({"w": start}, {k: {"w": v} for k, v in tasks.items()}, tmp_path / "m")
     for name, tuned in tasks.items():
         assert torch.equal(load_task(folder, name)["w"], tuned)
+    # A bit for each, whatever its type is.
+    assert StateOnDisk(folder / "masks.safetensors")["first/w"].nbytes == 38
+
+
+def test_what_no_mask_gives_back_is_each_tasks_own_as_it_is(tmp_path):
+    one = {"running_var": torch.ones(2), "types": torch.ones(3), "shapes": torch.ones(4)}
+    two = {"running_var": torch.ones(2) * 3, "types": torch.rand(3), "shapes": torch.rand(5)}
+    two["types"] = two["types"].double()
+    tasks = {"one": one, "two": two, "three": {n: v * 2 for n, v in one.items()}}
+    folder = write_masked({n: v + 1 for n, v in one.items()}, tasks, tmp_path / "masked")
+    for name, state in tasks.items():
+        found = load_task(folder, name)
+        assert list(found) == list(state)
+        for key, value in state.items():
+            assert found[key].dtype == value.dtype
+            assert torch.equal(found[key], value)
 
 
 def test_heads_that_the_pretrained_network_lacks_and_bodies_without_statistics(tmp_path):
