@@ -219,6 +219,23 @@ def test_channels_that_never_vary_are_shifted_only() -> None:
     assert all(torch.isfinite(tensor).all() for tensor in merged.state_dict().values())
 
 
+@pytest.mark.parametrize("height", [300.0, -300.0])
+def test_rounding_of_a_constant_is_no_variation(height: float) -> None:
+    torch.manual_seed(0)
+    a, b, merged = (nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)) for _ in range(3))
+    with torch.no_grad():
+        merged[0].weight[0] *= 1e-5
+        merged[0].weight[1] *= 1e-2
+        merged[0].bias.fill_(height)
+    before, x = merged[0].weight.clone(), torch.randn(64, 4)
+    assert merged[0](x)[:, 0].std() > 0
+    repair(merged, a, b, [x])
+    of_a, of_b, found = (statistics(model, x)["0"] for model in (a, b, merged))
+    torch.testing.assert_close(found[0], (of_a[0] + of_b[0]) / 2, rtol=0, atol=1e-3)
+    assert torch.equal(merged[0].weight[0], before[0])
+    assert found[1][1].item() == pytest.approx((of_a[1][1] + of_b[1][1]).item() / 2, rel=0.01)
+
+
 class Standardised(nn.Conv2d):
     """Computes with a weight that is not its parameter."""
 
