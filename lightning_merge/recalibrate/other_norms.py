@@ -13,7 +13,7 @@ from lightning_merge.recalibrate.pooled import Pooled
 
 _NAMES = re.compile(r"(running|moving)_(mean|var|variance)")
 # How far the shares that a batch has in each channel's statistics may lie apart.
-_APART = 1e-3
+_APART = 1e-5
 
 
 def own_statistics(layer: nn.Module) -> dict[str, Tensor]:

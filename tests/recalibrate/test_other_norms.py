@@ -15,7 +15,9 @@ SIZES = (5, 9, 2)
 
 
 class ByHand(nn.Module):
-    """Keeps nine tenths of what it had, as Keras counts momentum, in tensors of its own."""
+    """Keeps most of what it had, as Keras counts momentum, in tensors of its own."""
+
+    share = 0.1
 
     def __init__(self):
         super().__init__()
@@ -26,8 +28,8 @@ class ByHand(nn.Module):
         if not self.training:
             return (x - self.moving_mean) / (self.moving_var + 1e-5).sqrt()
         mean, variance = x.mean((0, 2, 3), True), x.var((0, 2, 3), correction=0, keepdim=True)
-        self.moving_mean = 0.9 * self.moving_mean + 0.1 * mean
-        self.moving_var = 0.9 * self.moving_var + 0.1 * variance
+        self.moving_mean = (1 - self.share) * self.moving_mean + self.share * mean
+        self.moving_var = (1 - self.share) * self.moving_var + self.share * variance
         return (x - mean) / (variance + 1e-5).sqrt()
 
 
@@ -92,6 +94,30 @@ def test_a_norm_written_by_hand_gets_the_means_over_batches():
     # What is behind it is given batches that their own statistics normalised.
     torch.testing.assert_close(model[1].running_mean, torch.zeros(3), atol=1e-5, rtol=0)
     assert model[0].training
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype", "near"),
+    [
+        (1.0, torch.float32, 1e-5),
+        (1e-3, torch.float32, 1e-4),
+        (1e-4, torch.float64, 1e-6),
+        (0.1, torch.float16, 0.02),
+        (0.1, torch.bfloat16, 0.1),
+    ],
+)
+def test_batches_may_have_a_small_share_and_a_narrow_type(share, dtype, near):
+    model = ByHand().to(dtype)
+    model.share = share
+    given = [x.to(dtype) for x in images()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reset_batchnorm(model, given) == 1
+    wide = [x.double() for x in given]
+    means = by_examples([x.mean((0, 2, 3)).float() for x in wide])
+    variances = by_examples([x.var((0, 2, 3), correction=0).float() for x in wide])
+    for found, wanted in ((model.moving_mean, means), (model.moving_var, variances)):
+        torch.testing.assert_close(found.flatten().float(), wanted, rtol=near, atol=near)
 
 
 def test_a_network_of_one_batch_computes_as_in_training():
