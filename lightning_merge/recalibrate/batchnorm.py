@@ -113,7 +113,8 @@ def reset_batchnorm(
             seen = _over_ranks(observed, seen)
         if not seen:
             raise DataError("BatchNorm reset: there are no batches; give a loader that has some")
-        new = [(one, *one.statistics(copies)) for one in observed if one.calls]
+        found = [one for one in observed if one.calls and not one.unclear]
+        new = [(one, *one.statistics(copies)) for one in found]
         for name, one in zip(layers, observed, strict=True):
             if not one.is_finite():
                 raise NonFiniteError(
@@ -174,10 +175,11 @@ def _over_ranks(observed: list[Observed], seen: int) -> int:
     if ranks()[1] == 1:
         return seen
     pool_over_ranks([one.pool for one in observed])
-    counts = torch.tensor([seen, *(one.calls for one in observed)], device=observed[0].device)
-    total, *calls = sum_over_ranks([counts])[0].tolist()
-    for one, count in zip(observed, calls, strict=True):
-        one.calls = int(count)
+    own = [(one.calls, one.unclear) for one in observed]
+    counts = torch.tensor([(seen, 0), *own], device=observed[0].device)
+    (total, _), *sums = sum_over_ranks([counts])[0].tolist()
+    for one, (calls, unclear) in zip(observed, sums, strict=True):
+        one.calls, one.unclear = int(calls), bool(unclear)
     return int(total)
 
 

@@ -30,6 +30,8 @@ class Observed:
 
     across_examples: ClassVar[bool] = True
     """Whether its statistics are those of all examples together."""
+    unclear = False
+    """Whether it cannot be told what they are: then they stay."""
 
     def __init__(self, layer: Norm, pooled: bool = True) -> None:
         assert layer.running_mean is not None

@@ -51,7 +51,6 @@ class OtherNorm(Observed):
         self.apart = max(_APART, *(4 * torch.finfo(kind).eps for kind in kinds))
         self.pool = Pooled.empty(start.numel(), self.device, between=False)
         self.calls = 0
-        self.unclear = False
 
     def run(self, code: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the layer's code gives, with its batch's own statistics, which are joined."""

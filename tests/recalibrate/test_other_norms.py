@@ -62,6 +62,17 @@ class Cumulative(nn.Module):
         return x - self.running_mean[:, None, None]
 
 
+class Odd(Cumulative):
+    """Keeps the last mean of small batches, and of large ones the largest."""
+
+    def forward(self, x):
+        if self.training and len(x) < 8:
+            self.running_mean.copy_(x.mean((0, 2, 3)))
+        elif self.training:
+            self.running_mean.copy_(torch.maximum(self.running_mean, x.mean((0, 2, 3))))
+        return x
+
+
 class FrozenBatchNorm2d(ByHand):
     def forward(self, x):
         return (x - self.moving_mean) / (self.moving_var + 1e-5).sqrt()
@@ -169,6 +180,14 @@ def test_an_update_of_another_form_stays_with_a_warning():
     with pytest.warns(UserWarning, match=r"running_var of '1' \(Largest\) stay as they are"):
         assert reset_batchnorm(model, images()) == 1
     assert torch.equal(before, model[1].running_var)
+
+
+def test_updates_that_some_batches_show_to_be_of_another_form_are_not_kept():
+    model = Odd()
+    before = model.running_mean.clone()
+    with pytest.warns(UserWarning, match=r"running_mean of '' \(Odd\) stay as they are"):
+        assert reset_batchnorm(model, images()) == 0
+    assert torch.equal(before, model.running_mean)
 
 
 def test_statistics_of_nan_are_refused_and_nothing_is_changed():
