@@ -265,6 +265,25 @@ def test_convolutions_are_matrices_and_the_rest_is_averaged():
             torch.testing.assert_close(merged[name], (vectors[0][name] + vectors[1][name]) / 2)
 
 
+@pytest.mark.parametrize("merge", [tsv_merge, iso_c, iso_cts])
+def test_complex_matrices_are_averaged_and_the_widest_type_counts(merge):
+    torch.manual_seed(4)
+    start = {"c": torch.zeros(4, 3, dtype=torch.complex64), "w": torch.zeros(4, 3).double()}
+    vectors = [
+        {"c": torch.randn(4, 3, dtype=torch.complex64), "w": torch.randn(4, 3, dtype=dtype)}
+        for dtype in (torch.float16, torch.float64, torch.float32)
+    ]
+    merged = merge(start, vectors)
+    torch.testing.assert_close(merged["c"], sum(vector["c"] for vector in vectors) / 3)
+    wide = [{"w": vector["w"].double()} for vector in vectors]
+    expected = merge({"w": start["w"]}, wide)["w"]
+    for order in (vectors, vectors[::-1]):
+        found = merge(start, order)["w"]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert found.dtype == torch.float64
+        assert not torch.equal(found.float().double(), found)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
