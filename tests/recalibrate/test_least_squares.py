@@ -254,6 +254,31 @@ def test_the_mean_of_unlike_networks_comes_nearer_to_their_mean_output(kind: str
     assert errors[6] < 1.2
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_and_the_norm_behind_it_give_together_what_the_parents_do(bias: bool) -> None:
+    def made(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 4, bias=bias), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)]
+        network = nn.Sequential(*layers)
+        nn.init.normal_(network[1].weight)
+        nn.init.normal_(network[1].bias)
+        reset_batchnorm(network, [x])
+        return network.eval()
+
+    x = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) + 2
+    a, b = made(0), made(1)
+    merged = mean(a, b)
+    LeastSquares([a, b], list(x.split(300)))(merged, [3, 1])
+    with torch.no_grad():
+        # Of inputs that all have, it is linear.
+        goal = 0.75 * a[:2](x) + 0.25 * b[:2](x)
+        torch.testing.assert_close(merged[:2](x), goal, rtol=1e-4, atol=1e-4)
+        given = merged[0](x).double()
+    variance, middle = torch.var_mean(given, 0, correction=0)
+    torch.testing.assert_close(merged[1].running_mean.double(), middle, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(merged[1].running_var.double(), variance, rtol=1e-3, atol=1e-4)
+
+
 def test_the_statistics_of_norms_are_the_networks_own() -> None:
     a, b = network("convolutions", 0), network("convolutions", 1)
     merged = mean(a, b)
