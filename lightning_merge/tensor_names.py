@@ -1,10 +1,22 @@
 """Names of tensors: removing the marks of wrappers, and matching the names of state dicts."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 _WRAPPED, _AVERAGES = "module", "n_averaged"
 # What torch.compile, FSDP and checkpointing of activations put before the names of a part.
 _MARKS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_STATISTIC = re.compile(r"(running|moving)_(mean|var|variance)")
+
+
+def is_running_statistic(name: str) -> bool:
+    """Whether a tensor is a normalisation layer's running mean or variance."""
+    return _STATISTIC.fullmatch(name.rpartition(".")[2]) is not None
+
+
+def is_running_variance(name: str) -> bool:
+    """Whether a tensor is a running variance, which is never below 0."""
+    return name.endswith(("running_var", "moving_var", "running_variance", "moving_variance"))
 
 
 def is_batch_counter(name: str) -> bool:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, is_numeric
 from lightning_merge.aggregate.name_weights import NameWeights, Weights
-from lightning_merge.aggregate.vector_arithmetic import check_vectors, is_running_statistic
+from lightning_merge.aggregate.vector_arithmetic import check_vectors
 from lightning_merge.errors import ConfigError
 from lightning_merge.state_dicts import StateDict, check_finite
+from lightning_merge.tensor_names import is_running_statistic
 
 
 def dare(

@@ -25,6 +25,7 @@ from lightning_merge.number_types import (
     type_name,
     widened,
 )
+from lightning_merge.tensor_names import is_running_variance
 
 # How many numbers are worked on at a time: their sums stay in a core's own cache.
 _BLOCK = 1 << 16
@@ -78,7 +79,7 @@ class Mean:
         self._code = real_part(code)
         self._weights = list(weights)
         both_signs = min(weights) < 0 < max(weights)
-        self._extrapolates_variance = both_signs and where.endswith("running_var")
+        self._extrapolates_variance = both_signs and is_running_variance(where)
         self.size = len(self._raws[0]) // SIZES[self._codes[0]]
         self.bytes_of_one = SIZES[self._code]
 

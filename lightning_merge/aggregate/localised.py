@@ -14,11 +14,11 @@ from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_start,
     check_vectors,
-    is_running_statistic,
     summed,
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.state_dicts import StateDict, table_of
+from lightning_merge.tensor_names import is_running_statistic
 
 
 def tall_masks(

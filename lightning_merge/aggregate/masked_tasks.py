@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened, wide
 from lightning_merge.aggregate.localised import check_threshold, tall_mask
-from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.checkpoint import write_safetensors
 from lightning_merge.errors import ArchitectureMismatchError, CheckpointError, ConfigError
 from lightning_merge.files import claim_folder, read_json, write_json, written_together
 from lightning_merge.number_types import is_fraction
 from lightning_merge.safetensors_file import SafetensorsFile
 from lightning_merge.state_dicts import StateDict, prefixed, table_of, tensor_of
+from lightning_merge.tensor_names import is_running_statistic
 
 _MERGED, _START, _MASKS, _OWN = (
     f"{name}.safetensors" for name in ("merged", "pretrained", "masks", "own")

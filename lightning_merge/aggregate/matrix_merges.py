@@ -14,12 +14,12 @@ from lightning_merge.aggregate.inputs import State, checked
 from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_vectors,
-    is_running_statistic,
     summed,
 )
 from lightning_merge.aggregate.vector_difference import LazyTaskVector
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.state_dicts import check_finite, table_of
+from lightning_merge.tensor_names import is_running_statistic
 from lightning_merge.tensor_table import Entry
 
 _MOST_LAYERS = 4

@@ -12,12 +12,12 @@ from lightning_merge.aggregate.inputs import State, checked
 from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_vectors,
-    is_running_statistic,
     summed,
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_complex, is_fraction
 from lightning_merge.state_dicts import StateDict, check_finite, table_of
+from lightning_merge.tensor_names import is_running_statistic
 
 
 def sce_vector(vectors: Sequence[State], density: float = 1.0) -> MergedVector:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_merge.aggregate.averaging import mean_of
 from lightning_merge.aggregate.inputs import State, checked, checked_tensors, opened_all, wide
-from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_fraction
 from lightning_merge.state_dicts import StateDict, check_alike
+from lightning_merge.tensor_names import is_running_statistic
 from lightning_merge.tensor_table import Entry
 
 

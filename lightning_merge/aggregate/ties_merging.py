@@ -14,7 +14,6 @@ from lightning_merge.aggregate.vector_arithmetic import (
     MergedVector,
     check_start,
     check_vectors,
-    is_running_statistic,
     stepped,
     summed,
 )
@@ -22,6 +21,7 @@ from lightning_merge.aggregate.weight_magnitude import smallest_kept_magnitude
 from lightning_merge.errors import ConfigError
 from lightning_merge.number_types import is_complex
 from lightning_merge.state_dicts import StateDict, check_finite, table_of
+from lightning_merge.tensor_names import is_running_statistic
 from lightning_merge.tensor_table import pruning_mask
 
 # The sums of a piece stay in the processor's cache; a GPU wants fewer and larger pieces.

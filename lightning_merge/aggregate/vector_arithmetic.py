@@ -18,12 +18,8 @@ from lightning_merge.aggregate.inputs import State, checked, is_numeric, opened,
 from lightning_merge.aggregate.name_weights import NameWeights, Weights
 from lightning_merge.errors import ArchitectureMismatchError, ConfigError
 from lightning_merge.state_dicts import StateDict, check_alike, check_finite, table_of
+from lightning_merge.tensor_names import is_running_statistic, is_running_variance
 from lightning_merge.tensor_table import Entry
-
-
-def is_running_statistic(name: str) -> bool:
-    """Whether a state dict's entry is a normalisation layer's running mean or variance."""
-    return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ def stepped(name: str, start: Tensor, step: Tensor, scale: float, members: int) 
         scale = min(max(scale * members, 0.0), 1.0)
     end = start.to(wide(start), copy=True)
     end.add_(step.to(start.device), alpha=scale)
-    if name.endswith("running_var"):
+    if is_running_variance(name):
         # A convex combination of variances can still round to -1e-17.
         end.clamp_(min=0)
     return checked(name, end.to(start.dtype), start)

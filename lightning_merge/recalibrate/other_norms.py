@@ -1,6 +1,5 @@
 """Norms that keep running statistics and are not torch's: timm's EvoNorm, a stranger's own."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_merge.recalibrate.observed import Norm, Observed
 from lightning_merge.recalibrate.pooled import Pooled
+from lightning_merge.tensor_names import is_running_statistic
 
-_NAMES = re.compile(r"(running|moving)_(mean|var|variance)")
 # How far the shares that a batch has in each channel's statistics may lie apart.
 _APART = 1e-5
 
@@ -26,7 +25,7 @@ def own_statistics(layer: nn.Module) -> dict[str, Tensor]:
     return {
         name: buffer
         for name, buffer in layer.named_buffers(recurse=False)
-        if _NAMES.fullmatch(name) and buffer.is_floating_point() and not is_lazy(buffer)
+        if is_running_statistic(name) and buffer.is_floating_point() and not is_lazy(buffer)
     }
 
 

@@ -19,6 +19,7 @@ from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import centred
 from lightning_merge.symmetry.spec import PermutationSpec
 from lightning_merge.symmetry.unit_group import Group, other_positions
+from lightning_merge.tensor_names import is_running_variance
 
 _TOLERANCE = 1e-6
 # Axes of a grouped convolution's inputs, counted as `(groups, outputs, inputs, ...)`.
@@ -289,7 +290,7 @@ def _padded(
             for x in (torch.cat([old, rest]), torch.cat([new, there[: len(rest)]]))
         )
         shape = [*value.shape[:axis], room, *value.shape[axis + 1 :]]
-        filler = torch.ones if name.endswith("running_var") else torch.zeros
+        filler = torch.ones if is_running_variance(name) else torch.zeros
         wider = filler(shape, dtype=value.dtype, device=value.device)
         wider.index_copy_(axis, new, value.index_select(axis, old))
         value = wider

@@ -128,6 +128,23 @@ def test_no_variance_is_ever_negative(variances, start, scale):
         assert merged["running_var"].item() >= 0
 
 
+@pytest.mark.parametrize("kind", ["running", "moving"])
+@pytest.mark.parametrize("last", ["var", "variance"])
+def test_statistics_are_known_by_the_names_that_reset_knows(kind, last):
+    mean, variance = f"norm.{kind}_mean", f"norm.{kind}_{last}"
+    start = {"w": torch.zeros(2), mean: torch.tensor([80.0]), variance: torch.tensor([90.0])}
+    tuned = {"w": torch.ones(2), mean: torch.tensor([50.0]), variance: torch.tensor([10.0])}
+    vectors = [task_vector(tuned, start)]
+    for merged in (task_arithmetic(start, vectors, 2.0), ties(start, vectors, 2.0, 0.5)):
+        assert {name: value.tolist() for name, value in merged.items()} == {
+            "w": [2, 2],
+            mean: [50],
+            variance: [10],
+        }
+    with pytest.raises(NonFiniteError, match=f"'{variance}' is a variance"):
+        average([tuned, start], [2, -1])
+
+
 def test_a_variance_is_not_below_zero_where_its_step_was_rounded():
     start, step = torch.tensor([0.1], dtype=torch.float64), torch.tensor([-0.1])
     assert start + step < 0

@@ -11,7 +11,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_merge.aggregate import average
-from lightning_merge.aggregate.vector_arithmetic import is_running_statistic
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
@@ -26,6 +25,7 @@ from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
 from lightning_merge.recipe.task_context import TaskContext, TaskData
 from lightning_merge.recipe.task_held_out import TaskHeldOut
+from lightning_merge.tensor_names import is_running_statistic
 
 _BODY, _HEADS = "body.", "heads."
 
