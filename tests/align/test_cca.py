@@ -1,6 +1,8 @@
 """CCA matching against planted maps and what the formulas say of their limits."""
 
+import numpy as np
 import pytest
+import scipy.linalg
 import timm
 import torch
 from networks import Perceptron, ResNet20, randomised
@@ -72,6 +74,60 @@ def test_the_map_has_its_inverse_and_gives_b_the_covariance_of_a() -> None:
     correlations = torch.linalg.svdvals(torch.linalg.qr(a).Q.T @ torch.linalg.qr(b).Q)
     whiten = torch.linalg.inv(torch.linalg.cholesky(a.T @ a).T)
     torch.testing.assert_close(torch.trace((a @ whiten).T @ (new @ whiten)), correlations.sum())
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 2.0])
+def test_the_map_is_that_of_its_formula(gamma: float) -> None:
+    a, b = (x.numpy() for x in observed(torch.Generator().manual_seed(1)))
+    found = Spectra(*(torch.from_numpy(x) for x in (a.T @ a, a.T @ b, b.T @ b))).linear_map(gamma)
+    ridged = (s + gamma * np.trace(s) / 6 * np.eye(6) for s in (a.T @ a, b.T @ b))
+    root_a, root_b = (scipy.linalg.sqrtm(s).real for s in ridged)
+    u, _, vt = np.linalg.svd(np.linalg.inv(root_a) @ a.T @ b @ np.linalg.inv(root_b))
+    expected = np.linalg.inv(root_b) @ vt.T @ u.T @ root_a
+    np.testing.assert_allclose(found.forward.numpy(), expected, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.inverse.numpy(), np.linalg.inv(expected), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_silent_units_become_silent_ones_wherever_they_are(gamma: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(300, 7, generator=generator, dtype=torch.float64) @ torch.randn(
+        7, 7, generator=generator, dtype=torch.float64
+    )
+    a[:, :3] = 0
+    order = torch.randperm(7, generator=generator)
+    # What is turned round has correlations below those of silent units.
+    b = -a[:, order]
+    forward = Spectra(a.T @ a, a.T @ b, b.T @ b).linear_map(gamma).forward
+    torch.testing.assert_close(b @ forward, a, rtol=1e-6, atol=1e-6)
+    # Some order of all units, the silent ones too.
+    torch.testing.assert_close(forward.abs().amax(0), torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(forward.abs().sum(0), torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("silent", [(0,), (1,), (0, 1)])
+def test_networks_of_which_one_never_varies_are_left_as_they_are(silent: tuple[int, ...]) -> None:
+    both = list(observed(torch.Generator().manual_seed(1)))
+    for index in silent:
+        both[index] *= 0
+    a, b = both
+    found = Spectra(a.T @ a, a.T @ b, b.T @ b).linear_map(0.1)
+    one = torch.eye(6, dtype=torch.float64)
+    assert torch.equal(found.forward, one)
+    assert torch.equal(found.inverse, one)
+
+
+def test_units_that_others_make_up_leave_a_map_with_an_inverse() -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b = (
+        torch.randn(50, 3, generator=generator, dtype=torch.float64)
+        @ torch.randn(3, 6, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    )
+    found = Spectra(a.T @ a, a.T @ b, b.T @ b).linear_map(0.0)
+    one = torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(found.forward @ found.inverse, one, rtol=0, atol=1e-6)
 
 
 def test_a_large_gamma_leaves_the_procrustes_rotation() -> None:
