@@ -80,7 +80,8 @@ class FlatLayout:
         if granularity == "channel":
             lengths = []
             for slot in self.slots:
-                rows = slot.shape[0] if slot.shape else 1
+                # A layer may be without outputs.
+                rows = slot.shape[0] if slot.shape and slot.size else 1
                 lengths += [slot.size // rows] * rows
             return lengths
         raise ConfigError(

@@ -55,6 +55,13 @@ def test_segments_cover_the_buffer(granularity):
     assert len(lengths) == {"model": 1, "layer": 4, "channel": 4 + 5 + 5 + 1}[granularity]
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_layers_without_inputs_or_outputs_have_segments_too(shape):
+    layout = FlatLayout({"empty": torch.ones(shape), "w": torch.ones(2, 2)})
+    for granularity in ("model", "layer", "channel"):
+        assert sum(layout.segments(granularity)) == 4
+
+
 def test_channel_segments_are_the_rows_also_in_channels_last():
     given = tensors(0)
     layout = FlatLayout(given)
