@@ -8,6 +8,7 @@ from lightning_merge.aggregate.flat import FlatLayout
 from lightning_merge.aggregate.learned_soup import (
     GradientBuffer,
     interpolate_flat_,
+    merge_flat_,
     merged_weights,
 )
 from lightning_merge.errors import ConfigError
@@ -134,6 +135,47 @@ def test_a_kept_buffer_gives_the_same_bits_and_takes_nothing_from_its_owner():
     loss(4.0)
     assert torch.equal(logits.grad, plain(1.0) + plain(2.0))
     assert torch.equal(copy.deepcopy(buffer).memory, buffer.memory)
+
+
+@pytest.mark.parametrize("large", [1 << 14, 30])
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_are_gathered_from_wherever_and_however_they_lie(monkeypatch, large, count):
+    monkeypatch.setattr(learned_soup, "_LARGE", large)
+    given = [{"first": torch.randn(3).double(), **tensors(k, torch.float64)} for k in range(count)]
+    layout = FlatLayout(given[0])
+    flat = [layout.flatten(one) for one in given]
+    shape = (layout.size,) if count == 2 else (count, layout.size)
+    logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    alphas = (
+        torch.stack([logits.sigmoid(), 1 - logits.sigmoid()]) if count == 2 else logits.softmax(0)
+    )
+    theirs = layout.views((alphas * torch.stack(flat)).sum(0))
+    ours = merged_weights(logits, flat, torch.empty_like(flat[0]), layout)
+    factor = torch.randn(7, 5, dtype=torch.float64)
+    losses = [
+        (weights[0] ** 2).sum()
+        + (weights[1] ** 3).sum() * weights[4]
+        + (weights[2].T * factor).sum()
+        for weights in (ours, theirs)
+    ]
+    found, expected = (torch.autograd.grad(loss, logits)[0] for loss in losses)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3])
+def test_narrow_types_are_rounded_little_more_than_once(monkeypatch, dtype, count):
+    monkeypatch.setattr(learned_soup, "_CPU_BLOCK", 300)
+    torch.manual_seed(count)
+    flat = [torch.randn(1000).to(dtype) for _ in range(count)]
+    logits = torch.randn((1000,) if count == 2 else (count, 1000)).mul(2).to(dtype)
+    wide = logits.double()
+    alphas = torch.stack([wide.sigmoid(), 1 - wide.sigmoid()]) if count == 2 else wide.softmax(0)
+    every = torch.stack(flat).double()
+    found = merge_flat_(torch.empty_like(flat[0]), logits, flat)
+    assert found.dtype == dtype
+    near = 2 * torch.finfo(dtype).eps * every.abs().amax(0)
+    assert bool(((found.double() - (alphas * every).sum(0)).abs() <= near).all())
 
 
 def test_the_ends_give_the_ingredients_themselves():
