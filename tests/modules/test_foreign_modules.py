@@ -277,3 +277,33 @@ def test_a_part_that_the_module_writes_itself_is_not_merged_without_a_word():
     )
     assert torch.allclose(teacher, network, atol=1e-2)
     assert not torch.allclose(states[0]["teacher.0.weight"], module.net[0].weight, atol=1e-2)
+
+
+def test_a_penalty_over_all_parameters_is_on_those_of_the_module():
+    class Decayed(Plain):
+        def penalty(self):
+            return sum(value.square().sum() for value in self.parameters())
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.penalty()
+
+        def validation_step(self, batch, batch_idx):
+            self.log("penalty", self.penalty())
+
+    a, b, plain = Decayed(), Decayed(), Decayed()
+    # Logits of 0 have no penalty.
+    module = MergeModule(Decayed(), [a, b], alpha=0.2, optimizer=partial(torch.optim.SGD, lr=1.0))
+    plain.load_state_dict(module.state_dict())
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, numbers())
+    plain.training_step(next(iter(numbers())), 0).backward()
+    total = 0.0
+    for name, value in plain.named_parameters():
+        first, other = a.get_parameter(name).detach(), b.get_parameter(name).detach()
+        logits = torch.logit(torch.tensor(0.2)) - value.grad * (first - other) * 0.2 * 0.8
+        expected = torch.lerp(other, first, logits.sigmoid())
+        assert torch.allclose(module.state_dict()[name], expected, atol=1e-6)
+        total += float(expected.square().sum())
+    (found,) = trainer.validate(module, numbers(), verbose=False)
+    assert found["penalty"] == pytest.approx(total, rel=1e-5)
+    assert module.alpha_logits in set(module.parameters())

@@ -1,6 +1,6 @@
 """What modules have in common whose weights follow from a few learned numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ from lightning_merge.modules.merging.strategies import (
 from lightning_merge.modules.module_state import put
 
 SAVED = "lightning_merge"
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 @dataclass
@@ -144,6 +145,13 @@ class LearnedWeights(LightningModule):
         self._learned.traced = True
 
     # --- the module's own life, on merged weights
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them; the module's own steps see its own, over which a penalty may go."""
+        named = super().named_parameters(*args, **kwargs)
+        if not (self._learned.traced or self._current_fx_name in _STEPS):
+            return named
+        return ((name, value) for name, value in named if value is not self.alpha_logits)
 
     def on_after_backward(self) -> None:
         """Puts the frozen parameters back, then the module's own hook."""
