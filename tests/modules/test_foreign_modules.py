@@ -307,3 +307,17 @@ def test_a_penalty_over_all_parameters_is_on_those_of_the_module():
     (found,) = trainer.validate(module, numbers(), verbose=False)
     assert found["penalty"] == pytest.approx(total, rel=1e-5)
     assert module.alpha_logits in set(module.parameters())
+
+
+def test_parameters_that_the_module_keeps_beside_are_not_taken_for_constants():
+    class Keeping(Plain):
+        def __init__(self):
+            super().__init__()
+            self.kept = [self.net[0].weight]
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.kept[0].square().sum()
+
+    states = [Keeping().state_dict() for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"'net\.0\.weight' is read from a list or dict"):
+        quiet_trainer(max_steps=1).fit(MergeModule(Keeping(), states), numbers())

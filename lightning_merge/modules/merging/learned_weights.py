@@ -38,6 +38,7 @@ class Learned:
     Attributes:
         flat: The ingredients, and their merge.
         places: Where each merged parameter is an attribute, by name.
+        frozen: The parameters that are there when the weights are not traced, in this order.
         kept: Which ingredient a tensor that is not merged is taken from, by name.
         digests: The SHA-256 of each ingredient, as it was given.
         make_optimizer: Called with the list that holds `alpha_logits`.
@@ -56,6 +57,7 @@ class Learned:
     digests: list[str]
     make_optimizer: OptimizerCallable
     make_scheduler: LRSchedulerCallable | None
+    frozen: list[nn.Parameter] = field(default_factory=list)
     traced: bool = False
     caches: bool = False
     run: RunState = field(default_factory=RunState)
@@ -139,6 +141,10 @@ class LearnedWeights(LightningModule):
             # Parts of it may be in evaluation mode, such as a frozen body.
             clear_caches(self)
         weights = self._learned.flat.traced(self.alpha_logits)
+        for parameter in self._learned.frozen:
+            # Only what holds on to the parameter itself gives it a gradient.
+            parameter.grad = None
+            parameter.requires_grad_(True)
         for places, weight in zip(self._learned.places.values(), weights, strict=True):
             for owner, attribute in places:
                 owner._parameters[attribute] = weight  # type: ignore[assignment]
@@ -154,8 +160,18 @@ class LearnedWeights(LightningModule):
         return ((name, value) for name, value in named if value is not self.alpha_logits)
 
     def on_after_backward(self) -> None:
-        """Puts the frozen parameters back, then the module's own hook."""
+        """Puts the frozen parameters back, then the module's own hook.
+
+        A gradient that reached one of these, and not the alphas, is refused.
+        """
         self._untrace()
+        for name, parameter in zip(self._learned.places, self._learned.frozen, strict=True):
+            if parameter.grad is not None:
+                parameter.grad = None
+                raise ConfigError(
+                    f"'{name}' is read from a list or dict in which the module keeps parameters, "
+                    "and its gradient would miss the alphas: look it up by its name in each step"
+                )
         super().on_after_backward()
 
     def train(self, mode: bool = True) -> "LearnedWeights":
@@ -319,6 +335,7 @@ class LearnedWeights(LightningModule):
     def _bind(self) -> None:
         # The module's parameters become views of one buffer, which one pass then fills.
         flat = self._learned.flat
+        self._learned.frozen = [self.get_parameter(name) for name in self._learned.places]
         for name, view in flat.layout.named_views(flat.merged).items():
             self.get_parameter(name).data = view
         self._learned.caches = caching_modules(self) != [self]
@@ -353,10 +370,12 @@ class LearnedWeights(LightningModule):
     def _untrace(self) -> None:
         if not self._learned.traced:
             return
-        flat = self._learned.flat
+        flat, frozen = self._learned.flat, self._learned.frozen
         views = flat.layout.views(flat.merged)
-        for places, view in zip(self._learned.places.values(), views, strict=True):
-            parameter = nn.Parameter(view, requires_grad=False)
+        every = self._learned.places.values()
+        for places, parameter, view in zip(every, frozen, views, strict=True):
+            parameter.requires_grad_(False)
+            parameter.data = view
             for owner, attribute in places:
                 owner._parameters[attribute] = parameter
         self._learned.traced = False
