@@ -174,10 +174,14 @@ def test_a_mask_stays_as_it_is(parameter):
         assert "mask" not in module.alphas()
 
 
+@pytest.mark.parametrize("files", [False, True])
 @pytest.mark.parametrize("tensor", [False, True])
-def test_extra_state_is_that_of_the_first(tensor):
+def test_extra_state_is_that_of_the_first(tensor, files, tmp_path):
     states = [Remembering(tensor, temperature).state_dict() for temperature in (1.5, 2.5)]
-    module = MergeModule(Remembering(tensor), states)
+    for number, state in enumerate(states):
+        torch.save({"state_dict": state}, tmp_path / f"{number}.ckpt")
+    given = [tmp_path / "0.ckpt", tmp_path / "1.ckpt"] if files else states
+    module = MergeModule(Remembering(tensor), given)
     assert module.temperature == 1.5
     loaded = Remembering(tensor)
     loaded.load_state_dict(module.state_dict())

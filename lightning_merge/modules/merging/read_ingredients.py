@@ -13,7 +13,14 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_merge.aggregate.name_weights import compiled
-from lightning_merge.checkpoint import StateDict, check_ingredients, digest, prefixed, state_of
+from lightning_merge.checkpoint import (
+    StateDict,
+    check_ingredients,
+    digest,
+    prefixed,
+    read_checkpoint,
+    state_of,
+)
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
 from lightning_merge.state_dicts import is_finite
@@ -52,7 +59,11 @@ def read_ingredients(
     """
     _check(module)
     module.configure_model()
-    raw = [state_of(one) for one in checkpoints]
+    files = [read_checkpoint(one) if isinstance(one, str | Path) else None for one in checkpoints]
+    raw = [
+        state_of(one) if file is None else {**file.state_dict, **file.extra}
+        for one, file in zip(checkpoints, files, strict=True)
+    ]
     names = [
         str(one) if isinstance(one, str | Path) else f"ingredient {position}"
         for position, one in enumerate(checkpoints, start=1)
