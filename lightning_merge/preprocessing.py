@@ -29,13 +29,16 @@ def preprocessing_of(source: object) -> dict[str, Any] | None:
 
 
 def warn_of_other_classes(
-    names: Sequence[str], sources: Sequence[object], data: object, side_by_side: bool = False
+    names: Sequence[str],
+    sources: Sequence[object],
+    data: object = None,
+    side_by_side: bool = False,
 ) -> None:
     """Warns where an output stands for another class than it does in the data, or in a network.
 
     Networks are averaged, and their answers counted, by the places of their outputs. Sources are
-    the contents of their checkpoints; the data module is set up, and may have no `class_names`.
-    With `side_by_side` the networks' classes follow one another in one head.
+    the contents of their checkpoints; the data module, if there is one, is set up, and may have no
+    `class_names`. With `side_by_side` the networks' classes follow one another in one head.
     """
     prepared = [preprocessing_of(one) or {} for one in sources]
     known = {

@@ -22,6 +22,7 @@ from lightning_merge.aggregate.files_to_average import (
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError, OutputExistsError, printable
 from lightning_merge.files import sweep
+from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.stored_state import INDEX
 
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", INDEX)
@@ -46,6 +47,7 @@ def average(words: list[str]) -> None:
         chosen.include,
         chosen.exclude,
     )
+    warn_of_other_classes(files.names, [state.content for state in files.states])
     start = time.monotonic()
     sweep(chosen.output.parent)
     with _Bar() as bar:

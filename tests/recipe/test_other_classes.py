@@ -7,7 +7,8 @@ import torch
 from strangers import quiet_trainer
 from tiny_contexts import Points
 
-from lightning_merge import ImageClassifier
+from lightning_merge import ImageClassifier, MergeModule
+from lightning_merge.commands.average import average
 from lightning_merge.recipe.opening import open_context
 
 ANIMALS = ["cat", "dog", "eel", "fox"]
@@ -67,3 +68,18 @@ def test_heads_side_by_side_are_in_the_networks_order(tmp_path):
     assert said(tmp_path, first, second, ANIMALS, heads="join") == []
     (line,) = said(tmp_path, second, first, ANIMALS, heads="join")
     assert line.startswith(f"output 0 is '{second[0]}' for the head of all and '{ANIMALS[0]}'")
+
+
+@pytest.mark.parametrize("way", ["average", "MergeModule"])
+@pytest.mark.parametrize(("names", "count"), [(ANIMALS, 0), (TURNED, 1)])
+def test_files_that_are_merged_without_data(way, names, count, tmp_path):
+    paths = [network(tmp_path / "a.ckpt", ANIMALS), network(tmp_path / "b.ckpt", names, 1)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if way == "average":
+            average([*map(str, paths), "-o", str(tmp_path / "c.ckpt")])
+        else:
+            MergeModule(ImageClassifier(**torch.load(paths[0])["hyper_parameters"]), paths)
+    said = [str(one.message) for one in caught if "output " in str(one.message)]
+    assert len(said) == count
+    assert all("'fox'" in one and "'cat'" in one and "b.ckpt" in one for one in said)

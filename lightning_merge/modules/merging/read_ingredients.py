@@ -23,6 +23,7 @@ from lightning_merge.checkpoint import (
 )
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
+from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.state_dicts import is_finite
 
 
@@ -68,6 +69,9 @@ def read_ingredients(
         str(one) if isinstance(one, str | Path) else f"ingredient {position}"
         for position, one in enumerate(checkpoints, start=1)
     ]
+    if not any(keep):
+        # A head that is kept whole is of one network's classes.
+        warn_of_other_classes(names, [file and file.content for file in files])
     if raw and any(map(is_lazy, chain(module.parameters(), module.buffers()))):
         module.load_state_dict(prefixed(raw[0], module.state_dict()), strict=False)
     expected = tensors(module)
