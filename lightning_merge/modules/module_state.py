@@ -7,7 +7,7 @@ that is downloaded), and may have extra state that is no tensor.
 from collections.abc import Mapping
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.checkpoint import StateDict, fit_names
 
@@ -34,6 +34,34 @@ def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) 
         if common:
             return fit_names(common, {key: expected[key] for key in common}, name)
     return fit_names(state, expected, name)
+
+
+def build(module: LightningModule, state: Mapping[str, object]) -> None:
+    """Has a module build what its files hold and it lacks (`configure_model`)."""
+    if not state.keys() <= module.state_dict().keys():
+        module.configure_model()
+
+
+def load(module: LightningModule, state: Mapping[str, object]) -> None:
+    """Loads the tensors of a module's files; extra state that is no tensor stays as it is."""
+    build(module, state)
+    own = module.state_dict()
+    extra = {name: value for name, value in own.items() if not isinstance(value, Tensor)}
+    module.load_state_dict({**state, **extra}, strict=module.strict_loading)
+
+
+def set_extra_state(module: nn.Module, state: Mapping[str, object]) -> None:
+    """Sets the extra state of a module and of its parts to that of a state dict."""
+    for name in module.state_dict():
+        owner, _, last = name.rpartition(".")
+        if last == "_extra_state" and name in state:
+            module.get_submodule(owner).set_extra_state(state[name])
+
+
+def filled(state: Mapping[str, Tensor], module: LightningModule, name: str) -> StateDict:
+    """The same, with the module's own tensors where it is not strict and the state lacks them."""
+    build(module, state)
+    return {**tensors(module), **fit_module(state, module, name)}
 
 
 def put(module: LightningModule, state: Mapping[str, Tensor]) -> None:

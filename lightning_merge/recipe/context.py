@@ -16,6 +16,7 @@ from lightning_merge.batches import needed_arguments
 from lightning_merge.checkpoint import StateDict, check_ingredients, digest
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, statistics_batches_of
+from lightning_merge.modules.module_state import load
 from lightning_merge.recalibrate import reset_batchnorm
 from lightning_merge.recipe.cache import Cache, Cached
 from lightning_merge.recipe.held_out import HeldOut, check_validation
@@ -124,7 +125,7 @@ class Context:
     def build(self, state: Mapping[str, Tensor]) -> LightningModule:
         """A new module with the weights `state`."""
         module = copy.deepcopy(self.module)
-        module.load_state_dict(state)
+        load(module, state)
         return module
 
     def recall(self, key: tuple[Hashable, ...], compute: Callable[[], T]) -> Cached[T]:

@@ -16,7 +16,6 @@ from lightning_merge.checkpoint import (
     StateDict,
     check_ingredients,
     digest,
-    fit_names,
     prefixed,
     read_checkpoint,
 )
@@ -24,6 +23,7 @@ from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError, printable
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
+from lightning_merge.modules.module_state import build, filled, set_extra_state, tensors_in
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
@@ -84,6 +84,9 @@ def open_context(
         model, given = of_widest(modules, given, short, example_inputs(batches, "cpu"))
     described = joins and model is None and read
     module = _of_all_classes(read) if described else _module(networks, read, model)
+    for one in read[:1]:
+        build(module, one.state_dict)
+        set_extra_state(module, {**one.state_dict, **one.extra})
     expected = module.state_dict()
     own = [prefixed(state, expected) for state in given]
     if joins:
@@ -91,7 +94,7 @@ def open_context(
     else:
         shared, kept = share_head(own, names, heads) if heads else (own, [])
     check_ingredients(shared, names)
-    states = [fit_names(state, expected, name) for state, name in zip(shared, names, strict=True)]
+    states = [filled(state, module, name) for state, name in zip(shared, names, strict=True)]
     warn_of_other_divisions(short, [one.content for one in read], data)
     # Of the files as they are, not of what sharing a head or widening made of them.
     digests = [digest(prefixed(one.state_dict, expected)) for one in read]
@@ -132,10 +135,11 @@ def _read(network: Network, number: int) -> Checkpoint:
     state: Mapping[str, Tensor] = (
         network.state_dict() if isinstance(network, nn.Module) else network
     )
-    copied: StateDict = {name: value.detach().cpu().clone() for name, value in state.items()}
+    copied: StateDict = {n: v.detach().cpu().clone() for n, v in tensors_in(state).items()}
+    extra = {name: value for name, value in state.items() if name not in copied}
     # Of a class of this package, from which a module of more classes can be made.
     known = {"hyper_parameters": network.hparams} if type(network) is ImageClassifier else {}
-    return Checkpoint(Path(f"network {number}"), copied, known)
+    return Checkpoint(Path(f"network {number}"), copied, known, extra)
 
 
 def _of_all_classes(read: Sequence[Checkpoint]) -> LightningModule:

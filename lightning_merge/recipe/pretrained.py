@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lightning_merge.aggregate import LazyTaskVector
 from lightning_merge.aggregate.inputs import is_numeric
-from lightning_merge.checkpoint import StateDict, fit_names, prefixed, read_checkpoint
+from lightning_merge.checkpoint import StateDict, prefixed, read_checkpoint
 from lightning_merge.errors import ConfigError
+from lightning_merge.modules.module_state import filled
 from lightning_merge.recipe.context import Context
 
 START = "start"
@@ -42,7 +43,7 @@ def pretrained_state(pretrained: str | None, context: Context, what: str) -> Sta
     state = prefixed(read_checkpoint(pretrained).state_dict, expected)
     first = context.under_all_heads(context.states)[0]
     heads = {name: first[name] for name in context.heads}
-    return _as_wide(fit_names({**state, **heads}, expected, pretrained), context.states)
+    return _as_wide(filled({**state, **heads}, context.module, pretrained), context.states)
 
 
 def _as_wide(start: StateDict, states: Sequence[StateDict]) -> StateDict:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lightning_merge.align import Matching
 from lightning_merge.batches import inputs_of
-from lightning_merge.checkpoint import StateDict, fit_names
+from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs, statistics_batches_of
 from lightning_merge.modules.last_layer import last_layer
+from lightning_merge.modules.module_state import build, fit_module, load
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.held_out import HeldOut
@@ -48,7 +49,8 @@ class TaskData:
 
 def loaded(module: LightningModule, state: Mapping[str, Tensor], what: str) -> LightningModule:
     """A module with a state dict's weights; an error names `what` they are if they do not fit."""
-    module.load_state_dict(fit_names(state, module.state_dict(), what))
+    build(module, state)
+    load(module, fit_module(state, module, what))
     return module
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightning_merge.division import DIVIDING, warn_of_other_divisions
 from lightning_merge.measure.sweep import chosen_sweeps
+from lightning_merge.modules.module_state import tensors
 from lightning_merge.recipe.build import build_data, build_module, trainer_of
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
@@ -22,11 +23,11 @@ def check_recipes(study: Study, recipes: Sequence[Recipe]) -> None:
     count = len(study.ingredients)
     context = Context(
         module=module,
-        states=[module.state_dict()] * count,
+        states=[tensors(module)] * count,
         names=[f"Ingredient {index + 1}" for index in range(count)],
         data=build_data(data_for(study.data, study.seeds[0], {})),
         trainer=trainer_of(common, False),
-        pretrained=None if study.start is None else module.state_dict(),
+        pretrained=None if study.start is None else tensors(module),
     )
     _check_divisions(study, context)
     for size in study.pool_sizes or [count]:

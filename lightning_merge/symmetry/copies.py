@@ -73,13 +73,18 @@ def with_copies(
     copies: list[dict[str, str]],
     change: Callable[[Mapping[str, Tensor]], State],
 ) -> State:
-    """What a change makes of a state dict, and of each copy in the place of its source."""
+    """What a change makes of a state dict, and of each copy in the place of its source.
+
+    Extra state that is no tensor comes last, as it is.
+    """
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    state = {name: value for name, value in state.items() if name not in extra}
     result = change(state)
     # A checkpoint may have been saved without its teacher.
     for copy in (one for one in copies if one.keys() <= state.keys()):
         changed = change({**state, **{source: state[name] for name, source in copy.items()}})
         result |= {name: changed[source] for name, source in copy.items()}
-    return result
+    return result | extra
 
 
 def _signature(module: nn.Module) -> Signature:

@@ -375,7 +375,9 @@ class PermutationSpec:
 
 def _tensors_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
     """The shapes of a network's tensors, and which of them are buffers."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Extra state may be anything.
+    state = model.state_dict().items()
+    shapes = {name: tuple(one.shape) for name, one in state if isinstance(one, Tensor)}
     buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
     return shapes, buffers
 

@@ -86,10 +86,11 @@ def zip_it(
     check_shares(alpha, beta)
     with first_inputs(model_a) as examples:
         found = match_units(spec, model_a, model_b, batches, alpha, beta, progress)
-    a, b = model_a.state_dict(), model_b.state_dict()
+    a, b = _tensors(model_a), _tensors(model_b)
     if until is None:
         merged = copy.deepcopy(model_a)
-        merged.load_state_dict(zipped_state(spec, a, b, found))
+        # Neither extra state nor what a module leaves out of its files has units.
+        merged.load_state_dict(zipped_state(spec, a, b, found), strict=False)
         return merged.eval()
     if not examples:
         raise AlignmentError(
@@ -132,7 +133,7 @@ def match_units(
     """
     if nothing_to_align(spec):
         return Zipping({}, {})
-    a, b = model_a.state_dict(), model_b.state_dict()
+    a, b = _tensors(model_a), _tensors(model_b)
     alike = _where_alike(a, b)
     tokens = token_orders(spec, a, alike)
     if tokens:
@@ -150,6 +151,11 @@ def match_units(
             pooled = pooled_correlation(observed[group.name], order)
             zips[group.name] = zip_units(pooled, alpha, beta)
     return Zipping(permutation, zips)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _where_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:

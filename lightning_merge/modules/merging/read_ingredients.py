@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,7 +21,7 @@ from lightning_merge.checkpoint import (
     state_of,
 )
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.module_state import fit_module, tensors, tensors_in
+from lightning_merge.modules.module_state import fit_module, set_extra_state, tensors, tensors_in
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.state_dicts import is_finite
 
@@ -96,7 +95,7 @@ def read_ingredients(
                 state[name] = own[name]
             elif index != k:
                 state[name] = torch.zeros_like(expected[name])
-    _set_extra_state(module, raw[0])
+    set_extra_state(module, raw[0])
     merged, own_means = {}, _running_means(module)
     for name, parameter in module.named_parameters():
         if name in kept or name in own_means or name not in states[0]:
@@ -129,13 +128,6 @@ def check_automatic(module: LightningModule) -> None:
             f"{type(module).__name__} optimizes manually: merging needs a module with "
             "automatic_optimization = True"
         )
-
-
-def _set_extra_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    for name in module.state_dict():
-        owner, _, last = name.rpartition(".")
-        if last == "_extra_state" and name in state:
-            module.get_submodule(owner).set_extra_state(state[name])
 
 
 def _kept(

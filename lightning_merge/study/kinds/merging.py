@@ -1,7 +1,9 @@
 """Running one recipe, or a sweep, on the ingredients of a repetition."""
 
+from lightning_merge.checkpoint import StateDict
 from lightning_merge.measure.outcome import run_recipe
 from lightning_merge.measure.sweep import sweep_of
+from lightning_merge.modules.module_state import filled
 from lightning_merge.recipe.build import build_module, build_recipe, trainer_of
 from lightning_merge.recipe.context import Context
 from lightning_merge.study.kept_alignments import KeptAlignments
@@ -39,16 +41,21 @@ def sweep_ingredients(work: Work, store: Store, session: Session) -> None:
 def _context(work: Work, store: Store, session: Session) -> Context:
     settings, names = work.settings, work.settings["names"]
     start, needs = (work.needs[:1], work.needs[1:]) if settings["started"] else ((), work.needs)
+    module = build_module(settings["model"])
+
+    def state(key: str) -> StateDict:
+        return filled(session.state(store, key), module, key)
+
     return Context(
-        module=build_module(settings["model"]),
-        states=[session.state(store, key) for key in needs[: len(names)]],
+        module=module,
+        states=[state(key) for key in needs[: len(names)]],
         names=names,
         data=session.data(settings["data"], store),
         trainer=trainer_of(settings["trainer"], session.progress),
         seed=work.seed,
         progress=session.progress,
         statistics_examples=settings["statistics_examples"],
-        pretrained=session.state(store, start[0]) if start else None,
+        pretrained=state(start[0]) if start else None,
         given_digests=[store.result(key)["digest"] for key in needs[: len(names)]],
         cache=session.cache,
         keep=_keep(work, store, session),

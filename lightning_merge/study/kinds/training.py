@@ -6,6 +6,7 @@ from lightning.pytorch import seed_everything
 
 from lightning_merge.checkpoint import digest
 from lightning_merge.measure.measurement import measure
+from lightning_merge.modules.module_state import load, tensors_in
 from lightning_merge.recipe.build import Plain, build_module, trainer_of
 from lightning_merge.recipe.fitting import fit_resumably
 from lightning_merge.study.same_data import data_of
@@ -21,7 +22,7 @@ def train(work: Work, store: Store, session: Session) -> None:
     seed_everything(settings["seed"], verbose=False)
     module = build_module(settings["model"])
     if work.needs:
-        module.load_state_dict(store.state(work.needs[0]))
+        load(module, store.state(work.needs[0]))
     start = time.perf_counter()
     data = data_of(settings["data"], store)
     trainer = trainer_of(settings["trainer"], session.progress)
@@ -33,10 +34,11 @@ def train(work: Work, store: Store, session: Session) -> None:
         named = work.name, "ingredient", seconds, work.seed, fitted.examples
         result["row"] = measure(module, data, trainer(), *named).stored()
     content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
-    content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
+    state = content["state_dict"]
+    content["state_dict"] = state | {name: one.cpu() for name, one in tensors_in(state).items()}
     result |= {
         "split_hash": getattr(data, "split_hash", None),
-        "digest": digest(content["state_dict"]),
+        "digest": digest(tensors_in(state)),
         "settings": settings,
     }
     store.put(work.key, result, content)
