@@ -17,7 +17,6 @@ from lightning_merge.aggregate.files_to_average import (
     given_files,
     in_common,
     open_files,
-    same,
 )
 from lightning_merge.commands.short_errors import PlainParser
 from lightning_merge.errors import ConfigError, OutputExistsError, printable
@@ -145,17 +144,15 @@ def _write(files: FilesToAverage, chosen: Namespace, progress: Progress) -> list
 
 def _common_content(files: FilesToAverage) -> tuple[dict[str, Any], list[str]]:
     """Entries shared by all files, and the hyper-parameters that build the first network."""
-    first, *others = (state.content for state in files.states)
-    kept, dropped = {}, []
-    for key, value in first.items():
-        if key in _OF_TRAINING:
-            continue
-        everywhere = all(key in other and same(other[key], value) for other in others)
-        if everywhere or "hyper_parameters" in str(key):
-            kept[key] = value
-        else:
-            dropped.append(str(key))
-    return kept, dropped
+    contents = [
+        {key: value for key, value in state.content.items() if key not in _OF_TRAINING}
+        for state in files.states
+    ]
+    kept, differing = in_common(contents)
+    for key in contents[0]:
+        if "hyper_parameters" in str(key):
+            kept[key] = contents[0][key]
+    return kept, [str(key) for key in differing if key not in kept]
 
 
 def _written(files: FilesToAverage, output: Path) -> list[Path]:

@@ -160,6 +160,15 @@ def test_what_describes_one_training_run_is_dropped(tmp_path):
     assert merged["state_dict"] == {"w": torch.tensor([1.5]), "_extra_state": {"t": 1.5}}
 
 
+def test_entries_that_any_file_lacks_are_named(tmp_path, capsys):
+    for name, own in (("a", {"first": 1}), ("b", {"second": 2})):
+        content = {"state_dict": {"w": torch.ones(1)}, "both": 3, "epoch": 4, **own}
+        torch.save(content, tmp_path / f"{name}.ckpt")
+    main(["average", *(str(tmp_path / f"{n}.ckpt") for n in "ab"), "-o", str(tmp_path / "o.ckpt")])
+    assert capsys.readouterr().out.rstrip().endswith("; left out: first, second")
+    assert torch.load(tmp_path / "o.ckpt", weights_only=True).keys() == {"state_dict", "both"}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
