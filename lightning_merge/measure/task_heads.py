@@ -41,7 +41,10 @@ def module_for(
         saved = {} if checkpoint is None else checkpoint.hyper_parameters or {}
         origin = saved.get("made_from") or {"pretrained": arguments.get("pretrained")}
         arguments |= {"pretrained": None, "class_names": None, "made_from": origin}
-    return build_module({**config, "init_args": arguments})
+    module = build_module({**config, "init_args": arguments})
+    if next(module.parameters(), None) is None:
+        module.configure_model()
+    return module
 
 
 def module_with_own_head(checkpoint: Checkpoint, model: Plain | None) -> LightningModule:

@@ -28,7 +28,7 @@ def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) 
     What only one of them has is left out where the module is not strict; `name` is what to call the
     state in an error.
     """
-    expected = tensors(module)
+    expected, state = tensors(module), tensors_in(state)
     if not module.strict_loading:
         common = {key: state[key] for key in expected if key in state}
         if common:

@@ -7,9 +7,18 @@ import torch
 from foreign_modules import BuiltLate, Distilled, DistilledByHook, Plain, Remembering, numbers
 from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
+from tiny_tasks import Classifier
 from torch import nn
 
-from lightning_merge import Average, PermutationSpec, Recipe, WeightMatching, merge, run_study
+from lightning_merge import (
+    Average,
+    PermutationSpec,
+    Recipe,
+    WeightMatching,
+    merge,
+    run_study,
+    run_tasks,
+)
 from lightning_merge.checkpoint import read_checkpoint
 from lightning_merge.files import read_json
 
@@ -118,3 +127,41 @@ def test_studies_train_and_merge_it(tmp_path):
     (merged,) = tmp_path.glob("out/merges/**/mean.ckpt")
     made, name = read_checkpoint(merged).state_dict, "net.0.weight"
     assert torch.allclose(made[name], (first[name] + other[name]) / 2, atol=1e-7)
+
+
+class OfTasks(Classifier):
+    """A network for as many classes as a task has, built late, with extra state."""
+
+    temperature = 1.0
+    get_extra_state, set_extra_state = AllAtOnce.get_extra_state, AllAtOnce.set_extra_state
+
+    def __init__(self, num_classes=3):
+        super().__init__(num_classes)
+        self.later, self.net = [self.net], None
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = self.later.pop()
+
+
+def test_bodies_of_tasks(tmp_path):
+    def data(name):
+        arguments = {"name": name, "testable": True}
+        return {"class_path": "tiny_tasks.Points", "init_args": arguments}
+
+    study = {
+        "model": {"class_path": f"{__name__}.OfTasks"},
+        "pretraining": {"data": data("a"), "trainer": {"max_epochs": 1}},
+        "training": {"max_epochs": 1},
+        "trainer": {**CPU, "enable_progress_bar": False},
+        "tasks": [{"name": name, "data": data(name)} for name in "bc"],
+        "recipes": [{"name": "Mean", "aggregate": "Average"}],
+    }
+    run_tasks(study, tmp_path / "out", progress=False)
+    found = {path: read_json(path)["result"] for path in tmp_path.glob("out/runs/*/result.json")}
+    tuned = [path.with_name("weights.ckpt") for path in found if "head" in found[path]]
+    first, other = (read_checkpoint(path).state_dict for path in tuned)
+    (merged,) = tmp_path.glob("out/merges/**/mean.ckpt")
+    made, name = read_checkpoint(merged).state_dict, "net.0.weight"
+    assert torch.allclose(made[name], (first[name] + other[name]) / 2, atol=1e-7)
+    assert not torch.equal(first[name], other[name])
