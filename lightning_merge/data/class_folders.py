@@ -140,6 +140,8 @@ def images_below(folder: Path, left_out: LeftOut) -> Iterable[str]:
             folders.clear()
             continue
         visited.add(real)
+        # Which of a folder and a link to it comes first is not for the disk to say.
+        folders.sort()
         left_out.hidden += [Path(place, name) for name in folders if is_hidden(name)]
         folders[:] = [name for name in folders if not is_hidden(name)]
         places.append((place, files))

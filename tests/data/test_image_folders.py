@@ -20,6 +20,7 @@ from PIL import Image
 from lightning_merge.data import (
     ImageFolderDataModule,
 )
+from lightning_merge.data.class_folders import LeftOut, images_below
 from lightning_merge.errors import ConfigError
 
 
@@ -153,6 +154,16 @@ def test_a_link_back_is_not_followed_for_ever(tmp_path):
     dm = ImageFolderDataModule(str(tmp_path), image_size=8, held_out=0)
     dm.setup("fit")
     assert len(dm.train_set) == 4
+
+
+def test_of_a_folder_and_links_to_it_the_first_by_name_is_read(tmp_path):
+    names = [str(number) for number in np.random.default_rng(0).permutation(40)]
+    for real, link in zip(names[:20], names[20:], strict=True):
+        write_image(tmp_path / real / "x.png", pixels(real, shape=(8, 8, 3)))
+        (tmp_path / link).symlink_to(tmp_path / real)
+    expected = sorted(min(pair) for pair in zip(names[:20], names[20:], strict=True))
+    found = images_below(tmp_path, LeftOut())
+    assert [os.path.relpath(path, tmp_path) for path in found] == [f"{n}/x.png" for n in expected]
 
 
 def test_a_gif_is_read_by_its_first_frame(tmp_path):
