@@ -15,11 +15,13 @@ from lightning_merge import (
     PermutationSpec,
     Recipe,
     WeightMatching,
+    compare,
     merge,
     run_study,
     run_tasks,
 )
 from lightning_merge.checkpoint import read_checkpoint
+from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json
 
 KINDS = [Distilled, DistilledByHook, BuiltLate, Remembering]
@@ -165,3 +167,26 @@ def test_bodies_of_tasks(tmp_path):
     made, name = read_checkpoint(merged).state_dict, "net.0.weight"
     assert torch.allclose(made[name], (first[name] + other[name]) / 2, atol=1e-7)
     assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize("kind", ["NPMerge", "NPMergePairs", "FineTune", "LearnedSoup"])
+def test_what_would_train_a_module_that_optimizes_manually_is_refused_at_once(kind):
+    class ByHand(with_test(Plain)):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            _, other = self.optimizers()
+            raise AssertionError(other)
+
+        def test_step(self, batch, batch_idx):
+            tested.append(batch)
+            super().test_step(batch, batch_idx)
+
+    tested = []
+    recipes = [{"name": "Mean", "aggregate": "Average"}, {"name": "Learned", "aggregate": kind}]
+    with pytest.raises(ConfigError, match="ByHand optimizes manually"):
+        compare([ByHand(), ByHand()], recipes, Numbers(), trainer=CPU, progress=False)
+    # The one that every comparison begins with.
+    assert len(tested) == 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules import MergeModule
+from lightning_merge.modules.merging.read_ingredients import check_automatic
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
@@ -66,6 +67,7 @@ class LearnedSoup(Aggregate):
                 "LearnedSoup learns from one task's labels, and there are several tasks: use "
                 "AdaMerging"
             )
+        check_automatic(context.module)
         context.held_out()
 
     def __call__(self, states: Sequence[StateDict], context: Context) -> Merged:

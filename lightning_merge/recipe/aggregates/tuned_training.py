@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, seed_everything
 
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import ConfigError, NonFiniteError
+from lightning_merge.modules.merging.read_ingredients import check_automatic
 from lightning_merge.progress import tracked
 from lightning_merge.recipe.aggregate import Aggregate, Merged
 from lightning_merge.recipe.choice import Choice
@@ -107,7 +108,8 @@ class TunedTraining(Aggregate):
         """The optimizer of what is trained in a module that `untrained` made."""
 
     def check(self, context: Context) -> None:
-        """Checks that there are data to choose on, where there is something to choose."""
+        """Checks that Lightning optimizes, and that there are data to choose on if need be."""
+        check_automatic(context.module)
         if len(self.candidates) > 1:
             context.held_out()
 
