@@ -38,6 +38,15 @@ def cifar(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def narrow_vgg(monkeypatch):
+    """VGG11 with an eighth of its channels."""
+    from lightning_merge.networks import vgg_cifar
+
+    narrow = [[channels // 8 for channels in row] for row in vgg_cifar.VGG11_CHANNELS]
+    monkeypatch.setattr(vgg_cifar, "VGG11_CHANNELS", narrow)
+
+
+@pytest.fixture
 def drawn_only():
     """Figures are drawn and written, but not rendered."""
     from unrendered import unrendered

@@ -18,7 +18,6 @@ from made_folders import (
 
 from lightning_merge.cli import main
 from lightning_merge.data.sets.celeba import ATTRIBUTES
-from lightning_merge.networks import vgg_cifar
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -32,14 +31,12 @@ WRITERS = {
     "MNISTDataModule": write_mnist,
     "TinyImageNetDataModule": write_tiny_imagenet,
 }
+SHALLOW = {"model_kwargs": {"depth": 1}}
 NETWORKS = {
-    "compare/alignment_resnet20.yaml": {"num_classes": 2, "model_kwargs": {"depth": 1}},
-    "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3},
-    "compare/least_squares.yaml": {
-        "num_classes": 100,
-        "in_chans": 3,
-        "model_kwargs": {"depth": 1},
-    },
+    "compare/alignment_resnet20.yaml": {"num_classes": 2, **SHALLOW},
+    "compare/digits.yaml": SHALLOW,
+    "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3, **SHALLOW},
+    "compare/least_squares.yaml": {"num_classes": 100, "in_chans": 3, **SHALLOW},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
 }
 # Networks with the same kinds of layers and groups, and fewer or narrower ones.
@@ -56,13 +53,7 @@ SMALLER = {
     "num_heads: 3}",
 }
 FEW = ["--trainer.limit_train_batches", "1", "--trainer.limit_test_batches", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _narrow(monkeypatch):
-    """VGG11 with an eighth of its channels."""
-    narrow = [[channels // 8 for channels in row] for row in vgg_cifar.VGG11_CHANNELS]
-    monkeypatch.setattr(vgg_cifar, "VGG11_CHANNELS", narrow)
+pytestmark = pytest.mark.usefixtures("narrow_vgg")
 
 
 def of(folder):

@@ -107,7 +107,7 @@ def test_a_command_parses(name, parsed, monkeypatch):
     assert set(paper.get("figures", {})) <= recipes | {AVERAGE}
 
 
-@pytest.mark.usefixtures("drawn_only")
+@pytest.mark.usefixtures("drawn_only", "narrow_vgg")
 @pytest.mark.parametrize("name", FAST)
 def test_the_smallest_part_of_a_small_table_runs(name, parsed, tmp_path, cifar):
     words = [*words_of(COMMANDS[name]), "--data.init_args.root", str(cifar)]

@@ -16,7 +16,7 @@ def of_class(class_path, /, **arguments):
     return {"class_path": class_path, "init_args": arguments}
 
 
-def pool_study():
+def pool_study(sizes):
     """Two seeds, each with a start and three ingredients; recipes that search, choose and learn."""
     return Study(
         data=of_class("tiny_contexts.Points"),
@@ -26,7 +26,7 @@ def pool_study():
         training={"max_epochs": 2},
         trainer=QUIET,
         seeds=[0, 1],
-        pool_sizes=[2, 3],
+        pool_sizes=sizes,
         sweeps={"barrier": 3, "magnitudes": [0.5, 1.0]},
         statistics_examples=64,
         recipes=[
@@ -73,14 +73,20 @@ def task_study():
     )
 
 
-@pytest.mark.parametrize("seeds", [(1,), pytest.param((2, 3), marks=pytest.mark.slow)], ids=str)
+STUDY = {"start", "ingredient", "merge", "sweep"}
+TASKS = {"pretraining", "task", "task_baseline", "task_merge"}
+
+
 @pytest.mark.parametrize(
-    ("works", "kinds"),
+    ("works", "kinds", "seeds"),
     [
-        (plan(pool_study()), {"start", "ingredient", "merge", "sweep"}),
-        (plan_tasks(task_study(), {}), {"pretraining", "task", "task_baseline", "task_merge"}),
+        pytest.param(plan(pool_study([3])), STUDY, (1,), id="study"),
+        pytest.param(plan(pool_study([2, 3])), STUDY, (2, 3), id="sizes", marks=pytest.mark.slow),
+        pytest.param(plan_tasks(task_study(), {}), TASKS, (1,), id="tasks"),
+        pytest.param(
+            plan_tasks(task_study(), {}), TASKS, (2, 3), id="orders", marks=pytest.mark.slow
+        ),
     ],
-    ids=["study", "tasks"],
 )
 def test_pieces_alone_and_in_any_order_give_what_one_process_gives(works, kinds, seeds, tmp_path):
     assert {work.kind for work in works} == kinds
