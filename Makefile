@@ -31,10 +31,10 @@ demo: install  ## train, align and merge two networks on real images: a table, f
 	@$(BIN)/python -m lightning_merge study --config configs/studies/demo.yaml --output $(OUTPUT)
 
 test: install  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2
 
 test-slow: install  ## the slow tests too
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
