@@ -302,19 +302,30 @@ def test_what_was_limited_is_counted(tmp_path):
     }
 
 
-@pytest.mark.parametrize("command", ["fit", "study"])
-def test_a_whole_number_is_a_count_whatever_else_was_imported_first(command, tmp_path):
+def test_a_whole_number_is_a_count_whatever_else_was_imported_first(tmp_path):
     model = "{class_path: ImageClassifier, init_args: {model: linear_classifier}}"
-    words = [command, "--model", model, "--data", "DigitsDataModule", "--print_config"]
+    words = ["--model", model, "--data", "DigitsDataModule", "--print_config"]
     words += ["--trainer.limit_test_batches", "1", "--trainer.limit_train_batches", "0.5"]
     # A notebook may import it before Lightning, with its own unions of the same types.
-    code = f"import rich.console; from lightning_merge.cli import main; main({words!r})"
+    code = f"""
+import rich.console
+from lightning_merge.cli import main
+for command in ("fit", "study"):
+    try:
+        main([command, *{words!r}])
+    except SystemExit:
+        print("---")
+"""
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    trainer = yaml.safe_load(printed.stdout)["trainer"]
-    assert type(trainer["limit_test_batches"]) is int
-    assert (trainer["limit_test_batches"], trainer["limit_train_batches"]) == (1, 0.5)
+    *configurations, rest = printed.stdout.split("---\n")
+    assert len(configurations) == 2
+    assert not rest
+    for written in configurations:
+        trainer = yaml.safe_load(written)["trainer"]
+        assert type(trainer["limit_test_batches"]) is int
+        assert (trainer["limit_test_batches"], trainer["limit_train_batches"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
