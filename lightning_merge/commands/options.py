@@ -39,7 +39,7 @@ OF_CONTEXT = ("model", "trainer", "seed", "heads", "widen", "statistics_examples
 
 RECIPES = (
     "what to run: a list of recipes, each a name and an aggregate, and how to align, "
-    "recalibrate and select"
+    "recalibrate and select (preset:compare/recommended has some to begin with)"
 )
 _CONFIG = "a YAML file with these options, or preset:NAME (`list presets` shows the names)"
 TITLE = "heads the tables, the figures and the report"

@@ -47,11 +47,13 @@ class ShortErrors:
             parent: Any = super()
             parent.error(message, ex)
         program = self.prog.replace(" [options]", "")
-        text = f"{program}: {brief(message)}{self._nearest(message)}"
+        text = f"{program}: {brief(message)}{self._hint(message)}"
         print(f"{text} (--help lists the options)", file=sys.stderr)
         raise SystemExit(2)
 
-    def _nearest(self, message: str) -> str:
+    def _hint(self, message: str) -> str:
+        if re.search(r"arguments are required: .*\brecipes\b", message):
+            return "; -c preset:compare/recommended has some to begin with"
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
         near = get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
         return f"; did you mean {near[0]}?" if near else ""

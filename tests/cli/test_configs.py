@@ -35,6 +35,8 @@ SHALLOW = {"model_kwargs": {"depth": 1}}
 NETWORKS = {
     "compare/alignment_resnet20.yaml": {"num_classes": 2, **SHALLOW},
     "compare/digits.yaml": SHALLOW,
+    "compare/recommended.yaml": SHALLOW,
+    "compare/recommended_without_batchnorm.yaml": {"model": "vgg11_cifar"},
     "compare/rethinking_table2.yaml": {"num_classes": 100, "in_chans": 3, **SHALLOW},
     "compare/least_squares.yaml": {"num_classes": 100, "in_chans": 3, **SHALLOW},
     "compare/alignment_vgg11.yaml": {"model": "vgg11_cifar", "num_classes": 2},
@@ -73,7 +75,9 @@ def studies():
 
 def data_options(name, tmp_path, request):
     """Where the data that a configuration wants was made."""
-    data = yaml.safe_load((CONFIGS / name).read_text())["data"]
+    data = yaml.safe_load((CONFIGS / name).read_text()).get("data")
+    if data is None:  # It is for any data.
+        return ["--data", "DigitsDataModule"]
     if data["class_path"] == "DigitsDataModule":
         return []
     if data["class_path"] == "MedMNISTDataModule":

@@ -1,5 +1,6 @@
 """`-c preset:NAME` is the file of that name under configs/."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,14 @@ def test_one_that_is_not_there_is_one_line(capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("lightning_merge fit: preset:fit/digit: there is no such preset")
+
+
+def test_who_names_no_recipes_is_told_where_some_are(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["compare", "--checkpoints", "a.ckpt", "--data", "DigitsDataModule", "--output", "out"]
+        )
+    assert stopped.value.code == 2
+    named = re.findall(r"preset:([\w/]+)", capsys.readouterr().err)
+    assert named
+    assert set(named) <= presets().keys()
