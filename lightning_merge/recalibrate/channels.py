@@ -203,9 +203,13 @@ def _reads_more(model: nn.Module, x: Tensor, last: Sequence[str], result: Any) -
     with watch_output(layer, lambda output: kept.append(output.clone())), torch.no_grad():
         model(x)
     with torch.no_grad():
-        other = output_given(model, layer, kept[0], x)
-    pairs = zip(_tensors(other), _tensors(result), strict=True)
-    return not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6, equal_nan=True) for pair in pairs)
+        return not same_outputs(output_given(model, layer, kept[0], x), result)
+
+
+def same_outputs(one: Any, other: Any) -> bool:
+    """Whether all tensors in what a network returned are alike but for rounding."""
+    pairs = zip(_tensors(one), _tensors(other), strict=True)
+    return all(torch.allclose(*pair, rtol=1e-3, atol=1e-6, equal_nan=True) for pair in pairs)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

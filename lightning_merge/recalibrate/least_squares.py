@@ -180,7 +180,12 @@ class LeastSquares:
                 network, inputs = merged.get_submodule(step.block), self._inside[1]
         for batch, given in enumerate(inputs):
             found: dict[Place, Tensor] = {}
-            with looking(merged, step.places(), found.__setitem__):
+
+            def keep(place: Place, value: Tensor, found: dict[Place, Tensor] = found) -> None:
+                # What is looked at first may be changed in place before the last.
+                found[place] = value.clone()
+
+            with looking(merged, step.places(), keep):
                 # Blocks may change what they are given in place.
                 network(to_device_of(merged, given).clone())
             yield batch, found

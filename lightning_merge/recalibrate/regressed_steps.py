@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.linear_layers import exactly, is_plain
-from lightning_merge.recalibrate.channels import channel_axis, layers_to_repair
+from lightning_merge.recalibrate.channels import channel_axis, layers_to_repair, same_outputs
 from lightning_merge.recalibrate.looking import Place
 
 _LIBRARIES = ("torch.", "timm.")
@@ -54,6 +54,7 @@ class _Seen:
     calls: dict[str, int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     kept: list[Tensor] = field(default_factory=list)
+    result: Any = None
 
 
 def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
@@ -68,8 +69,8 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
     found, claimed = [], set()
     for name in sorted(plain, key=lambda n: seen.order[n, "in"]):
         readers = seen.readers.get(seen.makers[name], [])
-        follows = len(readers) == 1 and _is_foldable(model.get_submodule(readers[0]))
-        norm = readers[0] if follows and seen.calls[readers[0]] == 1 else None
+        alone = len(readers) == 1 and _reads_alone(model, x, seen, readers[0], name)
+        norm = readers[0] if alone else None
         claimed |= {norm} if norm else set()
         before, after = _sum_with(model, seen, name, norm)
         units = len(model.get_parameter(f"{name}.weight"))
@@ -144,7 +145,7 @@ def _look(model: nn.Module, x: Tensor) -> _Seen:
             hook = partial(before, name)
             watches.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             watches.enter_context(module.register_forward_hook(partial(after, name)))
-        model(x)
+        seen.result = model(x)
     return seen
 
 
@@ -174,6 +175,24 @@ def _is_foldable(layer: nn.Module) -> bool:
         and layer.affine
         and layer.running_mean is not None
     )
+
+
+def _reads_alone(model: nn.Module, x: Tensor, seen: _Seen, reader: str, name: str) -> bool:
+    """Whether a BatchNorm reads what a layer gives, as it is, and nothing else does."""
+    norm = model.get_submodule(reader)
+    given, read = seen.values[name, "out"], seen.values[reader, "in"]
+    # In-place operations between the two keep the tensor and change its values.
+    if not _is_foldable(norm) or seen.calls[reader] > 1 or not torch.equal(given, read):
+        return False
+    with ExitStack() as watches, torch.no_grad():
+        for other, value in ((name, -2 * given), (reader, seen.values[reader, "out"].clone())):
+            hook = partial(_instead, value)
+            watches.enter_context(model.get_submodule(other).register_forward_hook(hook))
+        return same_outputs(model(x), seen.result)
+
+
+def _instead(value: Tensor, *_: Any) -> Tensor:
+    return value
 
 
 def _output(model: nn.Module, seen: _Seen, name: str, norm: str | None) -> Tensor:
