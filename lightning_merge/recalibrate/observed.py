@@ -19,6 +19,10 @@ Norm = _BatchNorm | _InstanceNorm
 
 _FUNCTIONS = {f: inspect.signature(f) for f in (F.batch_norm, F.instance_norm)}
 _HALVES = (torch.float16, torch.bfloat16)
+_SINGLE = (
+    "BatchNorm reset: a batch gives a norm one value per channel, which has no variance; use "
+    "batches of more examples"
+)
 
 
 class Observed:
@@ -55,12 +59,15 @@ class Observed:
 
     def see(self, value: Tensor) -> None:
         """Joins what the layer was given, `(N, C, ...)`."""
-        self.add(*channel_moments(value, 1))
+        if value.numel():
+            self.add(*channel_moments(value, 1))
 
     def add(self, count: int, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
         """Joins a batch of `count` values a channel, as `Pooled.add` does."""
         if self.pooled:
             self.pool.add(count, mean, variance, correction)
+        elif count == 1:
+            raise DataError(_SINGLE)
         else:
             self.pool.add(1, mean, variance * ((count - correction) / (count - 1)))
         self.calls += 1
@@ -82,18 +89,14 @@ class Observed:
             output = F.batch_norm(*call.args, **call.kwargs)
             self.add(count, given["running_mean"], given["running_var"], correction=1)
             return output
-        if not (self.pooled and self.pool.weight > 1):
-            raise DataError(
-                "BatchNorm reset: a batch gives a norm one value per channel, which has no "
-                "variance; use batches of more examples"
-            )
+        if count and not (self.pooled and self.pool.weight > 1):
+            raise DataError(_SINGLE)
         # Alone it cannot be normalised; what came before can do that.
         given["running_mean"] = self.pool.mean.to(value.device, kind)
         given["running_var"] = (self.pool.spread / self.pool.weight).to(value.device, kind)
         given["training"] = False
         output = F.batch_norm(*call.args, **call.kwargs)
-        if count:
-            self.add(*channel_moments(value, 1))
+        self.see(value)
         return output
 
     def statistics(self, copies: int = 1) -> tuple[Tensor, Tensor, int]:

@@ -39,8 +39,11 @@ class Pooled:
     def add(self, weight: float, mean: Tensor, variance: Tensor, correction: int = 0) -> None:
         """Joins a batch of `weight` values a channel, with mean and variance `(C,)`.
 
-        The variance is the sum of squared deviations over `weight - correction`.
+        The variance is the sum of squared deviations over `weight - correction`. Nothing is joined
+        where there are no values, whose mean is NaN.
         """
+        if not weight:
+            return
         mean, variance = (x.to(self.mean.device).to(self.mean.dtype) for x in (mean, variance))
         total = self.weight + weight
         change = mean - self.mean

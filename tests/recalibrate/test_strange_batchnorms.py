@@ -256,3 +256,43 @@ def test_a_program_of_torchscript_is_refused():
         with pytest.raises(ConfigError, match="is TorchScript, whose layers cannot be") as caught:
             recalibrate()
         assert "\n" not in str(caught.value)
+
+
+class WrittenForRows(nn.BatchNorm1d):
+    """Computes by hand."""
+
+    def forward(self, x):
+        mean, var = x.mean(0), x.var(0, correction=0)
+        return (x - mean) / (var + self.eps).sqrt()
+
+
+class Routed(nn.Module):
+    """Its norm is given those examples of a batch that begin above 0."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x[x[:, 0] > 0])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, WrittenForRows])
+@pytest.mark.parametrize("weighting", ["examples", "batches"])
+def test_batches_of_which_a_norm_is_given_nothing_count_for_nothing(norm, weighting):
+    model = Routed(norm(3))
+    parts = [torch.randn(size, 3).abs() for size in (5, 9)]
+    none = -torch.ones(4, 3)
+    reset_batchnorm(model, [none, parts[0], none, parts[1]], weighting=weighting)
+    whole = [torch.cat(parts)] if weighting == "examples" else parts
+    for name, wanted in (
+        ("running_mean", torch.stack([one.mean(0) for one in whole])),
+        ("running_var", torch.stack([one.var(0) for one in whole])),
+    ):
+        torch.testing.assert_close(getattr(model.norm, name), wanted.mean(0))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, WrittenForRows])
+def test_a_batch_of_one_value_has_no_variance_to_average(norm):
+    with pytest.raises(DataError, match="one value per channel"):
+        reset_batchnorm(norm(3), [torch.randn(4, 3), torch.randn(1, 3)], weighting="batches")
