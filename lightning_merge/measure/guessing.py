@@ -17,8 +17,12 @@ def majority(data: LightningDataModule, targets: NDArray[np.int64] | None) -> fl
             reading images (`targets`, `labels`, or a `TensorDataset`); else the test labels do.
         targets: The test examples' classes `(N,)`, or labels `(N, L)`, each of which is then
             answered by its own most frequent value; None if they are not known.
+
+    Returns:
+        None if targets are not known, or one is negative, which is no class: a test that leaves
+        such examples out says nothing of them.
     """
-    if targets is None:
+    if targets is None or targets.min(initial=0) < 0:
         return None
     rows = targets.reshape(len(targets), -1)
     known = _training_targets(data)

@@ -183,6 +183,9 @@ class OfLabels(Dataset):
         (TensorDataset(torch.zeros(4, 1), torch.full((4, 1), 0.3)), [[0], [0], [1]], 2 / 3),
         (Parity(), [1, 1, 0], 2 / 3),
         (OfLabels(), [1, 1, 0], 2 / 3),
+        # What tests leave out, or -1 and 1.
+        (Parity(), [1, 1, -100], None),
+        (TensorDataset(torch.zeros(4, 1), torch.ones(4, 1).long()), [1, 1, -100], None),
     ],
 )
 def test_the_most_frequent_answer_of_any_training_set(trained_on, tested_on, wanted):
