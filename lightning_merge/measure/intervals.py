@@ -61,8 +61,8 @@ def bootstrap(values: Values, sizes: Sequence[int] = ()) -> tuple[float, float]:
 def interval_of(right: Values | None, accuracy: float | None, *sizes: int) -> Interval | None:
     """The interval of an accuracy: by bootstrap where each example's answer is known.
 
-    Wilson's is taken where it is not, and where all examples are equally right: their resamples
-    have no spread, which is not to say that the next example is sure.
+    Wilson's is taken where it is not, and where all examples (of each task) are equally right:
+    their resamples have no spread, which is not to say that the next example is sure.
 
     `right` is `(N,)`, how right each example is; sizes are the number of test examples, of each
     task where the accuracy is a mean over tasks. An accuracy of None or NaN has no interval.
@@ -71,7 +71,7 @@ def interval_of(right: Values | None, accuracy: float | None, *sizes: int) -> In
 
     if accuracy is None or not np.isfinite(accuracy) or min(sizes) < 1:
         return None
-    if right is not None and right.min() < right.max():
+    if right is not None and any(part.min() < part.max() for part in _parts(right, sizes)):
         return Interval(*bootstrap(right, sizes=sizes), "bootstrap")
     # As many examples as give a mean over tasks its variance, were all tasks equally hard.
     examples = round(len(sizes) ** 2 / sum(1 / size for size in sizes))

@@ -79,6 +79,8 @@ def test_without_answers_an_interval_is_wilsons():
     assert sure.how == "Wilson"
     assert sure.low == pytest.approx(1 / (1 + z**2 / 30))
     assert interval_of(None, float("nan"), 30) is None
+    # Two tasks, each of which is all right or all wrong, have no spread either.
+    assert interval_of(np.repeat([1.0, 0.0], [10, 5]), 0.5, 10, 5) == interval_of(None, 0.5, 10, 5)
 
 
 def test_a_pair_is_tested_by_mcnemar_or_by_t():
