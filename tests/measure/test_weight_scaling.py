@@ -168,6 +168,23 @@ def test_logits_that_are_no_numbers_are_counted():
     assert soup.finite[1] == 0.0
 
 
+class Halves(Points):
+    """Points of two classes."""
+
+    def test_dataloader(self):
+        x, _ = super().test_dataloader().dataset.tensors
+        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=32)
+
+
+def test_one_logit_for_each_example_may_be_in_no_column():
+    context = made_context(2, data=Halves())
+    context.module.net = torch.nn.Sequential(torch.nn.Linear(6, 1), torch.nn.Flatten(0))
+    state = {"net.0.weight": torch.eye(6)[:1], "net.0.bias": torch.zeros(1)}
+    context = replace(context, states=[state, state])
+    _, soup = measure(context, RECIPES[:1], [2.0], [2])
+    assert (soup.accuracy, soup.finite) == ([1.0], [1.0])
+
+
 def test_an_aligned_ensemble_answers_as_one_that_is_not():
     context = made_context(3)
     recipes = [
@@ -260,7 +277,15 @@ class Streamed(Points):
         return DataLoader(Endless(), batch_size=32)
 
 
-@pytest.mark.parametrize("kind", [Named, Streamed])
+class Filtered(Points):
+    """All three batches, and an empty one between them."""
+
+    def test_dataloader(self):
+        batches = list(super().test_dataloader())
+        return DataLoader([*batches[:1], [part[:0] for part in batches[0]], *batches[1:]], None)
+
+
+@pytest.mark.parametrize("kind", [Named, Streamed, Filtered])
 def test_batches_of_other_kinds_are_counted_alike(kind):
     sweep_of("magnitudes").check_context(made_context(2, data=kind()))
     wanted = measure(made_context(2), RECIPES[:1], FACTORS, [2])

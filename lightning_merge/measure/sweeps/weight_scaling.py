@@ -190,6 +190,9 @@ class _Tested:
         sizes = []
         for batch in batches:
             targets = _classes(batch)
+            # A filter may leave a batch empty, which has no share of right answers.
+            if not len(targets):
+                continue
             with self.precision.forward_context():
                 outputs = [network(inputs_of(batch)) for network in self.networks]
                 for method, counted in zip(self.methods, counts, strict=True):
@@ -267,7 +270,8 @@ class _Method:
         else:
             found = [torch.stack([logits for logits, _ in chosen]).mean(0)]
         right = [float(are_right(logits, targets).sum()) for logits in found]
-        finite = [float(logits.isfinite().flatten(1).all(1).sum()) for logits in found]
+        # Of one logit for each example there may be no second axis.
+        finite = [float(one.isfinite().unsqueeze(-1).flatten(1).all(1).sum()) for one in found]
         return sum(right) / len(found), sum(finite) / len(found)
 
     def add(
