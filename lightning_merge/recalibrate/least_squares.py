@@ -78,7 +78,10 @@ class LeastSquares:
         if not self._parents:
             raise ConfigError("least squares needs the networks that were merged; give them")
         self._inputs = kept_inputs(batches, seed, "least squares")
-        self._few = self._inputs[0][:4]
+        # Batches may be of one example, whose tensors have a value or two where others have many.
+        shape = self._inputs[0].shape[1:]
+        few = [inputs[:4] for inputs in self._inputs if inputs.shape[1:] == shape]
+        self._few = torch.cat(few[:4])[:4]
         self._seed, self._progress = seed, progress
         first = self._parents[0]
         with gradient_free(first):

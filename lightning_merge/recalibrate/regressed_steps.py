@@ -243,6 +243,9 @@ def _factors(before: Tensor, after: Tensor, output: Tensor, axis: int) -> Tensor
     """The `c` of `after = before + c * output`, by channel; None if it is no such sum."""
     added, given = exactly(after - before), exactly(output)
     added, given = (value.movedim(axis, 0).flatten(1) for value in (added, given))
+    if given.shape[1] < 2:
+        # Any single value is a multiple of any other.
+        return None
     square = given.square().sum(dim=1)
     factors = (added * given).sum(dim=1) / square.clamp_min(1e-300)
     rest = (added - factors[:, None] * given).square().sum()

@@ -57,17 +57,32 @@ class CopiedShortcut(nn.Module):
         return self.last(shortcut + self.layer(F.relu(x, inplace=True)))
 
 
+class Vectors(nn.Module):
+    """Of one example there is one value of each unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x[..., 0, 0])
+        return self.last(self.norm(x + torch.tanh(self.inner(x))))
+
+
+@pytest.mark.parametrize("size", [20, 1])
 @pytest.mark.parametrize(
     "made",
     [
+        Vectors,
         ActivationBeforeNorm,
         lambda: PreActivation(in_place=True),
         lambda: PreActivation(in_place=False),
         CopiedShortcut,
     ],
-    ids=["activation-before-norm", "in-place-sum", "sum", "copied-shortcut"],
+    ids=["vectors", "activation-before-norm", "in-place-sum", "sum", "copied-shortcut"],
 )
-def test_a_merge_of_a_network_with_itself_stays_it(made: type[nn.Module]) -> None:
+def test_a_merge_of_a_network_with_itself_stays_it(made: type[nn.Module], size: int) -> None:
     torch.manual_seed(0)
     network, x = made(), torch.randn(40, 3, 6, 6)
     for parameter in network.parameters():
@@ -77,6 +92,6 @@ def test_a_merge_of_a_network_with_itself_stays_it(made: type[nn.Module]) -> Non
     merged = copy.deepcopy(network)
     with torch.no_grad():
         wanted = network(x)
-        LeastSquares([network, network], list(x.split(20)))(merged)
+        LeastSquares([network, network], list(x.split(size)))(merged)
         found = merged(x)
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
