@@ -193,6 +193,16 @@ def test_both_heads_of_shuffled_networks_are_the_networks(spec, until):
     torch.testing.assert_close(again(IMAGES)[1], second(IMAGES), rtol=1e-4, atol=1e-4)
 
 
+def test_two_units_are_enough_for_a_cut():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(40, 5)
+    spec = PermutationSpec.from_model(first, x)
+    second = shuffled(spec, first)
+    for found in zip_it(spec, first, second, [x], "0")(x):
+        torch.testing.assert_close(found, first(x))
+
+
 def test_the_trunk_is_there_once(spec):
     first, second = network(0), network(1)
     sizes = [

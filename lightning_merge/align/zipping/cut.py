@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.symmetry.spec import PermutationSpec
+from lightning_merge.symmetry.verify import cycled
 from lightning_merge.watched_layers import output_given, watch_output
 
 # Relative, in float32: the same units in another order give sums in another order.
@@ -139,7 +140,7 @@ def _group_along(
         axes = [k for k in range(1, output.ndim) if output.shape[k] == group.size]
         if not axes:
             continue
-        order = group.random(generator)
+        order = cycled(group, generator)
         twin.load_state_dict(spec.apply(state, {group.name: order}))
         moved = _run_until(twin, name, x)
         if _close(moved, output):
