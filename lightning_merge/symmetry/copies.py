@@ -71,18 +71,21 @@ def _alike(model: nn.Module, run: Collection[str]) -> list[dict[str, str]]:
 def with_copies(
     state: Mapping[str, Tensor],
     copies: list[dict[str, str]],
-    change: Callable[[Mapping[str, Tensor]], State],
+    change: Callable[..., State],
+    *others: Mapping[str, Tensor],
 ) -> State:
     """What a change makes of a state dict, and of each copy in the place of its source.
 
-    Extra state that is no tensor comes last, as it is.
+    The change is given the `others` as well, with their own copies in these places. Extra state
+    that is no tensor comes last, as it is.
     """
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     state = {name: value for name, value in state.items() if name not in extra}
-    result = change(state)
+    given = (state, *others)
+    result = change(*given)
     # A checkpoint may have been saved without its teacher.
-    for copy in (one for one in copies if one.keys() <= state.keys()):
-        changed = change({**state, **{source: state[name] for name, source in copy.items()}})
+    for copy in (copy for copy in copies if all(copy.keys() <= one.keys() for one in given)):
+        changed = change(*({**one, **{s: one[n] for n, s in copy.items()}} for one in given))
         result |= {name: changed[source] for name, source in copy.items()}
     return result | extra
 

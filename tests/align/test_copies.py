@@ -122,6 +122,19 @@ def test_a_planted_order_is_undone_in_the_copies_too(matching, images):
         torch.testing.assert_close(average, own, rtol=1e-3, atol=1e-3)
 
 
+def test_copies_come_into_the_scales_of_their_counterparts(images):
+    model = carrying(Residual())
+    spec = PermutationSpec.from_model(model, images, symmetries="all")
+    maps = spec.random_maps(torch.Generator().manual_seed(2))
+    other = loaded(model, spec.transform(spec.canonical(model), maps))
+    found = WeightMatching(symmetries="all").align(spec, model, other, [])
+    mean = {k: (v + found[k]) / 2 for k, v in model.state_dict().items()}
+    for own, average in zip(
+        answers(model, images), answers(loaded(model, mean), images), strict=True
+    ):
+        torch.testing.assert_close(average, own)
+
+
 def test_a_part_that_is_built_as_several_others_stays(images):
     class Blocks(nn.Module):
         def __init__(self):

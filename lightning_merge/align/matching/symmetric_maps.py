@@ -13,6 +13,7 @@ from lightning_merge.align.matching.symmetric_descent import Maps, SymmetricDesc
 from lightning_merge.align.matching.weight_similarity import check_finite_weights
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import unfolded
+from lightning_merge.symmetry.copies import with_copies
 from lightning_merge.symmetry.linear_maps import compose_maps, inverse_maps
 from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 
@@ -92,4 +93,9 @@ def by_weights(
 def mapped_onto(spec: PermutationSpec, a: State, b: State, maps: Maps) -> dict[str, Tensor]:
     """The state of b in a's coordinates: under its norms' scales, shifts and means."""
     state = spec.transform(spec.canonical(b), maps)
-    return unfolded(state, a, spec.groups, spec.folds)
+    return with_copies(
+        state,
+        spec.copies,
+        lambda own, like: unfolded(own, like, spec.groups, spec.folds),
+        a,
+    )
