@@ -38,6 +38,7 @@ __all__ = [
     "prefixed",
     "read_checkpoint",
     "state_of",
+    "tensors_of",
     "write_checkpoint",
     "write_safetensors",
 ]
@@ -74,6 +75,12 @@ def state_of(network: Mapping[str, Any] | nn.Module | str | os.PathLike[str]) ->
     if isinstance(network, str | os.PathLike):
         return read_checkpoint(network).state_dict
     return in_memory(network)
+
+
+def tensors_of(network: Mapping[str, Any] | nn.Module) -> StateDict:
+    """The tensors of a state dict, which may hold extra state of any kind beside them."""
+    state = in_memory(network)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.symmetry.unit_group import Group
 
 State = dict[str, Tensor]
@@ -47,7 +48,7 @@ def _closed(copies: list[dict[str, str]], groups: Sequence[set[str]]) -> list[di
 
 def _alike(model: nn.Module, run: Collection[str]) -> list[dict[str, str]]:
     """Parts that are not run, each with the one part that is run and is built as it is."""
-    names = [*model.state_dict()]
+    names = [*tensors_of(model)]
     if set(names) <= set(run):
         return []
     own = defaultdict(list)
@@ -93,5 +94,5 @@ def with_copies(
 def _signature(module: nn.Module) -> Signature:
     return (
         tuple((name, type(one)) for name, one in module.named_modules()),
-        tuple((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()),
+        tuple((name, tuple(one.shape)) for name, one in tensors_of(module).items()),
     )

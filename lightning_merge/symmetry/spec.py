@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.checkpoint import state_of
+from lightning_merge.checkpoint import state_of, tensors_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import folded, is_folded
 from lightning_merge.symmetry.copies import copies_of, with_copies
@@ -375,9 +375,7 @@ class PermutationSpec:
 
 def _tensors_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
     """The shapes of a network's tensors, and which of them are buffers."""
-    # Extra state may be anything.
-    state = model.state_dict().items()
-    shapes = {name: tuple(one.shape) for name, one in state if isinstance(one, Tensor)}
+    shapes = {name: tuple(one.shape) for name, one in tensors_of(model).items()}
     buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
     return shapes, buffers
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.canonical import centred
 from lightning_merge.symmetry.spec import PermutationSpec
@@ -48,7 +49,7 @@ def widened(
     Raises:
         AlignmentError: The networks are not of one family, or padding would change the function.
     """
-    _check_names(narrow.state_dict(), wide.state_dict())
+    _check_names(tensors_of(narrow), tensors_of(wide))
     here, there = (
         PermutationSpec.from_model(model, example_inputs, symmetries="all")
         for model in (narrow, wide)
@@ -59,7 +60,7 @@ def widened(
         state = _laid_out(narrow, wide, here, there, counterparts, copied)
         changes.append(_change(narrow, wide, state, example_inputs))
         if changes[-1] <= _TOLERANCE:
-            return {name: state[name].to(like.dtype) for name, like in wide.state_dict().items()}
+            return {name: state[name].to(like.dtype) for name, like in tensors_of(wide).items()}
     raise AlignmentError(
         f"{type(narrow).__name__} cannot be padded: its output would change by {min(changes):.1e}, "
         f"as norms count units; {_advice(here, counterparts)}"
@@ -148,7 +149,7 @@ def _laid_out(
     """
     state = {
         name: tensor.double() if tensor.is_floating_point() else tensor
-        for name, tensor in narrow.state_dict().items()
+        for name, tensor in tensors_of(narrow).items()
     }
     source = here.canonical(state)
     _enlarge(source, here, counterparts)
@@ -156,7 +157,7 @@ def _laid_out(
     free = _free(there, counterparts)
     return {
         name: _padded(source[name], like, name, places.get(name, {}), free, here.frozen)
-        for name, like in wide.state_dict().items()
+        for name, like in tensors_of(wide).items()
     }
 
 
@@ -328,9 +329,9 @@ def _change(
     inputs = (example_inputs,) if single else tuple(example_inputs)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     outputs = []
-    for model, given in ((narrow, narrow.state_dict()), (wide, state)):
+    for model, given in ((narrow, tensors_of(narrow)), (wide, state)):
         twin = copy.deepcopy(model).double().eval()
-        twin.load_state_dict(given)
+        twin.load_state_dict(given, strict=False)
         with torch.no_grad():
             leaves = [x.flatten() for x in tree_leaves(twin(*inputs)) if isinstance(x, Tensor)]
         outputs.append(torch.cat(leaves).double())

@@ -10,14 +10,18 @@ from lightning_merge.align import (
     ActivationMatching,
     Aligned,
     CCAMatching,
+    LearnedMatching,
     Matching,
     MergeMany,
     PermutationSpec,
     WeightMatching,
     agreement,
     all_to_one,
+    widened,
+    zip_it,
 )
 from lightning_merge.align.matching.cca import DEFAULT_GAMMA, GAMMAS
+from lightning_merge.align.matching.matching import matchings
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modules import MergeModule
 
@@ -159,3 +163,50 @@ def test_weights_are_matched_from_networks_as_from_their_state_dicts() -> None:
     assert same(spec.apply(b, found), spec.apply(b.state_dict(), found))
     with pytest.raises(AlignmentError, match="a network or its state dict is needed"):
         WeightMatching().match(spec, a, [b])
+
+
+class Stated(nn.Linear):
+    """A layer that keeps something beside its tensors."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def zipped(spec, a, b, x):
+    return torch.cat(zip_it(spec, a, b, [x], "0")(x))
+
+
+def padded(_spec, a, b, x):
+    narrow = nn.Sequential(type(b[0])(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    a.load_state_dict(widened(randomised(narrow, 3), a, x), strict=False)
+    return a(x)
+
+
+def by(matching):
+    def run(spec, a, b, x):
+        b.load_state_dict(all_to_one(matching, spec, [a, b], [x])[1])
+        return b(x)
+
+    return run
+
+
+USES = {entry.name: by(entry.value()) for entry in matchings if entry.name != "LearnedMatching"}
+USES |= {f"{one.__name__} all": by(one(symmetries="all")) for one in (WeightMatching, MergeMany)}
+USES |= {"LearnedMatching": by(LearnedMatching(steps=2)), "zip": zipped, "pad": padded}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_state_that_is_no_tensor_changes_nothing(use: str) -> None:
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
+    found = []
+    for layer in (nn.Linear, Stated):
+        a, b = (
+            randomised(nn.Sequential(layer(5, 6), nn.ReLU(), nn.Linear(6, 3)), seed)
+            for seed in (1, 2)
+        )
+        spec = PermutationSpec.from_model(a, x, symmetries="all")
+        found.append(USES[use](spec, a, b, x).detach())
+    assert torch.equal(*found)

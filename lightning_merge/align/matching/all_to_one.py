@@ -42,7 +42,7 @@ def all_to_one(
     aligned = []
     for index, model in enumerate(models):
         if index == reference:
-            aligned.append({n: t.detach().clone() for n, t in model.state_dict().items()})
+            aligned.append(spec.apply(model, {}))
         else:
             aligned.append(
                 matching.align(

@@ -45,7 +45,7 @@ class JointMatching(Matching):
         """The state dicts of all networks in the coordinates of the first; see `match`."""
         found = self.match(spec, networks, progress)
         first, *others = (spec.state_of(network) for network in networks)
-        aligned = [{name: tensor.detach().clone() for name, tensor in first.items()}]
+        aligned = [spec.apply(first, {})]
         for state, maps in zip(others, found[1:], strict=True):
             if self.symmetries == "all":
                 aligned.append(mapped_onto(spec, first, state, maps))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.align.matching.learned_orders import LearnedOrders, Units
 from lightning_merge.align.matching.map_solvers import balance, rotation
 from lightning_merge.align.matching.symmetric_descent import Maps
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.linear_maps import (
     complement_of_ones,
@@ -54,8 +55,8 @@ class LearnedMaps(nn.Module):
         canonical = spec.canonical(a)
         self.gauge = balance(spec.groups, canonical)
         begin = compose_maps(spec.groups, self.begin, self.gauge)
-        self.a = spec.transform(canonical, self.gauge)
-        self.b = spec.transform(spec.canonical(b), begin)
+        self.a = tensors_of(spec.transform(canonical, self.gauge))
+        self.b = tensors_of(spec.transform(spec.canonical(b), begin))
         self.learned = [group for group in spec.groups if group.symmetry != "permutation"]
         self.orders = LearnedOrders(spec, self.a, self.b, units)
         if not self.learned and not self.orders.groups:

@@ -169,6 +169,9 @@ class _Fusion:
         sources = {name: source for copy in self.spec.copies for name, source in copy.items()}
         for name, like in self.a.items():
             tensor, moved = self.b[name], sources.get(name, name)
+            if not isinstance(tensor, Tensor):
+                state[name] = tensor
+                continue
             if tensor.is_floating_point() and moved in self.places:
                 tensor = carried(tensor, self.places[moved], plans, name)
             if tensor.shape != like.shape:

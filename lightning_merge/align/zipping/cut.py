@@ -1,6 +1,5 @@
 """Where the shared part of two networks ends: a layer all of whose output passes on."""
 
-import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.align.matching.observe import with_state
 from lightning_merge.errors import AlignmentError
 from lightning_merge.modes import gradient_free
 from lightning_merge.symmetry.spec import PermutationSpec
@@ -134,14 +134,12 @@ def _group_along(
 ) -> tuple[str, int]:
     """The group whose permutation is one of a module's output, and along which axis."""
     generator = torch.Generator().manual_seed(0)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    twin = copy.deepcopy(model)
     for group in spec.groups:
         axes = [k for k in range(1, output.ndim) if output.shape[k] == group.size]
         if not axes:
             continue
         order = cycled(group, generator)
-        twin.load_state_dict(spec.apply(state, {group.name: order}))
+        twin = with_state(model, spec.apply(model, {group.name: order}))
         moved = _run_until(twin, name, x)
         if _close(moved, output):
             continue

@@ -20,6 +20,7 @@ from lightning_merge.align.matching.observe import observe, summed_correlation, 
 from lightning_merge.align.zipping.cut import find_cut
 from lightning_merge.align.zipping.greedy_zip import Zip, zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.linear_maps import map_member
@@ -86,12 +87,9 @@ def zip_it(
     check_shares(alpha, beta)
     with first_inputs(model_a) as examples:
         found = match_units(spec, model_a, model_b, batches, alpha, beta, progress)
-    a, b = _tensors(model_a), _tensors(model_b)
+    a, b = tensors_of(model_a), tensors_of(model_b)
     if until is None:
-        merged = copy.deepcopy(model_a)
-        # Neither extra state nor what a module leaves out of its files has units.
-        merged.load_state_dict(zipped_state(spec, a, b, found), strict=False)
-        return merged.eval()
+        return _loaded(model_a, zipped_state(spec, a, b, found)).eval()
     if not examples:
         raise AlignmentError(
             f"the network cannot be zipped until {until!r}: it has no units to zip"
@@ -99,8 +97,7 @@ def zip_it(
     cut = find_cut(spec, model_a, until, examples[0])
     # Behind the cut the networks may differ in shape: nothing of that is merged.
     alike = _where_alike(a, b)
-    trunk = copy.deepcopy(model_a)
-    trunk.load_state_dict(zipped_state(spec, a, alike, found))
+    trunk = _loaded(model_a, zipped_state(spec, a, alike, found))
     zipped = found.zips.get(cut.group)
     if zipped is None:
         order = found.permutation[cut.group]
@@ -108,6 +105,13 @@ def zip_it(
     else:
         heads = zipped.unmerge()
     return TwoHeads(trunk, model_a, model_b, cut, heads).eval()
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    network = copy.deepcopy(model)
+    # Neither extra state nor what a module leaves out of its files has units.
+    network.load_state_dict(state, strict=False)
+    return network
 
 
 def check_shares(alpha: float, beta: float) -> None:
@@ -133,7 +137,7 @@ def match_units(
     """
     if nothing_to_align(spec):
         return Zipping({}, {})
-    a, b = _tensors(model_a), _tensors(model_b)
+    a, b = tensors_of(model_a), tensors_of(model_b)
     alike = _where_alike(a, b)
     tokens = token_orders(spec, a, alike)
     if tokens:
@@ -151,11 +155,6 @@ def match_units(
             pooled = pooled_correlation(observed[group.name], order)
             zips[group.name] = zip_units(pooled, alpha, beta)
     return Zipping(permutation, zips)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict()
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _where_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
