@@ -113,3 +113,18 @@ def test_images_that_are_not_finite_are_refused(reader, bad, batches):
 def test_learning_again_and_again_from_an_iterator_is_refused(batches):
     with pytest.raises(AlignmentError, match="an iterator can be read once"):
         READERS["learned"](iter(batches))
+
+
+def test_a_single_example_behind_other_batches_is_not_learned_from():
+    torch.manual_seed(0)
+    a, b = (
+        nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+        for _ in range(2)
+    )
+    images = torch.randn(17, 4)
+    spec = PermutationSpec.from_model(a, images, symmetries="all")
+    found, expected = (
+        LearnedMatching("weights", 3).align(spec, a, b, images[:count].split(8))
+        for count in (17, 16)
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

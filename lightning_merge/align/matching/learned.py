@@ -194,11 +194,18 @@ def classes_in(batch: Any) -> Tensor:
 
 
 def repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """So many batches with examples, read again and again; an `AlignmentError` without any."""
-    count = 0
+    """So many batches with examples, read again and again; an `AlignmentError` without any.
+
+    A batch of one example behind larger ones is left out: BatchNorm cannot train on it.
+    """
+    count, least = 0, 1
     while count < steps:
         before = count
-        for batch in filter(lambda batch: len(inputs_of(batch)) > 0, batches):
+        for batch in batches:
+            size = len(inputs_of(batch))
+            if size < least:
+                continue
+            least = min(size, 2)
             yield batch
             count += 1
             if count == steps:
