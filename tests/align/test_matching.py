@@ -259,6 +259,9 @@ def test_only_positions_whose_products_are_worth_it_count() -> None:
     torch.testing.assert_close(found.correlation(), expected, atol=1e-5, rtol=0)
     # The layers that cost no more than they are worth see everything.
     assert observe(spec, a, b, batches, cost=0.5)["embed"][0].count == every.count
+    for cost in (0, -1.0, float("nan")):
+        with pytest.raises(AlignmentError, match=f"cost is {cost}: give"):
+            ActivationMatching(cost=cost)
 
 
 def test_queries_and_keys_are_correlated_each_with_their_like() -> None:

@@ -25,6 +25,7 @@ from lightning_merge.align.matching.symmetric_maps import (
 from lightning_merge.align.matching.tie_breaking import break_ties
 from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.align.matching.weight_descent import families
+from lightning_merge.errors import AlignmentError
 from lightning_merge.symmetry.index_maps import Permutation, carried_units
 from lightning_merge.symmetry.spec import Network, PermutationSpec, Symmetries
 from lightning_merge.symmetry.unit_group import Group
@@ -57,11 +58,16 @@ class ActivationMatching(MapMatching):
             running it once; infinite if every position is to count everywhere. The default
             is chosen for speed; what it costs in quality has not been measured on trained networks.
         symmetries: `permutation`, or `all` that the spec's groups have.
+
+    Raises:
+        AlignmentError: `cost` is not above 0.
     """
 
     label: ClassVar[str] = "Permute"
 
     def __init__(self, cost: float = 0.25, symmetries: Symmetries = "permutation") -> None:
+        if not cost > 0:
+            raise AlignmentError(f"cost is {cost}: give a number above 0")
         self.cost, self.symmetries = cost, symmetries
 
     def match(
