@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_merge.align.matching.cca import CCAMatching
 from lightning_merge.align.matching.transport_matching import TransportMatching
 from lightning_merge.align.matching.weight import WeightMatching
+from lightning_merge.align.zipping.zip_networks import zip_it
 from lightning_merge.symmetry.spec import PermutationSpec
 
 
@@ -133,6 +134,15 @@ def test_copies_come_into_the_scales_of_their_counterparts(images):
         answers(model, images), answers(loaded(model, mean), images), strict=True
     ):
         torch.testing.assert_close(average, own)
+
+
+def test_copies_are_zipped_as_the_network_is(images):
+    model = carrying(convolutional())
+    spec = PermutationSpec.from_model(model, images)
+    other = loaded(model, spec.apply(model, spec.random(torch.Generator().manual_seed(2))))
+    zipped = zip_it(spec, model, other, [images])
+    for own, found in zip(answers(model, images), answers(zipped, images), strict=True):
+        torch.testing.assert_close(found, own)
 
 
 def test_a_part_that_is_built_as_several_others_stays(images):

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lightning_merge.align.zipping.greedy_zip import Zip, zip_units
 from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.checkpoint import tensors_of
 from lightning_merge.errors import AlignmentError
+from lightning_merge.symmetry.copies import with_copies
 from lightning_merge.symmetry.index_maps import Permutation
 from lightning_merge.symmetry.linear_maps import map_member
 from lightning_merge.symmetry.spec import PermutationSpec
@@ -213,15 +215,25 @@ def zipped_state(
 ) -> dict[str, Tensor]:
     """The weights of the zipped network, in a's types; integers are a's."""
     groups = [group for group in spec.groups if group.name in found.zips]
+    ordered = spec.apply(b, found.permutation)
+    return with_copies(a, spec.copies, partial(_zipped, groups, found.zips), ordered)
+
+
+def _zipped(
+    groups: Sequence[Group],
+    zips: Mapping[str, Zip],
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    for index, state in enumerate((dict(a), spec.apply(b, found.permutation))):
+    for index, state in enumerate((a, b)):
         parts = {
             name: tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) / 2
             for name, tensor in state.items()
             if tensor.is_floating_point() or tensor.is_complex()
         }
         for group in groups:
-            zipped = found.zips[group.name]
+            zipped = zips[group.name]
             # What is halved already is merged by weights that add up to 2.
             merge, unmerge = 2 * zipped.merge()[index], zipped.unmerge()[index].T
             for member in group.members:
