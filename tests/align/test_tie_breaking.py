@@ -1,5 +1,7 @@
 """Units that the data do not tell apart are told apart by their weights."""
 
+import copy
+
 import pytest
 import torch
 from networks import Attention, ResNet20, randomised
@@ -103,6 +105,29 @@ def test_units_that_fire_on_the_same_example_only() -> None:
     twin.load_state_dict(spec.apply(model, {"one": torch.randperm(9, generator=generator)}))
     state = ActivationMatching().align(spec, model, twin, [x])
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dead_units_are_told_apart_by_what_joins_them_to_known_ones(seed: int) -> None:
+    model = randomised(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3)), seed
+    )
+    with torch.no_grad():
+        one, two, out = model[0], model[2], model[4]
+        # Three dead units that differ in what reads them only, three behind them that differ in
+        # what they read of those only.
+        one.bias[:3], one.bias[3:], one.weight[3:] = 2, -1, 0
+        two.bias[:4], two.bias[4:], two.weight[4:, :3] = 3, -100, 1
+        two.weight[4:, 3:] *= 5
+        out.weight[:, 4:] = 0
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(9))
+    spec = PermutationSpec.from_model(model, x)
+    own = model.state_dict()
+    other = copy.deepcopy(model)
+    other.load_state_dict(spec.apply(own, spec.random(torch.Generator().manual_seed(seed))))
+    found = ActivationMatching().align(spec, model, other, [x])
+    for name, tensor in own.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_ties_are_those_whose_exchange_costs_nothing() -> None:
