@@ -120,7 +120,7 @@ def test_a_planted_order_is_undone_in_the_copies_too(matching, images):
     mean = {k: (v + found[k]) / 2 for k, v in model.state_dict().items() if v.is_floating_point()}
     merged = loaded(model, {**model.state_dict(), **mean})
     for own, average in zip(answers(model, images), answers(merged, images), strict=True):
-        torch.testing.assert_close(average, own, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(average, own)
 
 
 def test_copies_come_into_the_scales_of_their_counterparts(images):

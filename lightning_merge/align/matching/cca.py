@@ -6,6 +6,7 @@ Correlation Analysis".
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -204,10 +205,13 @@ class Observation:
     def state_for(self, gamma: float) -> dict[str, Tensor]:
         """The state dict of b, mapped with a ridge of `gamma` times the mean variance."""
         maps = [(group, spectra.linear_map(gamma)) for group, spectra in self._spectra]
-        return with_copies(self._state, self._copies, lambda state: self._folded(state, maps))
+        return with_copies(self._state, self._copies, partial(self._folded, maps), self._state_a)
 
     def _folded(
-        self, given: Mapping[str, Tensor], maps: Sequence[tuple[Group, LinearMap]]
+        self,
+        maps: Sequence[tuple[Group, LinearMap]],
+        given: Mapping[str, Tensor],
+        a: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         state = dict(given)
         for layer, norm in self._norms.items():
@@ -215,9 +219,9 @@ class Observation:
         for group, found in maps:
             fold(state, group, found)
         for layer, norm in self._norms.items():
-            ratio = floored(norm_ratio(self._state_a, norm, self._modules))
+            ratio = floored(norm_ratio(a, norm, self._modules))
             scale_layer(state, layer, norm, 1 / ratio)
-            take_scale(state, self._state_a, norm, ratio, self._modules)
+            take_scale(state, a, norm, ratio, self._modules)
         return state
 
 
