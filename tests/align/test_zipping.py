@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_merge import PartialZipIt, PermutationSpec, Recipe, ZipIt, ZippedModule, zip_it
-from lightning_merge.align import TwoHeads, zip_units
+from lightning_merge.align import TransportMatching, TwoHeads, zip_units
 from lightning_merge.align.zipping.zip_networks import zippable
 from lightning_merge.errors import AlignmentError, ConfigError
 
@@ -201,6 +201,28 @@ def test_two_units_are_enough_for_a_cut():
     second = shuffled(spec, first)
     for found in zip_it(spec, first, second, [x], "0")(x):
         torch.testing.assert_close(found, first(x))
+
+
+def test_networks_may_lack_what_the_other_has_behind_the_cut_only():
+    def made(first, last, seed):
+        torch.manual_seed(seed)
+        layers = nn.Linear(5, 6, bias=first), nn.Tanh(), nn.Linear(6, 3, bias=last)
+        return nn.Sequential(*layers)
+
+    x = torch.randn(40, 5)
+    first = made(True, True, 0)
+    spec = PermutationSpec.from_model(first, x)
+    second = made(True, False, 1)
+    second[0].load_state_dict(first[0].state_dict())
+    for found, model in zip(zip_it(spec, first, second, [x], "0")(x), (first, second), strict=True):
+        torch.testing.assert_close(found, model(x))
+    with pytest.raises(AlignmentError, match=r"'2.bias' is in one of the networks only"):
+        zip_it(spec, first, second, [x])
+    with pytest.raises(AlignmentError, match=r"'2.bias' is not in the other network"):
+        TransportMatching().fuse(spec, first, second)
+    for until in ("0", None):
+        with pytest.raises(AlignmentError, match=r"'0.bias' is not in the other network"):
+            zip_it(spec, first, made(False, True, 2), [x], until)
 
 
 def test_the_trunk_is_there_once(spec):

@@ -168,6 +168,10 @@ class _Fusion:
         state = {}
         sources = {name: source for copy in self.spec.copies for name, source in copy.items()}
         for name, like in self.a.items():
+            if name not in self.b:
+                raise AlignmentError(
+                    f"{name!r} is not in the other network: are they of one family?"
+                )
             tensor, moved = self.b[name], sources.get(name, name)
             if not isinstance(tensor, Tensor):
                 state[name] = tensor

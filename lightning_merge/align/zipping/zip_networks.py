@@ -71,8 +71,8 @@ def zip_it(
     Args:
         spec: The spec of their architecture.
         model_a: One network.
-        model_b: The other; neither is changed. Behind `until` they may differ in shapes that no
-            group moves (a number of classes), but then only with `until`.
+        model_b: The other; neither is changed. Behind `until` they may differ in shapes and
+            names that no group moves (a number of classes), but then only with `until`.
         batches: Read once; as a rule images of both networks' tasks.
         until: The name of a layer or block, or its end; None for the whole network.
         alpha: As in `zip_units`.
@@ -91,6 +91,10 @@ def zip_it(
         found = match_units(spec, model_a, model_b, batches, alpha, beta, progress)
     a, b = tensors_of(model_a), tensors_of(model_b)
     if until is None:
+        for name in sorted(a.keys() ^ b.keys()):
+            raise AlignmentError(
+                f"{name!r} is in one of the networks only: choose the layer until which to zip them"
+            )
         return _loaded(model_a, zipped_state(spec, a, b, found)).eval()
     if not examples:
         raise AlignmentError(
@@ -140,6 +144,10 @@ def match_units(
     if nothing_to_align(spec):
         return Zipping({}, {})
     a, b = tensors_of(model_a), tensors_of(model_b)
+    for name in (m.tensor for g in spec.groups for m in g.members if m.tensor not in b):
+        raise AlignmentError(
+            f"{name!r} is not in the other network: only what no group moves may differ"
+        )
     alike = _where_alike(a, b)
     tokens = token_orders(spec, a, alike)
     if tokens:
@@ -160,8 +168,11 @@ def match_units(
 
 
 def _where_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of b, and those of a where their shapes differ."""
-    return {name: b[name] if b[name].shape == a[name].shape else a[name] for name in a}
+    """The tensors of b, and those of a where b has none of such a shape."""
+    return {
+        name: b[name] if name in b and b[name].shape == one.shape else one
+        for name, one in a.items()
+    }
 
 
 def zippable(spec: PermutationSpec) -> list[Group]:
