@@ -136,3 +136,23 @@ def test_averages_of_maps_are_refused() -> None:
     trainer = quiet_trainer(max_epochs=1, callbacks=[EMAWeightAveraging()])
     with pytest.raises(ConfigError, match="LearnedMatchingModule: EMAWeightAveraging averages"):
         trainer.fit(LearnedMatchingModule(Narrow(), ingredients()), loader())
+
+
+def test_a_last_batch_of_one_example_does_not_end_validation() -> None:
+    class Normed(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+            self.example_input_array = torch.zeros(2, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    torch.manual_seed(0)
+    module = LearnedMatchingModule(Normed(), [Normed().state_dict() for _ in range(2)])
+    images = torch.randn(17, 5)
+    losses = [
+        quiet_trainer().validate(module, DataLoader(images[:count], 8), verbose=False)
+        for count in (17, 16)
+    ]
+    assert losses[0] == losses[1]

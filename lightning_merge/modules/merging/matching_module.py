@@ -86,7 +86,7 @@ class LearnedMatchingModule(LightningModule):
         start = WeightMatching(seed, "all").match(spec, a, b)
         self.maps = LearnedMaps(spec, a, b, start, units)
         self.share, self.labels = share, labels
-        self._digests = read.digests
+        self._digests, self._largest = read.digests, 0
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
 
     def setup(self, stage: str) -> None:
@@ -113,10 +113,16 @@ class LearnedMatchingModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Logs the loss of the merged network as `val_loss`."""
-        del batch_idx
+        """Logs the loss of the merged network as `val_loss`.
+
+        A single example behind larger batches is left out: BatchNorm cannot normalise it by itself.
+        """
+        size = len(inputs_of(batch))
+        self._largest = max(size, self._largest if batch_idx else 0)
+        if size == 1 < self._largest:
+            return
         loss = self._loss(batch, 0.5 if self.share is None else self.share)
-        self.log("val_loss", loss, batch_size=len(inputs_of(batch)), sync_dist=True)
+        self.log("val_loss", loss, batch_size=size, sync_dist=True)
 
     def aligned(self) -> StateDict:
         """The state dict of B under the maps that were learned, in A's coordinates."""
