@@ -14,7 +14,9 @@ import lightning_merge.networks  # noqa: F401 - registers the CIFAR networks wit
 from lightning_merge.align import ActivationMatching, PermutationSpec, WeightMatching
 from lightning_merge.align.matching import weight_descent
 from lightning_merge.align.matching.agreement import agreement
+from lightning_merge.align.matching.assignment import assign_wholes
 from lightning_merge.symmetry.index_maps import Permutation
+from lightning_merge.symmetry.unit_group import Group
 
 State = dict[str, Tensor]
 create = partial(timm.create_model, num_classes=5)
@@ -223,3 +225,24 @@ def test_the_descent_stops_where_units_are_equal() -> None:
     for a, b in ((state, state), (state, zero), (zero, zero)):
         found = WeightMatching().match(spec, a, b)
         assert all(torch.equal(p, torch.arange(len(p))) for p in found.values())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_heads_and_units_inside_them_are_the_best_of_all_orders(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores, own = (torch.randn(n, n, generator=generator).double() for n in (6, 3))
+    group = Group("inside", 6, (), blocks=3)
+    found = assign_wholes([(group, scores)], own)
+    best = max(
+        sum(
+            float(own[a, b] + scores[2 * a, 2 * b + turn] + scores[2 * a + 1, 2 * b + 1 - turn])
+            for a, (b, turn) in enumerate(zip(heads, turns, strict=True))
+        )
+        for heads in permutations(range(3))
+        for turns in product((0, 1), repeat=3)
+    )
+    heads = found[""]
+    assert (found["inside"] // 2).tolist() == [0, 0, 1, 1, 2, 2]
+    moved = found["inside"] + 2 * (heads - torch.arange(3)).repeat_interleave(2)
+    total = own[torch.arange(3), heads].sum() + scores[torch.arange(6), moved].sum()
+    assert float(total) == pytest.approx(best)
