@@ -70,7 +70,7 @@ def greedy_order(kernel: Numbers) -> list[int]:
         first.
     """
     L = _checked(kernel)
-    return _pivots(L, lambda residual: int(residual.argmax()), len(L))
+    return _pivots(L, lambda residual: int(residual.argmax()), len(L))[0]
 
 
 def exact_map(kernel: Numbers, size: int) -> list[int]:
@@ -114,18 +114,20 @@ def sample_kdpp(kernel: Numbers, size: int, generator: torch.Generator | None = 
     Raises:
         ConfigError: If every set of that size has the determinant zero.
     """
-    values, vectors = torch.linalg.eigh(_checked(kernel))
-    values[values <= _RANK_TOLERANCE * values[-1]] = 0
-    _check_size(size, int((values > 0).sum()))
-    # Sets of one size have the same distribution at any scale; this one keeps their sum
-    # (the last polynomial) from underflowing.
-    values = values / values[-size:].log().mean().exp()
-    V = vectors[:, _draw_eigenvectors(values.tolist(), size, generator)]
+    from scipy.linalg.lapack import dgejsv
+
+    L = _checked(kernel)
+    order, rows = _pivots(L, lambda residual: int(residual.argmax()), len(L))
+    _check_size(size, len(order))
+    # Jacobi rotations of the factor: next to the largest, small ones keep all of their digits.
+    singular, vectors, *_ = dgejsv(rows[: len(order)].T.numpy(), joba=2, jobv=3, jobr=0)
+    values = torch.from_numpy(singular).log().mul(2).flip(0)
+    V = torch.from_numpy(vectors).flip(1)[:, _draw_eigenvectors(values, size, generator)]
 
     def by_chance(residual: Tensor) -> int:
         return int(torch.multinomial(residual, 1, generator=generator))
 
-    return sorted(_pivots(V @ V.T, by_chance, size))
+    return sorted(_pivots(V @ V.T, by_chance, size)[0])
 
 
 def _checked(kernel: Numbers) -> Tensor:
@@ -135,34 +137,35 @@ def _checked(kernel: Numbers) -> Tensor:
     return L
 
 
-def _draw_eigenvectors(
-    values: list[float], size: int, generator: torch.Generator | None
-) -> list[int]:
-    """`size` indices with a probability proportional to the product of their eigenvalues."""
+def _draw_eigenvectors(values: Tensor, size: int, generator: torch.Generator | None) -> list[int]:
+    """`size` indices with a probability proportional to the product of their eigenvalues.
+
+    `values` are the eigenvalues' logarithms.
+    """
     e = _elementary_symmetric(values, size)
-    chances = torch.rand(len(values), generator=generator, dtype=torch.float64).tolist()
+    chances = torch.rand(len(values), generator=generator, dtype=torch.float64).log()
     chosen: list[int] = []
     for n in range(len(values), 0, -1):
         left = size - len(chosen)
         if left == 0:
             break
         # The last ones needed are certain; rounding must not leave them out.
-        if n == left or chances[n - 1] * e[n][left] < values[n - 1] * e[n - 1][left - 1]:
+        if n == left or chances[n - 1] + e[n][left] < values[n - 1] + e[n - 1][left - 1]:
             chosen.append(n - 1)
     return chosen
 
 
-def _elementary_symmetric(values: list[float], size: int) -> list[list[float]]:
-    """`e[n][k]`: the sum of the products of every k of the first n values."""
-    e = [[1.0] + [0.0] * size]
+def _elementary_symmetric(values: Tensor, size: int) -> list[Tensor]:
+    """`e[n][k]`: the logarithm of the sum of the products of every k of the first n values."""
+    e = [torch.tensor([0.0] + [-math.inf] * size, dtype=torch.float64)]
     for value in values:
         last = e[-1]
-        e.append([1.0] + [last[k] + value * last[k - 1] for k in range(1, size + 1)])
+        e.append(torch.cat([last[:1], torch.logaddexp(last[1:], value + last[:-1])]))
     return e
 
 
-def _pivots(kernel: Tensor, choose: Callable[[Tensor], int], size: int) -> list[int]:
-    """The order of a Cholesky factorisation with chosen pivots, up to the kernel's rank.
+def _pivots(kernel: Tensor, choose: Callable[[Tensor], int], size: int) -> tuple[list[int], Tensor]:
+    """The order of a Cholesky factorisation with chosen pivots, up to the kernel's rank; its rows.
 
     The residual of an item is the ratio of the determinants with and without it. Choosing
     the largest is greedy MAP; drawing by it, for a projection, is sampling from its DPP.
@@ -183,7 +186,7 @@ def _pivots(kernel: Tensor, choose: Callable[[Tensor], int], size: int) -> list[
         residual[item] = 0
         variance[order] = math.inf
         order.append(item)
-    return order
+    return order, rows
 
 
 def _check_size(size: int, usable: int) -> None:

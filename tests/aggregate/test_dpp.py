@@ -111,6 +111,27 @@ def test_kdpp_frequencies_against_exact_probabilities(n, size, rank):
     assert chi_square <= degrees + 5 * math.sqrt(2 * degrees)
 
 
+@pytest.mark.parametrize("quality", [[1, 1e-6, 2e-6, 3e-6], [1e30, 1e-30, 2e-30, 1e-30]])
+@pytest.mark.parametrize("size", [2, 3])
+def test_kdpp_frequencies_of_qualities_that_lie_far_apart(quality, size):
+    q, features = torch.tensor(quality).double(), random_kernel(3, 4)
+    kernel, draws = q[:, None] * features * q[None, :], 300
+    generator = torch.Generator().manual_seed(0)
+    counts = Counter(tuple(sample_kdpp(kernel, size, generator)) for _ in range(draws))
+    # A set's determinant is its similarities' times the squares of its qualities.
+    weights = {
+        subset: determinant(features, subset)
+        * math.prod(quality[i] / quality[1] for i in subset) ** 2
+        for subset in combinations(range(4), size)
+    }
+    for subset, weight in weights.items():
+        share = weight / sum(weights.values())
+        deviation = math.sqrt(share * (1 - share) / draws)
+        assert abs(counts[subset] / draws - share) <= 5 * deviation + 1e-9
+    # The best by far, whose qualities' product underflows, is there in all.
+    assert all(0 in subset for subset in counts)
+
+
 def test_kdpp_by_seed_and_at_any_scale():
     kernel = random_kernel(1, 30)
 
