@@ -92,7 +92,7 @@ def fisher_average(
         weighted = torch.zeros_like(values[0], dtype=wide(values[0]))
         information = torch.zeros_like(values[0], dtype=torch.float64)
         for value, fisher, share, norm in zip(values, fishers, own, norms, strict=True):
-            one = fisher[name].detach().to(information) * (share / norm)
+            one = fisher[name].detach().to(information) / norm * share
             if one.shape != value.shape:
                 raise ConfigError(
                     f"Fisher average: the information of '{name}' is {tuple(one.shape)} and the "
@@ -108,8 +108,13 @@ def fisher_average(
 
 
 def _norm(fisher: Mapping[str, Tensor]) -> float:
-    squares = (value.detach().to("cpu", torch.float64).square().sum() for value in fisher.values())
-    return math.sqrt(sum(map(float, squares))) or 1.0
+    def of(value: Tensor) -> float:
+        value = value.detach().to("cpu", torch.float64)
+        # Relative to the largest, whose square may be beyond the range of numbers.
+        largest = float(value.abs().max()) if value.numel() else 0.0
+        return largest * float((value / (largest or 1.0)).norm())
+
+    return math.hypot(*map(of, fisher.values())) or 1.0
 
 
 def diagonal_fisher(

@@ -132,21 +132,20 @@ def test_average_by_hand():
     assert fisher_average(states, fishers, by_name, **plain)["w"].tolist() == [2.0, 6.0, 5.0]
 
 
-def test_by_default_the_scale_of_a_networks_information_does_not_count():
+@pytest.mark.parametrize("scale", [200.0, 1e-170, 1e-310, 1e200])
+def test_by_default_the_scale_of_a_networks_information_does_not_count(scale):
     states = [
         {"w": torch.tensor([0.0, 2.0]), "v": torch.zeros(1)},
         {"w": torch.tensor([4.0, 6.0]), "v": torch.ones(1)},
     ]
-    fishers = [
-        {"w": torch.tensor([3.0, 0.0]), "v": torch.tensor([4.0])},
-        {"w": torch.tensor([600.0, 0.0]), "v": torch.tensor([800.0])},
-    ]
-    # Divided by 5 and by 1000 they are equal: the plain mean, and the mean where there is none.
+    fisher = {"w": torch.tensor([3.0, 0.0]).double(), "v": torch.tensor([4.0]).double()}
+    fishers = [fisher, {name: value * scale for name, value in fisher.items()}]
+    # Divided by their norms they are equal: the plain mean, and the mean where there is none.
     merged = fisher_average(states, fishers)
     torch.testing.assert_close(merged["w"], torch.tensor([2.0, 4.0]))
     torch.testing.assert_close(merged["v"], torch.tensor([0.5]))
     without = fisher_average(states, fishers, normalize=False)["w"][0].item()
-    assert without == pytest.approx(4 * 600 / 603)
+    assert without == pytest.approx(4 * scale / (1 + scale))
 
 
 def test_information_is_divided_by_its_norm_over_tensors_of_all_sizes():
