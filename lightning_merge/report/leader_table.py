@@ -180,8 +180,8 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
         folders: Output folders of `study`, each with a `results.json`.
 
     Raises:
-        ConfigError: If a folder has no results of a study, two hold the same merge, or none has two
-            merges to compare.
+        ConfigError: If a folder has no results of a study (those of `compare` and `tasks` do not
+            say what the situation is), two hold the same merge, or none has two merges to compare.
     """
     fields: list[_Field] = []
     studies: dict[str, str] = {}
@@ -199,10 +199,9 @@ def leader_table(folders: Sequence[str | Path]) -> LeaderTable:
         names = (f"S{digest[:length]}" for length in range(4, len(digest) + 1))
         name = next(name for name in names if name not in studies)
         seeds = len({row["seed"] for row in results["measurements"]})
-        title = results["config"].get("title", "a study")
+        title = " ".join(str(results["config"].get("title", "a study")).split())
         studies[name] = f"{title}, {seeds} seed{'s' if seeds > 1 else ''} ({folder})"
-        classes = len((results.get("confusion") or {}).get("classes") or ())
-        fields += _fields(name, results["config"], results["measurements"], classes)
+        fields += _fields(name, results)
     if not fields:
         raise ConfigError("these studies have no two merges of the same ingredients to compare")
     rows = []
@@ -259,7 +258,9 @@ def _amount(examples: float | None) -> str:
     return "little" if examples <= LITTLE else "much"
 
 
-def _fields(study: str, config: Plain, rows: Sequence[Plain], classes: int) -> list[_Field]:
+def _fields(study: str, results: Plain) -> list[_Field]:
+    config, rows = results["config"], results["measurements"]
+    classes = len((results.get("confusion") or {}).get("classes") or ())
     known = {recipe["name"]: _described(recipe) for recipe in config.get("recipes") or []}
     merges = [row for row in rows if row["kind"] == "merge" and row["method"] in known]
     found = []
@@ -360,11 +361,13 @@ def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json" if folder.is_dir() else folder
     try:
         found = read_json(path)
-        if not isinstance(found["config"]["recipes"], list) or not found["measurements"]:
-            raise KeyError("recipes")
+        _take({}, folder, found)
+        if not isinstance(found["config"]["ingredients"], list) or not found["measurements"]:
+            raise KeyError("ingredients")
+        _fields("", found)
     except PermissionError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path} holds no results of a study: give folders that `study` has finished"
         ) from error

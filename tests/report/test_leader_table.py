@@ -249,3 +249,37 @@ def test_merges_that_two_folders_share_are_not_counted_twice(tmp_path):
     ):
         leader_table([part, whole])
     assert leader_table([part, alike, part]).rows[0].fields == 2
+
+
+def _tasks(results):
+    # As `tasks` writes it: its networks start from one and differ in classes.
+    del results["config"]["ingredients"]
+    results["config"]["tasks"] = []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _tasks,
+        lambda results: results["measurements"][0].pop("kind"),
+        lambda results: results["measurements"][0].pop("accuracy"),
+        lambda results: results["measurements"].append(3),
+        lambda results: results.update(measurements={"a": 1}),
+        lambda results: results.update(confusion=[1]),
+        lambda results: results["config"].update(recipes=["Mean"]),
+    ],
+)
+def test_results_of_something_else_are_refused_in_a_line(damage, tmp_path):
+    folder = write(tmp_path / "a", {"Mean": [0.1], "NP": [0.5]})
+    results = json.loads((folder / "results.json").read_text())
+    assert len(leader_table([folder]).rows) > 2
+    damage(results)
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match=r"results\.json holds no results of a study: give"):
+        leader_table([folder])
+
+
+def test_a_title_of_several_lines_is_one_line_of_the_table(tmp_path):
+    folder = write(tmp_path / "a", {"Mean": [0.1], "NP": [0.5]}, title="Small\n## all\n")
+    (line,) = leader_table([folder]).studies.values()
+    assert line == f"Small ## all, 1 seed ({folder})"
