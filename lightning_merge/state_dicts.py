@@ -60,7 +60,9 @@ def entry_of(name: object, value: object) -> Entry:
         )
     code = CODES.get(str(value.dtype).removeprefix("torch."))
     wrong = None
-    if value.is_quantized:
+    if is_lazy(value):
+        wrong = "is of a lazy layer that never ran, without a shape: run the network on a batch"
+    elif value.is_quantized:
         wrong = "is quantised, and such numbers have no mean: dequantise() it first"
     elif value.is_nested or value.layout != torch.strided:
         wrong = "is sparse or nested: save it with to_dense()"

@@ -57,6 +57,10 @@ def read_torch(path: Path, mapped: bool = False) -> Any:
         tensors = _without_attributes(content)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|global:?) `?((?!was\b)[a-zA-Z_]\w*\.[\w.]*\w)", str(error))
+        if name and name[1].startswith("torch.nn.parameter.Uninitialized"):
+            raise CheckpointError(
+                f"{path} has a lazy layer that never ran: run the network on a batch, and save it"
+            ) from error
         if name:
             raise CheckpointError(
                 f"{path} is refused: reading it would run code ({name[1]}); save its state "

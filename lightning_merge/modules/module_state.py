@@ -5,11 +5,13 @@ that is downloaded), and may have extra state that is no tensor.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lightning_merge.checkpoint import StateDict, fit_names
+from lightning_merge.checkpoint import StateDict, fit_names, prefixed
 
 
 def tensors(module: LightningModule) -> StateDict:
@@ -40,6 +42,12 @@ def build(module: LightningModule, state: Mapping[str, object]) -> None:
     """Has a module build what its files hold and it lacks (`configure_model`)."""
     if not state.keys() <= module.state_dict().keys():
         module.configure_model()
+
+
+def shape_lazy_layers(module: LightningModule, state: Mapping[str, Tensor]) -> None:
+    """Gives layers that have not run yet the shapes that they have in a module's files."""
+    if any(map(is_lazy, chain(module.parameters(), module.buffers()))):
+        module.load_state_dict(prefixed(state, module.state_dict()), strict=False)
 
 
 def load(module: LightningModule, state: Mapping[str, object]) -> None:

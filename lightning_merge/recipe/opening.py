@@ -23,7 +23,13 @@ from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError, printable
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
-from lightning_merge.modules.module_state import build, filled, set_extra_state, tensors_in
+from lightning_merge.modules.module_state import (
+    build,
+    filled,
+    set_extra_state,
+    shape_lazy_layers,
+    tensors_in,
+)
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
@@ -86,6 +92,7 @@ def open_context(
     module = _of_all_classes(read) if described else _module(networks, read, model)
     for one in read[:1]:
         build(module, one.state_dict)
+        shape_lazy_layers(module, one.state_dict)
         set_extra_state(module, {**one.state_dict, **one.extra})
     expected = module.state_dict()
     own = [prefixed(state, expected) for state in given]
@@ -164,6 +171,9 @@ def _module(
     # A network that was evaluated last would be trained with the statistics of its BatchNorm, and
     # without dropout: in the mode of a new one it learns as those of files do.
     if isinstance(model, LightningModule):
+        for one in read[:1]:
+            # Without shapes they cannot be copied.
+            shape_lazy_layers(model, one.state_dict)
         return copy.deepcopy(model).train()
     if model is not None:
         return build_module(model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_merge.checkpoint import state_of, tensors_of
 from lightning_merge.errors import AlignmentError
+from lightning_merge.state_dicts import entry_of
 from lightning_merge.symmetry.canonical import folded, is_folded
 from lightning_merge.symmetry.copies import copies_of, with_copies
 from lightning_merge.symmetry.derive import derive, derive_symmetries
@@ -301,7 +302,7 @@ class PermutationSpec:
 
         Raises:
             AlignmentError: It is none, or does not belong to this spec.
-            CheckpointError: Its file cannot be read.
+            CheckpointError: Its file cannot be read, or a tensor has no numbers yet.
         """
         state = state_of(network)
         if not isinstance(state, Mapping):
@@ -325,7 +326,7 @@ class PermutationSpec:
                         f"the state dict has no {name!r}, which group {group.name!r} moves; "
                         "give the state dict of the network the spec was made from"
                     )
-                shape = tuple(state_dict[name].shape)
+                shape = entry_of(name, state_dict[name]).shape
                 if shape != self.shapes.get(name, shape):
                     raise AlignmentError(
                         f"{name!r} has shape {shape}, the spec was made for {self.shapes[name]}"

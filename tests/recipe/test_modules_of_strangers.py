@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from foreign_modules import BuiltLate, Distilled, DistilledByHook, Plain, Remembering, numbers
+from foreign_modules import BuiltLate, Distilled, DistilledByHook, Lazy, Plain, Remembering, numbers
 from lightning.pytorch import LightningDataModule
 from strangers import quiet_trainer
 from tiny_tasks import Classifier
@@ -15,13 +15,15 @@ from lightning_merge import (
     PermutationSpec,
     Recipe,
     WeightMatching,
+    average,
     compare,
     merge,
     run_study,
     run_tasks,
+    task_vector,
 )
 from lightning_merge.checkpoint import read_checkpoint
-from lightning_merge.errors import ConfigError
+from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.files import read_json
 
 KINDS = [Distilled, DistilledByHook, BuiltLate, Remembering]
@@ -54,6 +56,12 @@ class AllAtOnce(BuiltLate):
 
     def set_extra_state(self, state):
         self.temperature = state["t"]
+
+
+class Late(Lazy):
+    """With a test."""
+
+    test_step = Lazy.validation_step
 
 
 def with_test(kind):
@@ -190,3 +198,33 @@ def test_what_would_train_a_module_that_optimizes_manually_is_refused_at_once(ki
         compare([ByHand(), ByHand()], recipes, Numbers(), trainer=CPU, progress=False)
     # The one that every comparison begins with.
     assert len(tested) == 1
+
+
+@pytest.mark.parametrize(
+    "given", [lambda made: made(), lambda _: {"class_path": f"{__name__}.Late"}]
+)
+def test_lazy_layers_have_the_shapes_of_the_files(given, tmp_path):
+    paths = trained(Lazy, tmp_path)
+    recipes = [
+        {"name": "plain", "aggregate": "Average"},
+        {"name": "aligned", "aggregate": "Average", "align": "ActivationMatching"},
+    ]
+    made = compare(paths, recipes, Numbers(), model=given(Late), trainer=CPU, progress=False)
+    first, other = (read_checkpoint(path).state_dict for path in paths)
+    mean = made.merged["plain"].state_dict()["net.0.weight"]
+    torch.testing.assert_close(mean, (first["net.0.weight"] + other["net.0.weight"]) / 2)
+    assert made.merged["aligned"].state_dict()["net.0.weight"].shape == mean.shape
+
+
+def test_lazy_layers_that_never_ran_are_refused_in_a_line(tmp_path):
+    never, line = Lazy(), r"a lazy layer that never ran.*: run the network on a batch[^\n]*$"
+    torch.save(never.state_dict(), tmp_path / "never.ckpt")
+    spec = PermutationSpec.from_model(Plain(), torch.randn(4, 8))
+    for refused in (
+        lambda: average([never, never]),
+        lambda: average([tmp_path / "never.ckpt"] * 2),
+        lambda: task_vector(never, Plain()),
+        lambda: WeightMatching().match(spec, Plain(), never),
+    ):
+        with pytest.raises(CheckpointError, match=line):
+            refused()

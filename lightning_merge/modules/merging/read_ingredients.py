@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_merge.aggregate.name_weights import compiled
@@ -21,7 +19,13 @@ from lightning_merge.checkpoint import (
     state_of,
 )
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.module_state import fit_module, set_extra_state, tensors, tensors_in
+from lightning_merge.modules.module_state import (
+    fit_module,
+    set_extra_state,
+    shape_lazy_layers,
+    tensors,
+    tensors_in,
+)
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.state_dicts import is_finite
 
@@ -71,8 +75,8 @@ def read_ingredients(
     if not any(keep):
         # A head that is kept whole is of one network's classes.
         warn_of_other_classes(names, [file and file.content for file in files])
-    if raw and any(map(is_lazy, chain(module.parameters(), module.buffers()))):
-        module.load_state_dict(prefixed(raw[0], module.state_dict()), strict=False)
+    for state in raw[:1]:
+        shape_lazy_layers(module, state)
     expected = tensors(module)
     given = [prefixed(tensors_in(state), expected) for state in raw]
     if not module.strict_loading and all(expected.keys() & state.keys() for state in given):
