@@ -37,10 +37,10 @@ def export(
     """Writes a folder with a network's weights, its architecture and a model card.
 
     If the checkpoint names its timm network (those of `ImageClassifier` do), the folder can be
-    loaded with `timm.create_model("local-dir:FOLDER")`; networks that this package registers need
-    `import lightning_merge.networks` first. The preprocessing is what the checkpoint records of
-    its data module, and is left out if it records none. Of any other checkpoint the weights are
-    written under their own names.
+    loaded with `timm.create_model("local-dir:FOLDER", pretrained=True)`; networks that this
+    package registers need `import lightning_merge.networks` first. The preprocessing is what the
+    checkpoint records of its data module, and is left out if it records none. Of any other
+    checkpoint the weights are written under their own names.
 
     Args:
         checkpoint: A checkpoint, merged or not.

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -267,3 +268,17 @@ def test_a_checkpoint_that_says_nothing_of_its_images(tmp_path, model):
     assert "is not known" in card
     assert "resolve_data_config` then gives numbers of its own" in card
     timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(torch.randn(1, 3, 32, 32))
+
+
+def test_what_is_said_of_loading_it_gives_its_weights(tmp_path, capsys):
+    path = write_ingredient(tmp_path / "a.ckpt", 3, **NETWORKS[0])
+    folder = export(path, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    x = torch.randn(2, 1, 32, 32)
+    expected = ImageClassifier.load_from_checkpoint(path).eval()(x)
+    for text in (capsys.readouterr().out, readme, export.__doc__):
+        (call,) = re.findall(r"timm\.create_model\([^)]*\)", " ".join(text.split()))
+        loaded = eval(re.sub(r"local-dir:[A-Z.]+", f"local-dir:{folder}", call)).eval()
+        torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-4)

@@ -16,8 +16,8 @@ def export(words: list[str]) -> None:
     """Writes `model.safetensors`, `config.json` (for timm) and `README.md`."""
     parser = PlainParser(
         prog="python -m lightning_merge export",
-        description="Writes a folder that timm.create_model('local-dir:FOLDER') loads, with a "
-        "model card; of networks that are not timm's, the weights as safetensors.",
+        description="Writes a folder that timm.create_model('local-dir:FOLDER', pretrained=True) "
+        "loads, with a model card; of networks that are not timm's, the weights as safetensors.",
     )
     parser.add_argument("checkpoint", type=Path, help="for example merged.ckpt of `merge`")
     parser.add_argument("--output", required=True, type=Path, help="the folder")
