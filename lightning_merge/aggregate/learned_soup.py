@@ -183,7 +183,9 @@ class _MergedWeights(torch.autograd.Function):
         # The buffers come in a tuple, out of autograd's sight: as arguments, the views
         # returned below would be views of an input, which it tracks and forbids to change.
         ingredients, out, gradient = buffers
-        ctx.save_for_backward(logits)
+        # Not saved by autograd, which frees it: a re-entrant checkpoint comes through here for each
+        # of its parts.
+        ctx.logits = logits.detach()
         ctx.ingredients = ingredients
         ctx.gradient = gradient
         ctx.layout = layout
@@ -192,13 +194,12 @@ class _MergedWeights(torch.autograd.Function):
         ctx.token, slopes = object(), None
         if gradient is not None and logits.dim() == 1 and logits.dtype == out.dtype:
             slopes = gradient.for_slopes(ctx.token)
-        merge_flat_(out, logits.detach(), ingredients, slopes)
+        merge_flat_(out, ctx.logits, ingredients, slopes)
         return layout.untracked(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        buffer = ctx.gradient
+        logits, buffer = ctx.logits, ctx.gradient
         if buffer is not None and (slopes := buffer.taken(ctx.token)) is not None:
             for view, grad in zip(ctx.layout.views(slopes), grads, strict=True):
                 view.zero_() if grad is None else view.mul_(grad)

@@ -21,6 +21,7 @@ from foreign_modules import (
 from strangers import quiet_trainer
 from torch import nn
 from torch.nn.utils import parameters_to_vector
+from torch.utils.checkpoint import checkpoint
 
 from lightning_merge.align import ActivationMatching
 from lightning_merge.callbacks import GreedySoup, LastEpochsSoup
@@ -325,3 +326,40 @@ def test_parameters_that_the_module_keeps_beside_are_not_taken_for_constants():
     states = [Keeping().state_dict() for _ in range(2)]
     with pytest.raises(ConfigError, match=r"'net\.0\.weight' is read from a list or dict"):
         quiet_trainer(max_steps=1).fit(MergeModule(Keeping(), states), numbers())
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("granularity", ["layer", "parameter"])
+def test_parts_that_are_computed_again_in_the_backward_pass_learn_as_others(granularity, count):
+    class Checkpointed(Plain):
+        def forward(self, x):
+            again = partial(checkpoint, use_reentrant=True)
+            return self.net[3](again(self.net[1:3], again(self.net[0], x.requires_grad_())))
+
+    states = [Checkpointed().state_dict() for _ in range(count)]
+    module = MergeModule(
+        Checkpointed(), states, granularity, optimizer=partial(torch.optim.SGD, lr=1.0)
+    )
+    batch = next(iter(numbers()))
+    quiet_trainer(max_steps=1).fit(module, numbers(), numbers())
+
+    plain, expected = Plain(), {}
+    for name, _ in plain.named_parameters():
+        expected[name] = torch.zeros(count, *states[0][name].shape, requires_grad=True)
+    weights = {
+        name: sum(
+            share * state[name] for share, state in zip(logits.softmax(0), states, strict=True)
+        )
+        for name, logits in expected.items()
+    }
+    logits = torch.func.functional_call(plain, weights, (batch[0],))
+    nn.functional.cross_entropy(logits, batch[1]).backward()
+    for name, logit in expected.items():
+        step = -logit.grad
+        if granularity == "layer":
+            step = step.sum(tuple(range(1, step.dim())), keepdim=True).expand_as(step)
+        # The gradient by the one logit of two is that by the first of the softmax.
+        shares = step[0].sigmoid() if count == 2 else step.softmax(0)
+        # A bias before BatchNorm has no gradient, and norms are alike at the start.
+        assert step.dim() < 3 or float((shares - 1 / count).abs().max()) > 1e-4
+        assert torch.allclose(module.alphas()[name], shares, atol=1e-6)

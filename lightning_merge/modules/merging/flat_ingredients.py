@@ -1,6 +1,7 @@
 """The parameters that a MergeModule learns to mix: ingredients and merge in flat buffers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,21 @@ class FlatIngredients:
     def _flat(self, logits: Tensor) -> Tensor:
         if self._segments is None:
             return logits
-        return logits.repeat_interleave(self._segments, dim=-1, output_size=self.layout.size)
+        spread: Tensor = _Spread.apply(logits, self._segments, self.layout.size)
+        return spread
+
+
+class _Spread(torch.autograd.Function):
+    # `repeat_interleave`, with nothing that autograd frees after the first of several passes.
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, segments: Tensor, size: int) -> Tensor:
+        ctx.segments, ctx.shape = segments, logits.shape
+        return logits.repeat_interleave(segments, dim=-1, output_size=size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        places = torch.repeat_interleave(ctx.segments)
+        return grads[0].new_zeros(ctx.shape).index_add_(-1, places, grads[0]), None, None
 
 
 def parameter_places(
