@@ -78,14 +78,17 @@ def _fused(tensors: Sequence[Tensor], density: float) -> Tensor:
     # (K, n)
     device = tensors[0].device
     values = torch.stack([tensor.to(device, torch.float64).reshape(-1) for tensor in tensors])
+    # Roundings decide between entries that tie, and on the sign of a sum near 0: in the order of
+    # the values they are the same whichever vector is first.
+    ordered = values.sort(dim=0).values
     if density < 1:
-        variance = values.var(dim=0, unbiased=False)
+        variance = ordered.var(dim=0, unbiased=False)
         count = int(density * int(variance.count_nonzero()))
         chosen = torch.zeros_like(variance, dtype=torch.bool)
         chosen[variance.argsort(descending=True, stable=True)[:count]] = True
         values = values * chosen
     energy = values.square().sum(dim=1, keepdim=True)
-    agrees = values * values.sum(dim=0).sign() > 0
+    agrees = values * ordered.sum(dim=0).sign() > 0
     shares = agrees * energy
     total, whole = (values * shares).sum(dim=0), shares.sum(dim=0)
     return (total / whole.masked_fill(whole == 0, 1)).view(tensors[0].shape)

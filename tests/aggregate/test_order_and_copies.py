@@ -91,6 +91,17 @@ def test_the_order_changes_no_more_than_roundings(name, types, start):
             assert distance(other[key], value) < 20, key
 
 
+@pytest.mark.parametrize("density", [0.5, 1.0])
+@pytest.mark.parametrize("dtype", [F16, F32, F64])
+def test_the_order_decides_no_tie_of_sce(dtype, density):
+    draw = torch.Generator().manual_seed(0)
+    steps = [
+        {"w": torch.randint(-3, 4, (40, 40), generator=draw).to(dtype) * 0.1} for _ in range(3)
+    ]
+    first, *others = (sce_vector(order, density).vector for order in itertools.permutations(steps))
+    assert all(torch.allclose(other["w"], first["w"], atol=1e-5) for other in others)
+
+
 @pytest.mark.parametrize("name", MERGES)
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
 @pytest.mark.parametrize("count", [2, 3, 7])
