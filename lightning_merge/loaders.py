@@ -58,8 +58,7 @@ class Transferred:
         owner: Any = self.module
         if self.data is not None and is_overridden(name, self.data, LightningDataModule):
             owner = self.data
-        hook: Callable[..., Any] = getattr(owner, name)
-        return hook
+        return getattr(owner, name)
 
 
 def statistics_share(

@@ -73,5 +73,4 @@ def as_written() -> AbstractContextManager[Any]:
     # Nothing was compiled before torch's compiler was imported, which takes seconds.
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+    return torch.compiler.set_stance("force_eager")

@@ -137,8 +137,7 @@ def _eight_bits(code: str) -> Wide:
 
     dtype = getattr(torch, type_name(code))
     bits = torch.arange(256, dtype=torch.uint8)
-    table: Wide = bits.view(dtype).to(torch.float64).numpy()
-    return table
+    return bits.view(dtype).to(torch.float64).numpy()
 
 
 def _nearest_of_eight_bits(values: NDArray[np.float32], code: str) -> Raw:

@@ -88,14 +88,12 @@ def raw_of(tensor: Tensor) -> Raw:
     A parameter that requires a gradient is detached.
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    raw: Raw = plain.reshape(-1).view(torch.uint8).numpy()
-    return raw
+    return plain.reshape(-1).view(torch.uint8).numpy()
 
 
 def torch_type(code: str) -> torch.dtype:
     """The type of torch that a code stands for: `torch.float16` of `F16`."""
-    dtype: torch.dtype = getattr(torch, type_name(code))
-    return dtype
+    return getattr(torch, type_name(code))
 
 
 def tensor_of(raw: Raw, entry: Entry) -> Tensor:

@@ -189,5 +189,4 @@ def _weight_map(index: Path) -> Mapping[str, str]:
             raise ValueError("no plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of shards; copy or save it again") from error
-    checked: Mapping[str, str] = names
-    return checked
+    return names

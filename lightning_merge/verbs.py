@@ -287,8 +287,7 @@ def compare(
                 details["choices"][name] = outcome.choices
 
     def weights(name: str, size: int) -> StateDict:
-        state: StateDict = (contents[name, size] or {})["state_dict"]
-        return state
+        return (contents[name, size] or {})["state_dict"]
 
     result = Comparison(
         title=title,

@@ -110,8 +110,7 @@ class CandidateValidation:
         precision = self.trainer.precision_plugin
         with isolate_rng(), torch.no_grad(), _silent(self.trainer), precision.val_step_context():
             _validate(self.trainer, module, logged)
-        score: float = self.trainer.strategy.broadcast(logged.score())
-        return score
+        return self.trainer.strategy.broadcast(logged.score())
 
 
 class _Monitored:

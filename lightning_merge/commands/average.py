@@ -112,8 +112,7 @@ def _check_absent(chosen: Namespace, file: Path) -> None:
 
 def _weights(chosen: Namespace, count: int) -> list[float] | None:
     if chosen.exponential is None:
-        given: list[float] | None = chosen.weights
-        return given
+        return chosen.weights
     if not 0 < chosen.exponential <= 1:
         raise ConfigError(f"--exponential {chosen.exponential}: choose a decay in (0, 1]")
     return [chosen.exponential**later for later in reversed(range(count))]

@@ -23,8 +23,7 @@ _FILES = (
 @cache
 def read_described() -> dict[str, Any]:
     """The commands' options, and what the registries hold, as stored."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return found
+    return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def registered_elsewhere(kind: str) -> bool:

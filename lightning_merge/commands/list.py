@@ -53,5 +53,4 @@ def _registered(kind: str) -> Sequence[Sequence[str]]:
     if KINDS[kind] in sys.modules or registered_elsewhere(kind):
         registry = getattr(import_module(KINDS[kind]), kind)
         return [[entry.name, entry.line, entry.needs, entry.paper] for entry in registry]
-    found: Sequence[Sequence[str]] = read_described()["lists"][kind]
-    return found
+    return read_described()["lists"][kind]

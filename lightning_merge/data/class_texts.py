@@ -42,7 +42,6 @@ def readable(name: str, class_name: str) -> str:
 def _texts() -> dict[str, Any]:
     import yaml
 
-    texts: dict[str, Any] = yaml.safe_load(
+    return yaml.safe_load(
         files("lightning_merge.data").joinpath("prompts.yaml").read_text(encoding="utf-8")
     )
-    return texts

@@ -71,8 +71,7 @@ def mean_right(answers: Sequence[Answers | None]) -> NDArray[np.float64] | None:
     known = [one for one in answers if one is not None]
     if not known or len(known) < len(answers) or len({one.examples for one in known}) > 1:
         return None
-    mean: NDArray[np.float64] = np.mean([one.right for one in known], axis=0)
-    return mean
+    return np.mean([one.right for one in known], axis=0)
 
 
 class AnswerRecorder(Callback):

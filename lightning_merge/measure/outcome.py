@@ -40,8 +40,7 @@ class Outcome:
     @property
     def alphas(self) -> StateDict | None:
         """The first ingredient's learned alphas by parameter name; None where there are none."""
-        found: StateDict | None = (self.content or {}).get("lightning_merge", {}).get("alphas")
-        return found
+        return (self.content or {}).get("lightning_merge", {}).get("alphas")
 
 
 def check_names(recipes: Sequence[Recipe]) -> None:

@@ -56,8 +56,7 @@ class BatchedNetworks:
         def one(state: dict[str, Tensor]) -> Any:
             return functional_call(self.network, state, args, kwargs)
 
-        outputs: Tensor = torch.vmap(one)(self.state)
-        return outputs
+        return torch.vmap(one)(self.state)
 
     def _stack(self, name: str, tensors: Sequence[Tensor]) -> None:
         stacked = torch.stack([tensor.detach() for tensor in tensors])

@@ -83,8 +83,7 @@ class ClassificationModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape `(N, num_classes)` for images `(N, C, H, W)`."""
-        logits: Tensor = self.network(images.contiguous(memory_format=self.memory_format))
-        return logits
+        return self.network(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch; `train_loss` and `train_accuracy` are logged once an epoch."""

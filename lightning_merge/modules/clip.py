@@ -131,8 +131,7 @@ class _ImageTower(nn.Module):
             self.head.bias.data.fill_(shift.item())
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(F.normalize(self.visual(images), dim=-1))
-        return logits
+        return self.head(F.normalize(self.visual(images), dim=-1))
 
 
 @torch.no_grad()

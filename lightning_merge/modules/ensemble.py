@@ -125,8 +125,7 @@ class FeatureEnsembleModule(EnsembleModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The last layer's output for the mean features of the N modules."""
-        output: Tensor = self.ensemble_head(super().forward(*args, **kwargs))
-        return output
+        return self.ensemble_head(super().forward(*args, **kwargs))
 
 
 def _check(modules: Sequence[LightningModule]) -> None:

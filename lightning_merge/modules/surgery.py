@@ -41,8 +41,7 @@ class Surgery(nn.Module):
         """The logits, `(B, C)`, of features `(B, d)`."""
         corrected: Tensor = h - self.up(torch.relu(self.down(h)))
         self.features = corrected if self.training else None
-        logits: Tensor = self.head(corrected)
-        return logits
+        return self.head(corrected)
 
 
 def check_rank(rank: int, what: str) -> None:

@@ -108,5 +108,4 @@ def alphas_of(of: Mapping[str, Any]) -> int:
 
 
 def _values(alpha: Tensor) -> np.ndarray:
-    values: np.ndarray = alpha.detach().float().cpu().flatten().numpy()
-    return values
+    return alpha.detach().float().cpu().flatten().numpy()

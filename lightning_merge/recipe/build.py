@@ -40,8 +40,7 @@ def build_recipe(config: Recipe | Mapping[str, Any]) -> Recipe:
     load_parts()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--recipe", type=Recipe)
-    recipe: Recipe = _made(parser, "recipe", config, f"recipe '{config.get('name')}'")
-    return recipe
+    return _made(parser, "recipe", config, f"recipe '{config.get('name')}'")
 
 
 def spelled_out(config: Mapping[str, Any]) -> Plain:
@@ -147,8 +146,7 @@ def trainer_of(config: Mapping[str, Any], progress: bool = True) -> Callable[...
 def _build(kind: type[T], config: Mapping[str, Any], name: str) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, name, required=True, fail_untyped=False)
-    made: T = _made(parser, name, config, name)
-    return made
+    return _made(parser, name, config, name)
 
 
 def _made(parser: ArgumentParser, name: str, config: Mapping[str, Any], what: str) -> Any:

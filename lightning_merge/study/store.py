@@ -126,13 +126,11 @@ class Store:
 
     def result(self, key: str) -> dict[str, Any]:
         """The result of a finished piece."""
-        found: dict[str, Any] = read_json(self.folder / key / _RESULT)["result"]
-        return found
+        return read_json(self.folder / key / _RESULT)["result"]
 
     def made_by(self, key: str) -> dict[str, Any]:
         """How a finished piece was made (`provenance`)."""
-        found: dict[str, Any] = read_json(self.folder / key / _RESULT)["made_by"]
-        return found
+        return read_json(self.folder / key / _RESULT)["made_by"]
 
     def weights(self, key: str) -> Path:
         """Where a piece's checkpoint lies, or would."""

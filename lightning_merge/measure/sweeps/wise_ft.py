@@ -125,5 +125,4 @@ def shifted(one: Mapping[str, Any]) -> list[float]:
     """The mean accuracy over the corruptions at each coefficient."""
     columns = [values for name, values in one["accuracy"].items() if name != "clean"]
     # An accuracy that is no number is stored as null.
-    mean: list[float] = np.asarray(columns, dtype=float).mean(0).tolist()
-    return mean
+    return np.asarray(columns, dtype=float).mean(0).tolist()

@@ -188,8 +188,7 @@ class LearnedMatchingModule(LightningModule):
 
     def _run(self, state: StateDict, x: Tensor) -> Tensor:
         clear_caches(self.network)
-        logits: Tensor = torch.func.functional_call(self.network, state, (x,))
-        return logits
+        return torch.func.functional_call(self.network, state, (x,))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LearnedMatchingModule":
         super()._apply(fn, recurse)
