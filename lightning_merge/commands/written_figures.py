@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from lightning_merge.errors import OutputExistsError
 from lightning_merge.files import sweep, written_together
+from lightning_merge.plots.style import files, save
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Figures = Mapping[str, "Figure"]
+Figures = Mapping[str, Figure]
 """Figures by what their file's name ends in, beside what the user chose."""
 
 
 def write_figures(figures: Figures, path: Path, overwrite: bool) -> None:
     """Writes figures as PNG and SVG, their suffixes added to the name, and prints the names."""
-    from lightning_merge.plots import save
-    from lightning_merge.plots.style import files
-
     named = {
         path.with_name(f"{path.stem}{ending}{path.suffix}") if ending else path: figure
         for ending, figure in figures.items()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -61,8 +62,6 @@ def plot_alphas(
     edges = np.linspace(mean_of_all - reach, mean_of_all + reach, bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     with style():
-        from matplotlib.colors import LinearSegmentedColormap
-
         # Visible on white and on black: a page shows figures on either.
         between = LinearSegmentedColormap.from_list("ridges", [BLUE, SKY])
         colours = between(np.linspace(0, 1, len(ridges)))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from lightning_merge.plots.figure import Figures, Stored, figure
 from lightning_merge.plots.legends import legend_below
 from lightning_merge.plots.style import CYCLE, marker, same_curves, style
+from lightning_merge.plots.triangle import plot_triangle
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
 
 
@@ -22,8 +23,6 @@ from lightning_merge.plots.zoomed_axis import zoom_accuracy
 )
 def barrier(stored: Stored) -> Figures:
     """Loss and accuracy along interpolation paths, and over triangles beside them."""
-    from lightning_merge.plots.triangle import plot_triangle
-
     lines, triangles = stored.first.get("lines"), stored.first.get("triangles")
     drawn: Figures = {}
     if lines:

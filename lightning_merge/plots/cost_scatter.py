@@ -1,17 +1,16 @@
 """Accuracy against what a network costs: to run, and to make."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from math import log
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.figure import SIZE, Figures, Stored, figure, pool_sizes
 from lightning_merge.plots.methods import KIND_COLOURS, spread
 from lightning_merge.plots.style import GREEN, GREY, style
 from lightning_merge.plots.zoomed_axis import zoom_accuracy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
 
@@ -70,7 +69,7 @@ def plot_cost(summary: Sequence[Row], title: str = "") -> Figure:
     return figure
 
 
-def _draw(axes: "Axes", points: Sequence[tuple[Row, float]], tick: Callable[[float], str]) -> None:
+def _draw(axes: Axes, points: Sequence[tuple[Row, float]], tick: Callable[[float], str]) -> None:
     for row, value in points:
         colour = KIND_COLOURS.get(row["kind"], GREY)
         below, above = spread(row)
@@ -99,7 +98,7 @@ def _draw(axes: "Axes", points: Sequence[tuple[Row, float]], tick: Callable[[flo
         _name(axes, points)
 
 
-def _name(axes: "Axes", points: Sequence[tuple[Row, float]]) -> None:
+def _name(axes: Axes, points: Sequence[tuple[Row, float]]) -> None:
     """Names to the right of the points, moved apart where they would cover each other."""
     low, high = axes.get_ylim()
     least = 0.052 * (high - low)
@@ -110,8 +109,6 @@ def _name(axes: "Axes", points: Sequence[tuple[Row, float]]) -> None:
     def across(value: float) -> float:
         """Where it is between the ends of the axis, from 0 to 1."""
         if logarithmic:
-            from math import log
-
             return log(value / ends[0]) / log(ends[1] / ends[0])
         return (value - ends[0]) / (ends[1] - ends[0])
 

@@ -1,17 +1,16 @@
 """Data sets as networks see them, in two dimensions (Quality and Diversity, Fig. 1)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from lightning_merge.plots.figure import network_figure
 from lightning_merge.plots.style import CYCLE, GREY, MARKERS, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Points = Mapping[str, NDArray[np.float64]]
 
@@ -72,7 +71,7 @@ def plot_embedding(
     return figure
 
 
-def _draw(axes: "Axes", points: Points, names: list[str], side: float) -> None:
+def _draw(axes: Axes, points: Points, names: list[str], side: float) -> None:
     # About the same amount of ink for any number of points.
     size = float(np.clip(1100 * side**2 / sum(map(len, points.values())), 5, 30))
     for start in range(_ROUNDS):
@@ -86,7 +85,7 @@ def _draw(axes: "Axes", points: Points, names: list[str], side: float) -> None:
                 )  # fmt: skip
 
 
-def _label(axes: "Axes", explained: tuple[float, float] | None) -> None:
+def _label(axes: Axes, explained: tuple[float, float] | None) -> None:
     axes.set_box_aspect(1)
     axes.margins(0.04)
     if explained is None:
@@ -107,8 +106,6 @@ def _look(index: int) -> dict[str, Any]:
 
 
 def _handles(names: list[str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
     return [
         Line2D([], [], ls="", markersize=6, label=name, **_look(index))
         for index, name in enumerate(names)

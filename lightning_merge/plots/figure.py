@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+from matplotlib.figure import Figure
 
 from lightning_merge.registry import Registry
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SIZE = "pool_size"
 
-Figures = dict[str, "Figure"]
+Figures = dict[str, Figure]
 """Figures by their files' names in a report, the figure's own name first: `barrier`, `triangle`."""
 
 

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from lightning_merge.files import write_whole
@@ -20,9 +23,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 @contextmanager
 def style() -> Iterator[None]:
     """Applies matplotlib's settings for a figure, and restores the user's own afterwards."""
-    import matplotlib as mpl
-    from cycler import cycler
-
     settings: Any = {
         "font.size": 9,
         "axes.titlesize": 10,
@@ -82,8 +82,6 @@ def same_curves(curves: Mapping[str, Sequence[float]]) -> dict[str, str]:
     All have their values at the same places. The names of the curves to draw are by their label:
     `direct = Permute` stands for both.
     """
-    import numpy as np
-
     groups: dict[str, list[str]] = {}
     for name, values in curves.items():
         same = (

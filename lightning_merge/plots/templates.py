@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -66,8 +67,6 @@ def to_pixels(weights: Tensor, scale: Tensor) -> np.ndarray:
     orange above zero and purple below. The 99.5th percentile of the magnitudes of `scale` reaches
     the ends.
     """
-    import matplotlib as mpl
-
     largest = float(np.quantile(np.abs(scale.numpy()), 0.995)) or 1.0
     pixels = (0.5 + 0.5 * weights / largest).clamp(0, 1)
     if len(pixels) == 3:

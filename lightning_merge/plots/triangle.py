@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from lightning_merge.plots.style import style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Normalize
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]])
 _LEVELS = 12
@@ -51,8 +50,6 @@ def plot_triangle(triangles: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     columns = -(-len(names) // -(-len(names) // _COLUMNS))
     blocks = [names[start : start + columns] for start in range(0, len(names), columns)]
     with style():
-        from matplotlib.cm import ScalarMappable
-
         size = (1.1 + 2.1 * columns, 0.4 + 4.5 * len(blocks))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(2 * len(blocks), columns, squeeze=False)
@@ -73,9 +70,7 @@ def plot_triangle(triangles: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     return figure
 
 
-def _norm(values: np.ndarray, what: str) -> "Normalize":
-    from matplotlib.colors import LogNorm, Normalize
-
+def _norm(values: np.ndarray, what: str) -> Normalize:
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if what == "loss" and low > 0 and high > 20 * low:
@@ -85,7 +80,7 @@ def _norm(values: np.ndarray, what: str) -> "Normalize":
 
 
 def _draw(
-    axes: "Axes", weights: np.ndarray, values: np.ndarray, norm: "Normalize", colours: str
+    axes: Axes, weights: np.ndarray, values: np.ndarray, norm: Normalize, colours: str
 ) -> None:
     points = weights @ _CORNERS
     known = np.isfinite(values)

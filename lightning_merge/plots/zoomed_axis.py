@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 # Where the lowest accuracy is above this share of the axis, one from 0 would be mostly empty, and
 # where the highest is below the other, so would one up to 1.
@@ -13,7 +13,7 @@ _HIGH, _LOW = 0.5, 0.75
 
 
 def zoom_accuracy(
-    axes: "Axes", values: Sequence[float | None], which: Literal["x", "y"] = "y"
+    axes: Axes, values: Sequence[float | None], which: Literal["x", "y"] = "y"
 ) -> float:
     """Sets an axis of accuracies, and returns where it starts.
 
@@ -43,10 +43,8 @@ def zoom_accuracy(
     return start
 
 
-def _strokes(axes: "Axes", which: Literal["x", "y"]) -> None:
+def _strokes(axes: Axes, which: Literal["x", "y"]) -> None:
     """Two short slanted strokes across the axis's lower end: the mark of a broken axis."""
-    from matplotlib.transforms import ScaledTranslation
-
     right, up = (0.1, 0) if which == "x" else (0, 0.1)
     moved = axes.transAxes + ScaledTranslation(right, up, axes.figure.dpi_scale_trans)
     turned = 0 if which == "x" else 90

@@ -5,17 +5,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import read_json, write_csv, write_text, written_together
 from lightning_merge.measure.whole_means import ROUNDING, whole_mean
 from lightning_merge.plots.figure import SIZE
+from lightning_merge.plots.leader_map import plot_leaders
+from lightning_merge.plots.style import save
 from lightning_merge.report.recipe_words import arguments_of, kind_of
 from lightning_merge.report.summary import markdown_lines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Plain = Mapping[str, Any]
 
@@ -111,10 +112,8 @@ class LeaderTable:
             + "".join(f"* {name}: {what}\n" for name, what in self.studies.items())
         )
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Figure:
         """By how much each merge is above or below its networks, by situation."""
-        from lightning_merge.plots.leader_map import plot_leaders
-
         # Whole situations have several factors: their names do not fit a column.
         shown = [row for row in self.rows if ";" not in row.situation]
         return plot_leaders(
@@ -126,8 +125,6 @@ class LeaderTable:
 
     def save(self, folder: Path) -> list[Path]:
         """Writes `leaders.md`, `leaders.csv` and the figure."""
-        from lightning_merge.plots.style import save
-
         rows = [{**vars(row), "studies": " ".join(row.studies)} for row in self.rows]
         with written_together():
             return [

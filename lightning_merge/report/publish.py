@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
 
 from lightning_merge.files import read_json, write_csv, write_json, write_text, written_together
 from lightning_merge.loggers import log_figure, log_table
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-    from matplotlib.figure import Figure
-
-    from lightning_merge.report.page import Page
+from lightning_merge.plots.style import files, save
+from lightning_merge.report.page import Page
 
 Row = Mapping[str, Any]
 
@@ -24,19 +23,16 @@ def publish(
     rows: Sequence[Row],
     results: Mapping[str, Any],
     report: str,
-    page: "Page",
-    figures: Mapping[str, "Figure"],
+    page: Page,
+    figures: Mapping[str, Figure],
     tables: Mapping[str, Sequence[Row]],
-    loggers: Sequence["Logger"] = (),
+    loggers: Sequence[Logger] = (),
 ) -> list[Path]:
     """Writes results, figures and the reports, and sends tables and figures to the loggers.
 
     Files of earlier results are overwritten. There is a row for each measurement; `results` is the
     content of `results.json`, `report` that of `report.md`; figures are by file name.
     """
-    from lightning_merge.plots import save
-    from lightning_merge.plots.style import files
-
     before = drawn_in(folder)
     with written_together() as waiting:
         written = [
