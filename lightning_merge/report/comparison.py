@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from lightning_merge.callbacks.alpha_monitor import alpha_rows
 from lightning_merge.checkpoint import StateDict
@@ -18,7 +20,7 @@ from lightning_merge.report.confusion_matrices import confusion_matrices
 from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.paper_table import paper_part, paper_table, write_paper_table
 from lightning_merge.report.publish import publish
-from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.results import Results
 from lightning_merge.report.summary import (
     judged,
     metric_columns,
@@ -27,40 +29,23 @@ from lightning_merge.report.summary import (
     terminal_table,
 )
 
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-    from matplotlib.figure import Figure
-
 Plain = dict[str, Any]
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, kw_only=True)
 class Comparison(Results):
     """The measurements of ingredients, merges and ensembles, with sweeps and provenance.
 
     Attributes:
-        title: The heading of tables and figures.
-        rows: The measurements.
-        merged: The merged networks.
-        made_by: Command, versions and device (`provenance`).
-        details: Further entries of `results.json`: configuration, ingredients' hashes.
         swept: The measurements of each sweep, of all seeds, under the sweep's key.
         alphas: Learned alphas by parameter name, of the last merge that has any.
         alphas_of: The number of ingredients that the alphas weight.
-        differing: The differences in provenance between a study's pieces (`differences`).
-        loggers: Loggers that also receive tables and figures.
     """
 
-    title: str
     rows: Sequence[Measurement]
-    merged: Merges
-    made_by: Plain
-    details: Plain = field(default_factory=dict)
     swept: Mapping[str, Sequence[Plain]] = field(default_factory=dict)
     alphas: StateDict | None = None
     alphas_of: int = 2
-    differing: Sequence[str] = ()
-    loggers: Sequence["Logger"] = ()
 
     @cached_property
     def recommendation(self) -> Recommendation:
@@ -81,7 +66,7 @@ class Comparison(Results):
         """The summary as text, headings first."""
         return table_cells(self.summary, metric_columns(self._rows()))
 
-    def figures(self) -> dict[str, "Figure"]:
+    def figures(self) -> dict[str, Figure]:
         """Every registered figure for which the results have the measurements."""
         held: Plain = {
             "summary": self.summary,
@@ -130,6 +115,3 @@ class Comparison(Results):
         """What was chosen, and the confusion matrices, as in `results.json`."""
         confusion = confusion_matrices(self.rows, self.details.get("class_names"))
         return {"recommendation": self.recommendation.plain(), "confusion": confusion}
-
-    def _rows(self) -> list[Plain]:
-        return [row.row() for row in self.rows]

@@ -2,21 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from lightning_merge.errors import ConfigError
 from lightning_merge.files import claim_folder
 from lightning_merge.report.publish import WRITTEN
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class HasRow(Protocol):
@@ -61,6 +60,7 @@ class Merges(Mapping[str, LightningModule]):
         return len(self.stored)
 
 
+@dataclass(repr=False, kw_only=True)
 class Results(ABC):
     """The results of a comparison or a study.
 
@@ -68,11 +68,19 @@ class Results(ABC):
         title: The heading of tables and figures.
         rows: The measurements, each a dataclass.
         merged: The merged networks, by recipe: `results.merged["NP Merge"]` is a module.
+        made_by: Command, versions and device (`provenance`).
+        details: Further entries of `results.json`: configuration, ingredients' hashes.
+        differing: The differences in provenance between a study's pieces (`differences`).
+        loggers: Loggers that also receive tables and figures.
     """
 
     title: str
     rows: Sequence[HasRow]
     merged: Merges
+    made_by: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    differing: Sequence[str] = ()
+    loggers: Sequence[Logger] = ()
 
     def frame(self) -> Any:
         """The rows as a pandas DataFrame; a `ConfigError` if pandas is not installed."""
@@ -82,7 +90,7 @@ class Results(ABC):
             raise ConfigError(
                 "a frame needs pandas, which is not installed: pip install pandas, or use .rows"
             ) from error
-        return pandas.DataFrame([row.row() for row in self.rows])
+        return pandas.DataFrame(self._rows())
 
     @abstractmethod
     def table(self) -> Any:
@@ -93,7 +101,7 @@ class Results(ABC):
         """The table as text, a list of cells per line, headings first."""
 
     @abstractmethod
-    def figures(self) -> dict[str, "Figure"]:
+    def figures(self) -> dict[str, Figure]:
         """The figures that can be drawn from the results, by name."""
 
     @abstractmethod
@@ -130,6 +138,9 @@ class Results(ABC):
         for path in (folder / "merges").rglob("*.ckpt"):
             if path not in merges:
                 path.unlink()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row.row() for row in self.rows]
 
     def __repr__(self) -> str:
         text = StringIO()

@@ -98,6 +98,7 @@ def task_results(
         for work in trained
     }
     return TaskResults(
+        title=study.title,
         study=study,
         rows=[
             TaskMeasurement.of_row(row)

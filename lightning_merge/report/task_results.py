@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from lightning_merge.measure.task_conditions import TaskMeasurement
 from lightning_merge.plots.figure import Stored
@@ -12,7 +14,7 @@ from lightning_merge.plots.methods import methods
 from lightning_merge.report.fitted_table import FittedTable
 from lightning_merge.report.paper_table import paper_part, paper_table, write_paper_table
 from lightning_merge.report.publish import publish
-from lightning_merge.report.results import Merges, Results
+from lightning_merge.report.results import Results
 from lightning_merge.report.summary import judged, summarise
 from lightning_merge.report.task_page import task_page
 from lightning_merge.report.task_recommendation import (
@@ -33,43 +35,24 @@ from lightning_merge.report.task_tables import (
 )
 from lightning_merge.study.task_plan import TaskStudy
 
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-    from matplotlib.figure import Figure
-
 Plain = dict[str, Any]
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, kw_only=True)
 class TaskResults(Results):
     """The accuracy of bodies on every task, clean and corrupted.
 
     Attributes:
         study: The study.
-        rows: The measurements.
         merged: The merged networks, each under the first task's head.
-        made_by: Command, versions and device (`provenance`).
-        details: Further entries of `results.json`.
         methods: Parameters, seconds and choices of each baseline and merge.
         heads: How each task's head was made.
-        differing: The differences in provenance between the study's pieces (`differences`).
-        loggers: Loggers that also receive tables.
     """
 
     study: TaskStudy
     rows: Sequence[TaskMeasurement]
-    merged: Merges
-    made_by: Plain
-    details: Plain = field(default_factory=dict)
     methods: Sequence[Plain] = ()
     heads: Mapping[str, str] = field(default_factory=dict)
-    differing: Sequence[str] = ()
-    loggers: Sequence["Logger"] = ()
-
-    @property
-    def title(self) -> str:  # type: ignore[override]
-        """The heading of tables."""
-        return self.study.title
 
     @cached_property
     def recommendation(self) -> TaskRecommendation:
@@ -98,7 +81,7 @@ class TaskResults(Results):
         rows = self._rows()
         return cells(task_table(rows), self.summary, majority_line(rows))
 
-    def figures(self) -> dict[str, "Figure"]:
+    def figures(self) -> dict[str, Figure]:
         """The means over seen tasks; `plot embedding` draws the networks themselves."""
         title = f"{self.title}: mean over {len(self.recommendation.tasks)} seen tasks"
         return methods(Stored([{"summary": self.summary}], title, in_report=True))
@@ -135,6 +118,3 @@ class TaskResults(Results):
     @cached_property
     def _means(self) -> list[MeanOverTasks]:
         return over_tasks(self.rows, self.methods)
-
-    def _rows(self) -> list[Plain]:
-        return [row.row() for row in self.rows]
