@@ -18,6 +18,7 @@ from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.modes import caching_modules, clear_caches
 from lightning_merge.modules.adopt import adopt
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients, parameter_places
+from lightning_merge.modules.merging.own_training import rates_in_view
 from lightning_merge.modules.merging.read_ingredients import Ingredients
 from lightning_merge.modules.merging.resume import RunState
 from lightning_merge.modules.merging.strategies import (
@@ -205,7 +206,8 @@ class LearnedWeights(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The module's own; then the new weights, where somebody may look between two steps."""
-        super().optimizer_step(*args, **kwargs)
+        with rates_in_view(self):
+            super().optimizer_step(*args, **kwargs)
         if self._learned.watched:
             self.refresh()
         else:
