@@ -1,12 +1,14 @@
-"""Context managers for evaluation mode."""
+"""The state in which a network runs: its mode, its caches, and other weights than its own."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -40,6 +42,27 @@ def clear_caches(model: nn.Module) -> None:
         module.train(False)
     for module, training in modes.items():
         module.training = training
+
+
+def under_weights(network: nn.Module, weights: Mapping[str, Tensor], run: Callable[[], T]) -> T:
+    """What `run` gives while the network has these weights.
+
+    A backward pass belongs inside where it may compute parts again (activation checkpointing):
+    after `torch.func.functional_call` they would be computed with the network's own weights.
+    """
+    held = _Held(network)
+    named = {f"network.{name}": value for name, value in weights.items()}
+    found: T = torch.func.functional_call(held, named, (run,))
+    return found
+
+
+class _Held(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        return run()
 
 
 def caching_modules(model: nn.Module) -> list[nn.Module]:

@@ -7,8 +7,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from strangers import quiet_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from lightning_merge.align import LearnedMatching, PermutationSpec
 from lightning_merge.errors import CheckpointError, ConfigError
 from lightning_merge.modules import LearnedMatchingModule
 
@@ -32,6 +34,17 @@ class Narrow(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters())
+
+
+class Recomputed(Narrow):
+    """The same, whose block is computed again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def block(x: Tensor) -> Tensor:
+            return x + self.two(F.relu(self.one(self.norm(x))))
+
+        x = checkpoint(block, self.into(x), use_reentrant=False)
+        return self.head(self.last(x))
 
 
 def ingredients() -> list[dict[str, Tensor]]:
@@ -156,3 +169,26 @@ def test_a_last_batch_of_one_example_does_not_end_validation() -> None:
         for count in (17, 16)
     ]
     assert losses[0] == losses[1]
+
+
+def matched(kind: type[Narrow]) -> dict[str, Tensor]:
+    models = [kind(), kind()]
+    for model, state in zip(models, ingredients(), strict=True):
+        model.load_state_dict(state)
+    spec = PermutationSpec.from_model(Narrow(), batches()[0][0], symmetries="all")
+    matching = LearnedMatching("weights", 5, 0.05)
+    maps = matching.match(spec, *models, batches())
+    return spec.transform(spec.canonical(models[1].state_dict()), maps)
+
+
+def fitted(kind: type[Narrow]) -> dict[str, Tensor]:
+    module = LearnedMatchingModule(kind(), ingredients())
+    quiet_trainer(max_epochs=2).fit(module, loader(), loader())
+    return module.aligned()
+
+
+@pytest.mark.parametrize("learn", [matched, fitted])
+def test_parts_that_are_computed_again_learn_as_others(learn) -> None:
+    expected = learn(Narrow)
+    for name, value in learn(Recomputed).items():
+        torch.testing.assert_close(value, expected[name])

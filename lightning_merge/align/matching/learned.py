@@ -4,7 +4,8 @@ Source: Theus et al. 2025, "Generalized Linear Mode Connectivity for Transformer
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -20,7 +21,7 @@ from lightning_merge.align.matching.weight import WeightMatching
 from lightning_merge.batches import classes_of, inputs_of, to_device_of
 from lightning_merge.distributed import ranks, sum_over_ranks
 from lightning_merge.errors import AlignmentError
-from lightning_merge.modes import clear_caches, evaluation
+from lightning_merge.modes import clear_caches, evaluation, under_weights
 from lightning_merge.progress import tracked
 from lightning_merge.symmetry.spec import PermutationSpec, Symmetries
 
@@ -148,15 +149,16 @@ class LearnedMatching(MapMatching):
             share = self.share
             if share is None:
                 share = float(torch.rand((), generator=generator))
-            clear_caches(network)
-            logits = torch.func.functional_call(network, learned.merged(share), (x,))
             if self.labels:
-                loss = nn.functional.cross_entropy(logits, classes_in(batch).to(x.device))
+                loss = partial(nn.functional.cross_entropy, target=classes_in(batch).to(x.device))
             else:
                 with torch.no_grad():
                     teachers = (model_a(x) + model_b(to_device_of(model_b, x)).to(x.device)) / 2
-                loss = distillation(logits, teachers)
-            gradients = torch.autograd.grad(loss, parameters)
+                loss = partial(distillation, teachers=teachers)
+            clear_caches(network)
+            gradients = under_weights(
+                network, learned.merged(share), partial(_gradients, network, x, loss, parameters)
+            )
             if ranks()[1] > 1:
                 sums = sum_over_ranks(gradients)
                 gradients = tuple(
@@ -171,6 +173,12 @@ class LearnedMatching(MapMatching):
                 "learned matching: the loss was NaN or infinite; check both networks' weights and "
                 "the data, or lower lr"
             )
+
+
+def _gradients(
+    network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], parameters: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(network(x)), parameters)
 
 
 def normalising_by_batch(network: nn.Module) -> nn.Module:

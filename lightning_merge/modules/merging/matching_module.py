@@ -18,7 +18,7 @@ from lightning_merge.align.matching.symmetric_maps import mapped_onto
 from lightning_merge.batches import inputs_of
 from lightning_merge.checkpoint import StateDict
 from lightning_merge.errors import CheckpointError, ConfigError
-from lightning_merge.modes import clear_caches, evaluation
+from lightning_merge.modes import clear_caches, evaluation, under_weights
 from lightning_merge.modules.merging.learned_weights import SAVED
 from lightning_merge.modules.merging.read_ingredients import read_ingredients
 from lightning_merge.modules.merging.strategies import refuse_averaging
@@ -177,9 +177,15 @@ class LearnedMatchingModule(LightningModule):
             **dict(zip(names, saved["maps"], strict=True)),
         }
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, with the merged weights in place."""
+        lightnings = super().backward
+        under_weights(self.network, self._merged, lambda: lightnings(loss, *args, **kwargs))
+
     def _loss(self, batch: Any, share: float) -> Tensor:
         x = inputs_of(batch)
-        logits = self._run(self.maps.merged(share), x)
+        self._merged = self.maps.merged(share)
+        logits = self._run(self._merged, x)
         if self.labels:
             return nn.functional.cross_entropy(logits, classes_in(batch))
         with torch.no_grad(), evaluation(self.network):
@@ -188,7 +194,8 @@ class LearnedMatchingModule(LightningModule):
 
     def _run(self, state: StateDict, x: Tensor) -> Tensor:
         clear_caches(self.network)
-        return torch.func.functional_call(self.network, state, (x,))
+        logits: Tensor = under_weights(self.network, state, lambda: self.network(x))
+        return logits
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LearnedMatchingModule":
         super()._apply(fn, recurse)
