@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lightning_merge.checkpoint import digest, read_checkpoint
+from lightning_merge.errors import ConfigError
 from lightning_merge.loggers import log_config
 from lightning_merge.measure.outcome import check_names
 from lightning_merge.measure.sweep import sweeps
@@ -169,9 +170,11 @@ def join(folders: Sequence[str | Path], output: str | Path) -> Joined:
         output: The folder for all; it may be one that has a part of the study already.
 
     Raises:
-        MergeError: If the folders are of different studies.
+        MergeError: If there are no folders, or they are of different studies.
     """
     paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise ConfigError("join: there are no folders to put together: give those of a study")
     name = study_of(paths, ("study.json", "tasks.json"))
     shown = _SHOWN if name == "study.json" else _OF_REPORT
     sources = [StudyFolder(path, name, shown) for path in paths]

@@ -28,7 +28,7 @@ from lightning_merge import (
 from lightning_merge.cli import main
 from lightning_merge.errors import ConfigError, OutputExistsError
 from lightning_merge.randomness import random_state, set_random_state
-from lightning_merge.study_verbs import Watcher
+from lightning_merge.study_verbs import Watcher, join
 
 STUDY = {
     "model": {"class_path": "tiny_contexts.Learner"},
@@ -312,3 +312,9 @@ def test_tasks_as_an_object_and_as_a_file_give_the_same(tasks, tmp_path):
         assert rows_of(again) == rows_of(result)
     with pytest.raises(ConfigError, match="two seen tasks"):
         run_tasks({**TASKS, "tasks": TASKS["tasks"][:1]}, folder)
+
+
+def test_nothing_to_join_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"^join: there are no folders .* give those"):
+        join([], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
