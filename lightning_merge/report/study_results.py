@@ -98,7 +98,6 @@ def task_results(
         for work in trained
     }
     return TaskResults(
-        title=study.title,
         study=study,
         rows=[
             TaskMeasurement.of_row(row)

@@ -53,6 +53,10 @@ class TaskResults(Results):
     rows: Sequence[TaskMeasurement]
     methods: Sequence[Plain] = ()
     heads: Mapping[str, str] = field(default_factory=dict)
+    title: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.title = self.study.title
 
     @cached_property
     def recommendation(self) -> TaskRecommendation:
