@@ -52,8 +52,7 @@ def under_weights(network: nn.Module, weights: Mapping[str, Tensor], run: Callab
     """
     held = _Held(network)
     named = {f"network.{name}": value for name, value in weights.items()}
-    found: T = torch.func.functional_call(held, named, (run,))
-    return found
+    return torch.func.functional_call(held, named, (run,))
 
 
 class _Held(nn.Module):

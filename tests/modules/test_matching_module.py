@@ -1,5 +1,7 @@
 """Learned matching under a Trainer."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -179,6 +181,14 @@ def matched(kind: type[Narrow]) -> dict[str, Tensor]:
     matching = LearnedMatching("weights", 5, 0.05)
     maps = matching.match(spec, *models, batches())
     return spec.transform(spec.canonical(models[1].state_dict()), maps)
+
+
+def test_a_module_that_was_fitted_can_be_copied() -> None:
+    module = LearnedMatchingModule(Narrow(), ingredients())
+    quiet_trainer(max_steps=2).fit(module, loader())
+    copied = copy.deepcopy(module).aligned()
+    for name, value in module.aligned().items():
+        assert torch.equal(copied[name], value)
 
 
 def fitted(kind: type[Narrow]) -> dict[str, Tensor]:

@@ -87,6 +87,7 @@ class LearnedMatchingModule(LightningModule):
         self.maps = LearnedMaps(spec, a, b, start, units)
         self.share, self.labels = share, labels
         self._digests, self._largest = read.digests, 0
+        self._merged: StateDict = {}
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
 
     def setup(self, stage: str) -> None:
@@ -180,7 +181,9 @@ class LearnedMatchingModule(LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's, with the merged weights in place."""
         lightnings = super().backward
-        under_weights(self.network, self._merged, lambda: lightnings(loss, *args, **kwargs))
+        # A copy of the module must find no graph.
+        merged, self._merged = self._merged, {}
+        under_weights(self.network, merged, lambda: lightnings(loss, *args, **kwargs))
 
     def _loss(self, batch: Any, share: float) -> Tensor:
         x = inputs_of(batch)
@@ -194,8 +197,7 @@ class LearnedMatchingModule(LightningModule):
 
     def _run(self, state: StateDict, x: Tensor) -> Tensor:
         clear_caches(self.network)
-        logits: Tensor = under_weights(self.network, state, lambda: self.network(x))
-        return logits
+        return torch.func.functional_call(self.network, state, (x,))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LearnedMatchingModule":
         super()._apply(fn, recurse)
