@@ -91,9 +91,10 @@ def zip_it(
         found = match_units(spec, model_a, model_b, batches, alpha, beta, progress)
     a, b = tensors_of(model_a), tensors_of(model_b)
     if until is None:
-        for name in sorted(a.keys() ^ b.keys()):
+        if a.keys() != b.keys():
             raise AlignmentError(
-                f"{name!r} is in one of the networks only: choose the layer until which to zip them"
+                f"{min(a.keys() ^ b.keys())!r} is in one of the networks only: choose the layer "
+                "until which to zip them"
             )
         return _loaded(model_a, zipped_state(spec, a, b, found)).eval()
     if not examples:
@@ -144,9 +145,10 @@ def match_units(
     if nothing_to_align(spec):
         return Zipping({}, {})
     a, b = tensors_of(model_a), tensors_of(model_b)
-    for name in (m.tensor for g in spec.groups for m in g.members if m.tensor not in b):
+    missing = [m.tensor for g in spec.groups for m in g.members if m.tensor not in b]
+    if missing:
         raise AlignmentError(
-            f"{name!r} is not in the other network: only what no group moves may differ"
+            f"{missing[0]!r} is not in the other network: only what no group moves may differ"
         )
     alike = _where_alike(a, b)
     tokens = token_orders(spec, a, alike)
