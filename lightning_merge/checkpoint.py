@@ -25,6 +25,7 @@ from lightning_merge.state_dicts import (
     raw_of,
     table_of,
     tensor_of,
+    tensors_of,
 )
 from lightning_merge.stored_state import INDEX, found_file, is_safetensors, open_state
 from lightning_merge.torch_state import read_torch_state
@@ -75,12 +76,6 @@ def state_of(network: Mapping[str, Any] | nn.Module | str | os.PathLike[str]) ->
     if isinstance(network, str | os.PathLike):
         return read_checkpoint(network).state_dict
     return in_memory(network)
-
-
-def tensors_of(network: Mapping[str, Any] | nn.Module) -> StateDict:
-    """The tensors of a state dict, which may hold extra state of any kind beside them."""
-    state = in_memory(network)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

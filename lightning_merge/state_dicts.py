@@ -33,6 +33,12 @@ def in_memory(network: Mapping[str, Any] | nn.Module) -> Mapping[str, Any]:
     return state
 
 
+def tensors_of(network: Mapping[str, Any] | nn.Module) -> StateDict:
+    """The tensors of a network or a state dict, without extra state, which may be anything."""
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
 def _as_tensor(value: Any) -> Any:
     if not isinstance(value, _ARRAYS):
         return value
@@ -204,7 +210,7 @@ def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
     tied tensors from the others, which must be equal. The message names the first tensor that
     differs; what is not a tensor in `expected` is ignored.
     """
-    wanted = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    wanted = tensors_of(expected)
     ties = _tied(wanted)
     found = matched(state, wanted, ties)
     named = {key: state[own] for key, own in found.items()} if found else dict(state)
@@ -253,7 +259,7 @@ def _tied(wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 def prefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
     """The state dict with the expected names, if only wrappers and a prefix differ."""
-    tensors = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    tensors = tensors_of(expected)
     found = matched(state, tensors, _tied(tensors))
     return {key: state[own] for key, own in found.items()} if found else dict(state)
 

@@ -22,10 +22,9 @@ from lightning_merge.callbacks.soup_files import (
     write_ingredient,
     write_soup,
 )
-from lightning_merge.checkpoint import StateDict, digest
+from lightning_merge.checkpoint import StateDict, digest, tensors_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.loggers import log_table
-from lightning_merge.modules.module_state import tensors
 
 
 class GreedySoup(Callback):
@@ -236,7 +235,7 @@ class GreedySoup(Callback):
     def _collect(
         self, trainer: Trainer, module: LightningModule, validation: CandidateValidation
     ) -> None:
-        alone = self._sign * validation(tensors(module))
+        alone = self._sign * validation(tensors_of(module))
         if math.isnan(alone):
             return
         self._pool[str(write_ingredient(trainer, module, self._folder))] = alone
@@ -278,7 +277,7 @@ class GreedySoup(Callback):
         score = kept[-1].metric or 0.0
         if self.best_score is None or score > self._sign * self.best_score:
             if self.reset_batchnorm and len(kept) > 1:
-                soup = tensors(validation.build(soup, reset=True))
+                soup = tensors_of(validation.build(soup, reset=True))
             self.best_score = self._sign * score
             self.best_ingredients = [self.ingredients[trial.candidate] for trial in kept]
             about = {

@@ -16,9 +16,10 @@ from lightning_merge.callbacks.soup_files import (
     write_ingredient,
     write_soup,
 )
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import statistics_share
-from lightning_merge.modules.module_state import put, tensors
+from lightning_merge.modules.module_state import put
 from lightning_merge.recalibrate import reset_batchnorm
 
 
@@ -88,7 +89,7 @@ class LastEpochsSoup(Callback):
             reset_batchnorm(soup, statistics_share(trainer))
         path = self._folder / "last_epochs_soup.ckpt"
         self.best_path = write_soup(
-            trainer, path, tensors(soup), {"ingredients": list(self._window)}
+            trainer, path, tensors_of(soup), {"ingredients": list(self._window)}
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_merge.checkpoint import (
     StateDict,
     read_checkpoint,
+    tensors_of,
     write_checkpoint,
     write_safetensors,
 )
-from lightning_merge.modules.module_state import fit_module, tensors
+from lightning_merge.modules.module_state import fit_module
 
 
 def soup_folder(trainer: Trainer, dirpath: str | Path | None, name: str) -> Path:
@@ -34,7 +35,7 @@ def write_ingredient(trainer: Trainer, module: LightningModule, folder: Path) ->
     """
     path = folder / f"epoch={trainer.current_epoch}-step={trainer.global_step}.safetensors"
     if trainer.is_global_zero:
-        write_safetensors(path, tensors(module))
+        write_safetensors(path, tensors_of(module))
     trainer.strategy.barrier("soup ingredient")
     return path
 

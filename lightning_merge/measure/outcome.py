@@ -9,11 +9,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch import __version__ as lightning_version
 from torch import Tensor
 
-from lightning_merge.checkpoint import StateDict
+from lightning_merge.checkpoint import StateDict, tensors_of
 from lightning_merge.division import records_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.measurement import AVERAGE, Measurement, measure
-from lightning_merge.modules.module_state import tensors
 from lightning_merge.recipe.aggregate import Merged
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
@@ -121,7 +120,7 @@ def content_of(module: LightningModule, described_by: LightningModule) -> dict[s
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": lightning_version,
-        "state_dict": {**module.state_dict(), **_on_cpu(tensors(module))},
+        "state_dict": {**module.state_dict(), **_on_cpu(tensors_of(module))},
         "hyper_parameters": dict(described_by.hparams),
     }
 

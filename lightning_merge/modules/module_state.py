@@ -11,17 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_merge.checkpoint import StateDict, fit_names, prefixed
-
-
-def tensors(module: LightningModule) -> StateDict:
-    """The module's own state dict, without extra state that is no tensor."""
-    return tensors_in(module.state_dict())
-
-
-def tensors_in(state: Mapping[str, object]) -> StateDict:
-    """The tensors of a state dict."""
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+from lightning_merge.checkpoint import StateDict, fit_names, prefixed, tensors_of
 
 
 def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) -> StateDict:
@@ -30,7 +20,7 @@ def fit_module(state: Mapping[str, Tensor], module: LightningModule, name: str) 
     What only one of them has is left out where the module is not strict; `name` is what to call the
     state in an error.
     """
-    expected, state = tensors(module), tensors_in(state)
+    expected, state = tensors_of(module), tensors_of(state)
     if not module.strict_loading:
         common = {key: state[key] for key in expected if key in state}
         if common:
@@ -69,7 +59,7 @@ def set_extra_state(module: nn.Module, state: Mapping[str, object]) -> None:
 def filled(state: Mapping[str, Tensor], module: LightningModule, name: str) -> StateDict:
     """The same, with the module's own tensors where it is not strict and the state lacks them."""
     build(module, state)
-    return {**tensors(module), **fit_module(state, module, name)}
+    return {**tensors_of(module), **fit_module(state, module, name)}
 
 
 def put(module: LightningModule, state: Mapping[str, Tensor]) -> None:

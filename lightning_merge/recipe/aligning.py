@@ -11,10 +11,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_merge.aggregate import interpolate
 from lightning_merge.align import Matching, PermutationSpec
-from lightning_merge.checkpoint import StateDict
+from lightning_merge.checkpoint import StateDict, tensors_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.loaders import Transferred, example_inputs
-from lightning_merge.modules.module_state import tensors_in
 from lightning_merge.recipe.cache import identity
 from lightning_merge.recipe.choice import Choice
 from lightning_merge.recipe.context import Context
@@ -90,7 +89,7 @@ def _align(matching: Matching, context: Context, index: int) -> _Found:
             score=score,
             progress=context.progress,
         )
-    aligned = {name: value.cpu() for name, value in tensors_in(found.state).items()}
+    aligned = {name: value.cpu() for name, value in tensors_of(found.state).items()}
     heads = {head: context.states[0][head] for head in shared}
     chosen = found.choice is not None and scores
     choices = (_choice(found.choice or {}, scores[-1], context, index),) if chosen else ()
@@ -158,7 +157,7 @@ def _held_out_score(context: Context, state: StateDict) -> Score:
     What suits none, a network without BatchNorm and without biases to shift, is scored as it is.
     """
     first = context.states[0]
-    aligned = {name: value.cpu() for name, value in tensors_in(state).items()}
+    aligned = {name: value.cpu() for name, value in tensors_of(state).items()}
     both = context.under_all_heads([first, aligned])
     module = context.build(interpolate(both[0], both[1], 0.5))
     recalibration = own_recalibration(module)

@@ -18,18 +18,13 @@ from lightning_merge.checkpoint import (
     digest,
     prefixed,
     read_checkpoint,
+    tensors_of,
 )
 from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError, printable
 from lightning_merge.loaders import example_inputs, statistics_batches_of
 from lightning_merge.modules import ImageClassifier
-from lightning_merge.modules.module_state import (
-    build,
-    filled,
-    set_extra_state,
-    shape_lazy_layers,
-    tensors_in,
-)
+from lightning_merge.modules.module_state import build, filled, set_extra_state, shape_lazy_layers
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import build_data, build_module
 from lightning_merge.recipe.context import Context
@@ -142,7 +137,7 @@ def _read(network: Network, number: int) -> Checkpoint:
     state: Mapping[str, Tensor] = (
         network.state_dict() if isinstance(network, nn.Module) else network
     )
-    copied: StateDict = {n: v.detach().cpu().clone() for n, v in tensors_in(state).items()}
+    copied: StateDict = {n: v.detach().cpu().clone() for n, v in tensors_of(state).items()}
     extra = {name: value for name, value in state.items() if name not in copied}
     # Of a class of this package, from which a module of more classes can be made.
     known = {"hyper_parameters": network.hparams} if type(network) is ImageClassifier else {}

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from lightning_merge.checkpoint import tensors_of
 from lightning_merge.division import DIVIDING, warn_of_other_divisions
 from lightning_merge.measure.sweep import chosen_sweeps
-from lightning_merge.modules.module_state import tensors
 from lightning_merge.recipe.build import build_data, build_module, trainer_of
 from lightning_merge.recipe.context import Context
 from lightning_merge.recipe.recipe import Recipe
@@ -23,11 +23,11 @@ def check_recipes(study: Study, recipes: Sequence[Recipe]) -> None:
     count = len(study.ingredients)
     context = Context(
         module=module,
-        states=[tensors(module)] * count,
+        states=[tensors_of(module)] * count,
         names=[f"Ingredient {index + 1}" for index in range(count)],
         data=build_data(data_for(study.data, study.seeds[0], {})),
         trainer=trainer_of(common, False),
-        pretrained=None if study.start is None else tensors(module),
+        pretrained=None if study.start is None else tensors_of(module),
     )
     _check_divisions(study, context)
     for size in study.pool_sizes or [count]:

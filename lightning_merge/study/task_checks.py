@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint
+from lightning_merge.checkpoint import StateDict, fit_names, read_checkpoint, tensors_of
 from lightning_merge.division import warn_of_other_divisions
 from lightning_merge.errors import ConfigError
 from lightning_merge.measure.task_conditions import Conditions
 from lightning_merge.measure.task_heads import check_images_for, check_prompts, module_for
-from lightning_merge.modules.module_state import tensors
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.recipe.build import trainer_of
 from lightning_merge.recipe.recalibration import keeps_statistics
@@ -43,7 +42,7 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
         changes.append(study.pretraining.get("trainer") or {})
         data = set_up(study.data(study.pretraining["data"], seed))
         start = module_for(study.pretraining_model or study.model, data)
-        body = headless(tensors(start), start, head_of(start, data, tensors(start)))
+        body = headless(tensors_of(start), start, head_of(start, data, tensors_of(start)))
     for one in changes:
         trainer_of({**determining(study.trainer), **one}, False)()
     tasks = []
@@ -58,28 +57,28 @@ def check_work(study: TaskStudy, recipes: Sequence[Recipe]) -> None:
             warn_of_other_divisions(*named)
             warn_of_other_classes(*named)
         check_images_for(module, data, one["name"])
-        head = head_of(module, data, tensors(module))
-        if len(head) == len(tensors(module)):
+        head = head_of(module, data, tensors_of(module))
+        if len(head) == len(tensors_of(module)):
             raise ConfigError(
                 f"task '{one['name']}': the network is one layer, which is the task's head, and "
                 "has no body to merge: choose another model"
             )
         if body is not None and path is None:
-            fit_names({**body, **head}, tensors(module), "the pre-trained network")
+            fit_names({**body, **head}, tensors_of(module), "the pre-trained network")
         tasks.append(TaskData(one["name"], module, head, data, not one.get("unseen")))
     if study.task_statistics and not keeps_statistics(tasks[0].module):
         raise ConfigError(
             "task_statistics: this network has no BatchNorm statistics, of a task or otherwise: "
             "leave it out"
         )
-    bodies = [tensors(task.module) for task in tasks if task.seen]
+    bodies = [tensors_of(task.module) for task in tasks if task.seen]
     context = TaskContext.of_tasks(
         tasks,
         bodies,
         bodies[0],
         trainer_of(determining(study.trainer), False),
         {
-            one["name"]: (task.name, tensors(task.module))
+            one["name"]: (task.name, tensors_of(task.module))
             for task in tasks
             for one in networks[task.name]
         },

@@ -1,5 +1,6 @@
 """What a pipeline may expect of every matching, a user's own included."""
 
+import numpy as np
 import pytest
 import torch
 from networks import Perceptron, randomised
@@ -175,6 +176,13 @@ class Stated(nn.Linear):
         pass
 
 
+class Counted(Stated):
+    """One that keeps an array, which is no tensor either."""
+
+    def get_extra_state(self):
+        return np.arange(3.0)
+
+
 def zipped(spec, a, b, x):
     return torch.cat(zip_it(spec, a, b, [x], "0")(x))
 
@@ -202,11 +210,12 @@ USES |= {"LearnedMatching": by(LearnedMatching(steps=2)), "zip": zipped, "pad": 
 def test_state_that_is_no_tensor_changes_nothing(use: str) -> None:
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
     found = []
-    for layer in (nn.Linear, Stated):
+    for layer in (nn.Linear, Stated, Counted):
         a, b = (
             randomised(nn.Sequential(layer(5, 6), nn.ReLU(), nn.Linear(6, 3)), seed)
             for seed in (1, 2)
         )
         spec = PermutationSpec.from_model(a, x, symmetries="all")
         found.append(USES[use](spec, a, b, x).detach())
-    assert torch.equal(*found)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -7,9 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_merge.align import Matching, PermutationSpec
-from lightning_merge.checkpoint import StateDict
+from lightning_merge.checkpoint import StateDict, tensors_of
 from lightning_merge.loaders import example_inputs, statistics_share
-from lightning_merge.modules.module_state import tensors_in
 
 
 def aligned_states(
@@ -50,4 +49,4 @@ def aligned_states(
 
 def _on_cpu(state: Mapping[str, Any]) -> StateDict:
     # The deciding rank's device is not that of the others.
-    return {name: value.cpu() for name, value in tensors_in(state).items()}
+    return {name: value.cpu() for name, value in tensors_of(state).items()}

@@ -17,13 +17,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_merge.align import Matching
-from lightning_merge.checkpoint import StateDict
+from lightning_merge.checkpoint import StateDict, tensors_of
 from lightning_merge.errors import ConfigError
 from lightning_merge.modules.merging.aligned_ingredients import aligned_states
 from lightning_merge.modules.merging.flat_ingredients import FlatIngredients
 from lightning_merge.modules.merging.learned_weights import SAVED, LearnedWeights
 from lightning_merge.modules.merging.read_ingredients import check_automatic, read_ingredients
-from lightning_merge.modules.module_state import put, tensors_in
+from lightning_merge.modules.module_state import put
 
 Granularity = Literal["model", "layer", "channel", "parameter"]
 
@@ -184,4 +184,4 @@ class MergeModule(LearnedWeights):
 
 
 def _every_tensor(module: LightningModule, *args: Any, **kwargs: Any) -> StateDict:
-    return tensors_in(LightningModule.state_dict(module, *args, **kwargs))
+    return tensors_of(LightningModule.state_dict(module, *args, **kwargs))

@@ -17,15 +17,10 @@ from lightning_merge.checkpoint import (
     prefixed,
     read_checkpoint,
     state_of,
+    tensors_of,
 )
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.module_state import (
-    fit_module,
-    set_extra_state,
-    shape_lazy_layers,
-    tensors,
-    tensors_in,
-)
+from lightning_merge.modules.module_state import fit_module, set_extra_state, shape_lazy_layers
 from lightning_merge.preprocessing import warn_of_other_classes
 from lightning_merge.state_dicts import is_finite
 
@@ -77,8 +72,8 @@ def read_ingredients(
         warn_of_other_classes(names, [file and file.content for file in files])
     for state in raw[:1]:
         shape_lazy_layers(module, state)
-    expected = tensors(module)
-    given = [prefixed(tensors_in(state), expected) for state in raw]
+    expected = tensors_of(module)
+    given = [prefixed(tensors_of(state), expected) for state in raw]
     if not module.strict_loading and all(expected.keys() & state.keys() for state in given):
         given = [{n: v for n, v in state.items() if n in expected} for state in given]
     kept = _kept(module, expected, keep)

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_merge.checkpoint import StateDict, state_of
+from lightning_merge.checkpoint import StateDict, state_of, tensors_of
 from lightning_merge.errors import CheckpointError
 from lightning_merge.modules.merging.merge_module import MergeModule
-from lightning_merge.modules.module_state import tensors, tensors_in
 
 T = TypeVar("T")
 
@@ -70,11 +69,11 @@ def merge_in_pairs(
     def merge_pair(first: StateDict, second: StateDict) -> StateDict:
         module = MergeModule(make_module(), [first, second], **settings)
         fit(module)
-        made = tensors(module)
+        made = tensors_of(module)
         if not module.strict_loading:
             # What the files leave out is not in the next pair's other one.
             made = {name: value for name, value in made.items() if name in first}
         return {name: value.detach().cpu().clone() for name, value in made.items()}
 
-    states = [tensors_in(state_of(one)) for one in checkpoints]
+    states = [tensors_of(state_of(one)) for one in checkpoints]
     return successive_pairs(states, merge_pair, seed)

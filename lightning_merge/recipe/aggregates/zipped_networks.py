@@ -9,9 +9,8 @@ from torch import nn
 from lightning_merge.aggregate.inputs import is_numeric
 from lightning_merge.align.zipping.two_heads import TwoHeads
 from lightning_merge.align.zipping.zip_networks import check_shares, zip_it
-from lightning_merge.checkpoint import StateDict
+from lightning_merge.checkpoint import StateDict, tensors_of
 from lightning_merge.errors import ConfigError
-from lightning_merge.modules.module_state import tensors_in
 from lightning_merge.modules.zipped import ZippedModule
 from lightning_merge.recipe.aggregate import Aggregate, Merged, aggregates
 from lightning_merge.recipe.aligning import spec_of
@@ -83,7 +82,7 @@ class ZipIt(_Zip):
             # A head of the first one reads the first one's units, not those of the second.
             nothing = {name: torch.zeros_like(states[1][name]) for name in context.heads}
             own = [states[0], {**states[1], **nothing}]
-        merged = tensors_in(self._zipped(own, context).state_dict())
+        merged = tensors_of(self._zipped(own, context).state_dict())
         # Of a mean of rows of which all but one are 0.
         heads: dict[str, Any] = {
             name: merged[name] * 2 for name in context.heads if is_numeric(merged[name])

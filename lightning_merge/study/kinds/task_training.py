@@ -6,7 +6,14 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_merge.checkpoint import Checkpoint, StateDict, digest, prefixed, read_checkpoint
+from lightning_merge.checkpoint import (
+    Checkpoint,
+    StateDict,
+    digest,
+    prefixed,
+    read_checkpoint,
+    tensors_of,
+)
 from lightning_merge.division import records_of
 from lightning_merge.errors import CheckpointError
 from lightning_merge.measure.linear_probe import linear_probe
@@ -18,7 +25,6 @@ from lightning_merge.measure.task_heads import (
     reads_text,
     starting_module,
 )
-from lightning_merge.modules.module_state import tensors
 from lightning_merge.recalibrate.training_data import reset_on_training_data
 from lightning_merge.recipe.build import Plain, build_data, trainer_of
 from lightning_merge.recipe.fitting import Fitted, fit_resumably
@@ -91,7 +97,7 @@ def fine_tune(work: Work, store: Store, session: Session) -> None:
         result |= {**described, "train_examples": examples, "seconds": seconds}
     result["split_hash"] = getattr(data, "split_hash", None)
     content = {**content_of(module, module), **records_of(learned_from)}
-    result["digest"] = digest(tensors(module))
+    result["digest"] = digest(tensors_of(module))
     store.put(work.key, result, content)
 
 
@@ -115,7 +121,7 @@ def _headed(
     """The pre-trained body under a head for the task, the head, and how it was made."""
     settings = work.settings
     module = module_to_train(settings["model"], data, settings["prompts"])
-    head = head_of(module, data, tensors(module))
+    head = head_of(module, data, tensors_of(module))
     body = headless(store.state(work.needs[0]), module, head)
     loaded(module, {**body, **head}, "the pre-trained network")
     if reads_text(settings["model"]):

@@ -4,9 +4,9 @@ import time
 
 from lightning.pytorch import seed_everything
 
-from lightning_merge.checkpoint import digest
+from lightning_merge.checkpoint import digest, tensors_of
 from lightning_merge.measure.measurement import measure
-from lightning_merge.modules.module_state import load, tensors_in
+from lightning_merge.modules.module_state import load
 from lightning_merge.recipe.build import Plain, build_module, trainer_of
 from lightning_merge.recipe.fitting import fit_resumably
 from lightning_merge.study.same_data import data_of
@@ -35,10 +35,10 @@ def train(work: Work, store: Store, session: Session) -> None:
         result["row"] = measure(module, data, trainer(), *named).stored()
     content: Plain = fitting._checkpoint_connector.dump_checkpoint(weights_only=True)
     state = content["state_dict"]
-    content["state_dict"] = state | {name: one.cpu() for name, one in tensors_in(state).items()}
+    content["state_dict"] = state | {name: one.cpu() for name, one in tensors_of(state).items()}
     result |= {
         "split_hash": getattr(data, "split_hash", None),
-        "digest": digest(tensors_in(state)),
+        "digest": digest(tensors_of(state)),
         "settings": settings,
     }
     store.put(work.key, result, content)
